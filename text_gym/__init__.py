@@ -1,0 +1,34 @@
+"""Text generation as a Gymnasium environment: the state is the prefix, the action the next token.
+
+>>> import gymnasium as gym, text_gym
+>>> env = gym.make("TextGen-v0")
+>>> observation, info = env.reset(seed=0)
+>>> env.unwrapped.task
+Task('grammar', 209 tokens, max_length=21)
+"""
+
+import gymnasium as _gym
+
+from text_gym.errors import TextGymError
+from text_gym.rewards import Reward, make_reward, register_reward
+from text_gym.sequences import Batch
+from text_gym.tasks import Task, make_task, register_task
+
+__version__ = "0.1.0"
+
+_gym.register(
+    id="TextGen-v0",
+    entry_point="text_gym.env:TextGenEnv",
+    vector_entry_point="text_gym.vector_env:TextGenVectorEnv",
+)
+
+__all__ = [
+    "Batch",
+    "Reward",
+    "Task",
+    "TextGymError",
+    "make_reward",
+    "make_task",
+    "register_reward",
+    "register_task",
+]

@@ -1,0 +1,326 @@
+"""BLEU and self-BLEU over lists of tokens, words or ids alike, many sentences at a time.
+
+The definition is NLTK's `sentence_bleu` with uniform weights: modified n-gram precisions
+against every reference at once, their geometric mean, and the brevity penalty of the
+reference length nearest to the hypothesis. References are read once, into one hash table
+of n-grams for each n; scoring a batch is then a handful of array operations.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from itertools import chain
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from text_gym.errors import OptionError
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+Smoothing = Literal["method1"] | None
+Sentences = Sequence[Sequence[Hashable]] | npt.NDArray[np.integer[Any]]
+
+EPSILON = 0.1  # method1 puts it in place of a count of zero, as NLTK does
+_LARGEST_ID = 2**31  # ids beyond it go through a dictionary, so that n-gram keys fit 64 bits
+
+
+class _Tokens(NamedTuple):
+    """Sentences laid end to end."""
+
+    flat: IntArray  # [N] ids, -1 for a token that no reference holds
+    row: IntArray  # [N] which sentence a token is in
+    room: IntArray  # [N] tokens from here to the end of its sentence, this one included
+    lengths: IntArray  # [n]
+
+    @classmethod
+    def lay_out(cls, flat: IntArray, lengths: IntArray) -> _Tokens:
+        ends = np.cumsum(lengths)
+        row = np.repeat(np.arange(len(lengths)), lengths)
+        return cls(flat, row, ends[row] - np.arange(len(flat)), lengths)
+
+
+class _HashTable:
+    """From non-negative int64 keys to their places in the array given: open addressing in numpy."""
+
+    def __init__(self, keys: IntArray) -> None:
+        bits = max(int(4 * len(keys)).bit_length(), 4)
+        self._mask = (1 << bits) - 1
+        self._shift = np.uint64(64 - bits)
+        self._keys = np.full(1 << bits, -1, dtype=np.int64)
+        self._values = np.zeros(1 << bits, dtype=np.int64)
+        waiting, slots = np.arange(len(keys)), self._hash(keys)
+        while len(waiting):
+            free = self._keys[slots] == -1
+            self._values[slots[free]] = waiting[free]  # of several for one slot, the last stays
+            self._keys[slots[free]] = keys[waiting[free]]
+            lost = self._keys[slots] != keys[waiting]
+            waiting, slots = waiting[lost], (slots[lost] + 1) & self._mask
+        self.size = len(keys)
+
+    def _hash(self, keys: IntArray) -> IntArray:
+        mixed = keys.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        return (mixed >> self._shift).astype(np.int64)
+
+    def find(self, keys: IntArray) -> IntArray:
+        """The place of each key, -1 for one that is not here."""
+        slots = self._hash(keys)
+        found = self._keys[slots]
+        result = np.where(found == keys, self._values[slots], -1)
+        (open_,) = np.nonzero((found != keys) & (found != -1))
+        while len(open_):
+            slots_open = (slots[open_] + 1) & self._mask
+            slots[open_] = slots_open
+            found = self._keys[slots_open]
+            hit = found == keys[open_]
+            result[open_[hit]] = self._values[slots_open[hit]]
+            open_ = open_[~hit & (found != -1)]
+        return result
+
+
+class Bleu:
+    """BLEU of many hypotheses against one set of references, read once.
+
+    >>> bleu = Bleu([["the", "cat", "sat"], ["a", "cat", "ran"]], n=2)
+    >>> bleu.score([["the", "cat", "ran"], ["dogs"]]).round(4).tolist()
+    [1.0, 0.0]
+
+    Args:
+        references: The reference sentences, lists of tokens of any hashable kind.
+        n: The longest n-gram that counts.
+        smoothing: "method1" (0.1 in place of a zero count) or None.
+    """
+
+    def __init__(self, references: Sentences, n: int = 4, smoothing: Smoothing = "method1") -> None:
+        """Build the n-gram tables."""
+        _check(n, smoothing)
+        if not len(references):
+            raise OptionError("BLEU needs at least one reference")
+        self.n = n
+        self.smoothing: Smoothing = smoothing
+        self._ids: dict[Hashable, int] | None = None
+        tokens = self._read_references(references)
+        self._base = int(tokens.flat.max(initial=0)) + 1
+        self._tables: list[_HashTable] = []
+        self._most: list[IntArray] = []
+        self._count_references(tokens)
+        self._lengths = np.unique(tokens.lengths)
+        self.count = len(references)
+
+    @property
+    def signature(self) -> str:
+        """How a score was computed, to print beside it.
+
+        >>> Bleu([[1, 2]]).signature
+        'bleu|n:4|smoothing:method1|references:1'
+        """
+        return f"bleu|n:{self.n}|smoothing:{self.smoothing}|references:{self.count}"
+
+    def score(self, hypotheses: Sentences, lengths: npt.ArrayLike | None = None) -> FloatArray:
+        """The BLEU of each hypothesis, [len(hypotheses)], between 0 and 1.
+
+        Args:
+            hypotheses: Lists of tokens, or ids as one array [n, T].
+            lengths: How many tokens of each row of an array count; all of them if not given.
+        """
+        tokens = self._read(hypotheses, lengths)
+        rows = len(tokens.lengths)
+        matches = np.zeros((rows, self.n))
+        (at,) = np.nonzero((tokens.flat >= 0) & (tokens.flat < self._base))
+        gram = tokens.flat[at]
+        for order in range(self.n):
+            if order:
+                keep = tokens.room[at] > order
+                at = at[keep]
+                following = tokens.flat[at + order]
+                known = (following >= 0) & (following < self._base)
+                at, key = at[known], (gram[keep] * self._base + following)[known]
+                gram = self._tables[order - 1].find(key)
+                at, gram = at[gram >= 0], gram[gram >= 0]
+            matches[:, order] = self._clipped(tokens.row[at], gram, rows, self._most[order])
+        return _combine(matches, tokens.lengths, self._nearest(tokens.lengths), self.smoothing)
+
+    def _read_references(self, references: Sentences) -> _Tokens:
+        """Lay out the references, choosing a dictionary of tokens unless they are plain ids."""
+        flat, lengths = _flatten(references, None)
+        if isinstance(flat, np.ndarray) and not (flat.size and (flat.min() < 0 or flat.max() >= _LARGEST_ID)):
+            return _Tokens.lay_out(flat, lengths)
+        self._ids = ids = {}
+        numbers = [ids.setdefault(token, len(ids)) for token in flat]
+        return _Tokens.lay_out(np.array(numbers, dtype=np.int64), lengths)
+
+    def _read(self, hypotheses: Sentences, lengths: npt.ArrayLike | None) -> _Tokens:
+        flat, counts = _flatten(hypotheses, lengths)
+        if self._ids is None and isinstance(flat, np.ndarray):
+            return _Tokens.lay_out(flat, counts)
+        if self._ids is None:
+            raise OptionError("these references are ids, so the hypotheses must be ids too")
+        get = self._ids.get
+        listed = flat.tolist() if isinstance(flat, np.ndarray) else flat
+        return _Tokens.lay_out(np.array([get(token, -1) for token in listed], dtype=np.int64), counts)
+
+    def _count_references(self, tokens: _Tokens) -> None:
+        at, gram, size = np.arange(len(tokens.flat)), tokens.flat, self._base
+        for order in range(self.n):
+            if order:
+                keep = tokens.room[at] > order
+                at = at[keep]
+                keys, gram = np.unique(
+                    gram[keep] * self._base + tokens.flat[at + order], return_inverse=True
+                )
+                self._tables.append(_HashTable(keys))
+                size = len(keys)
+            pairs, counts = _runs(gram * len(tokens.lengths) + tokens.row[at])
+            most = np.zeros(size, dtype=np.int64)
+            if len(pairs):
+                owners, starts = np.unique(pairs // len(tokens.lengths), return_index=True)
+                most[owners] = np.maximum.reduceat(counts, starts)
+            self._most.append(most)
+
+    @staticmethod
+    def _clipped(row: IntArray, gram: IntArray, rows: int, most: IntArray) -> FloatArray:
+        """Matches in each row, an n-gram counting no more often than in any one reference."""
+        pairs, counts = _runs(row * max(len(most), 1) + gram)
+        owner, kind = np.divmod(pairs, max(len(most), 1))
+        return np.bincount(owner, weights=np.minimum(counts, most[kind]), minlength=rows)
+
+    def _nearest(self, lengths: IntArray) -> IntArray:
+        """The reference length nearest to each length, the shorter of two equally near."""
+        above = np.minimum(np.searchsorted(self._lengths, lengths), len(self._lengths) - 1)
+        below = np.maximum(above - 1, 0)
+        low, high = self._lengths[below], self._lengths[above]
+        return np.where(np.abs(lengths - low) <= np.abs(high - lengths), low, high)
+
+
+def self_bleu(sentences: Sentences, n: int = 4, smoothing: Smoothing = "method1") -> FloatArray:
+    """The BLEU of each sentence against all the others, itself left out; high means little diversity.
+
+    >>> self_bleu([["a", "b"], ["a", "b"], ["c", "d"]], n=2).round(3).tolist()
+    [1.0, 1.0, 0.0]
+    """
+    _check(n, smoothing)
+    if len(sentences) < 2:
+        raise OptionError("self-BLEU compares sentences with each other and needs at least two")
+    flat, lengths = _flatten(sentences, None)
+    if not isinstance(flat, np.ndarray) or (flat.size and (flat.min() < 0 or flat.max() >= _LARGEST_ID)):
+        ids: dict[Hashable, int] = {}
+        flat = np.array([ids.setdefault(token, len(ids)) for token in flat], dtype=np.int64)
+    tokens = _Tokens.lay_out(flat, lengths)
+    base, rows = int(flat.max(initial=0)) + 1, len(lengths)
+    matches = np.zeros((rows, n))
+    at, gram = np.arange(len(flat)), flat
+    for order in range(n):
+        if order:
+            keep = tokens.room[at] > order
+            at = at[keep]
+            _, gram = np.unique(gram[keep] * base + flat[at + order], return_inverse=True)
+        matches[:, order] = _matches_of_others(gram, tokens.row[at], rows)
+    return _combine(matches, lengths, _nearest_other(lengths), smoothing)
+
+
+def sentence_bleu(
+    hypothesis: Sequence[Hashable],
+    references: Sequence[Sequence[Hashable]],
+    n: int = 4,
+    smoothing: Smoothing = "method1",
+) -> float:
+    """The BLEU of one sentence against its own few references.
+
+    >>> round(sentence_bleu("a b c".split(), ["a b d".split()], n=2), 4)
+    0.5774
+    """
+    _check(n, smoothing)
+    if not references:
+        raise OptionError("BLEU needs at least one reference")
+    matches = np.zeros((1, n))
+    for order in range(1, n + 1):
+        most: Counter[tuple[Hashable, ...]] = Counter()
+        for reference in references:
+            most |= _ngrams(reference, order)
+        matches[0, order - 1] = (_ngrams(hypothesis, order) & most).total()
+    length = len(hypothesis)
+    nearest = min((abs(len(r) - length), len(r)) for r in references)[1]
+    return float(_combine(matches, np.array([length]), np.array([nearest]), smoothing)[0])
+
+
+def _ngrams(sentence: Sequence[Hashable], order: int) -> Counter[tuple[Hashable, ...]]:
+    return Counter(zip(*(sentence[i:] for i in range(order)), strict=False))
+
+
+def _check(n: int, smoothing: Smoothing) -> None:
+    if not isinstance(n, int) or n < 1:
+        raise OptionError(f"n must be a whole number of at least 1, not {n!r}")
+    if smoothing not in ("method1", None):
+        raise OptionError(f"smoothing must be 'method1' or None, not {smoothing!r}")
+
+
+def _flatten(
+    sentences: Sentences, lengths: npt.ArrayLike | None
+) -> tuple[IntArray | list[Hashable], IntArray]:
+    """All tokens in a row and the length of each sentence; an array if they are integers."""
+    if isinstance(sentences, np.ndarray):
+        if sentences.ndim != 2 or sentences.dtype.kind not in "iu":
+            raise OptionError(f"an array of ids has shape [n, T], not {sentences.dtype} {sentences.shape}")
+        if lengths is None:
+            return sentences.reshape(-1).astype(np.int64), np.full(len(sentences), sentences.shape[1])
+        counts = np.asarray(lengths, dtype=np.int64)
+        return sentences[np.arange(sentences.shape[1]) < counts[:, None]].astype(np.int64), counts
+    if lengths is not None:
+        raise OptionError("lengths belong to an array of ids; lists have lengths of their own")
+    if any(isinstance(sentence, str) for sentence in sentences):
+        raise OptionError("a sentence is a list of tokens, not a string; split it first")
+    counts = np.fromiter(map(len, sentences), dtype=np.int64, count=len(sentences))
+    listed = list(chain.from_iterable(sentences))
+    numbers = np.array(listed) if listed and isinstance(listed[0], int | np.integer) else None
+    if numbers is not None and numbers.dtype.kind == "i":
+        return numbers.astype(np.int64), counts
+    return (listed if listed else np.zeros(0, dtype=np.int64)), counts
+
+
+def _runs(keys: IntArray) -> tuple[IntArray, IntArray]:
+    """The distinct keys in order, and how often each occurs."""
+    ordered = np.sort(keys)
+    (starts,) = np.nonzero(np.diff(ordered, prepend=-1))
+    return ordered[starts], np.diff(starts, append=len(ordered))
+
+
+def _matches_of_others(gram: IntArray, row: IntArray, rows: int) -> FloatArray:
+    """For each row, its n-grams clipped by the largest count in any other row."""
+    pairs, counts = _runs(gram * rows + row)
+    if not len(pairs):
+        return np.zeros(rows)
+    kind, owner = np.divmod(pairs, rows)
+    (starts,) = np.nonzero(np.diff(kind, prepend=-1))
+    sizes = np.diff(starts, append=len(kind))
+    most = np.repeat(np.maximum.reduceat(counts, starts), sizes)
+    is_most = counts == most
+    alone = np.repeat(np.add.reduceat(is_most, starts, dtype=np.int64) == 1, sizes)
+    second = np.repeat(np.maximum.reduceat(np.where(is_most, 0, counts), starts), sizes)
+    clipped = np.where(is_most & alone, second, counts)
+    return np.bincount(owner, weights=clipped, minlength=rows)
+
+
+def _nearest_other(lengths: IntArray) -> IntArray:
+    """For each sentence, the nearest length among the others, the shorter of two equally near."""
+    values, which, counts = np.unique(lengths, return_inverse=True, return_counts=True)
+    far = 1 << 40
+    padded = np.concatenate(([-far], values, [far]))
+    low, high = padded[which], padded[which + 2]
+    nearest = np.where(lengths - low <= high - lengths, low, high)
+    return np.where(counts[which] > 1, lengths, nearest)
+
+
+def _combine(
+    matches: FloatArray, lengths: IntArray, reference_lengths: IntArray, smoothing: Smoothing
+) -> FloatArray:
+    """From clipped matches [rows, n] to BLEU [rows]: geometric mean times brevity penalty."""
+    n = matches.shape[1]
+    totals = np.maximum(lengths[:, None] - np.arange(n), 1)
+    counted = np.where(matches == 0, EPSILON, matches) if smoothing else matches
+    with np.errstate(divide="ignore"):
+        mean = np.exp(np.log(counted / totals).mean(axis=1))
+        shortfall = 1 - reference_lengths / np.maximum(lengths, 1)
+    penalty = np.exp(np.minimum(shortfall, 0))
+    return np.where(matches[:, 0] == 0, 0.0, mean * penalty)

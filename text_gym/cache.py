@@ -1,0 +1,70 @@
+"""Where encoded corpora are kept: one .npz for each file and way of reading it, never a pickle."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+VERSION = 1  # of what is stored; raise it when the way of reading changes
+SMALLEST = 1 << 20  # bytes; a smaller file is read faster than it is looked up
+
+
+def folder() -> Path:
+    """TEXT_GYM_CACHE, or text_gym in the user's cache folder."""
+    own = os.environ.get("TEXT_GYM_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "text_gym"
+
+
+def worth_keeping(files: Iterable[Path]) -> bool:
+    """Whether reading these files takes noticeable time."""
+    return sum(file.stat().st_size for file in files) >= SMALLEST
+
+
+def key_of(files: Mapping[str, Path], options: Mapping[str, Any]) -> str:
+    """A hash of what the files contain and how they are read; their names do not matter."""
+    digest = hashlib.blake2b(digest_size=16)
+    described = {k: v for k, v in options.items() if k not in files}
+    kinds = {name: path.suffix for name, path in files.items()}
+    digest.update(json.dumps([VERSION, described, kinds], sort_keys=True, default=str).encode())
+    for name in sorted(files):
+        digest.update(files[name].stat().st_size.to_bytes(8, "little"))
+        with files[name].open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def load(key: str) -> dict[str, npt.NDArray[Any]] | None:
+    """What was stored under a key; None if nothing, or nothing readable."""
+    try:
+        with np.load(folder() / f"{key}.npz", allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def store(key: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Keep arrays under a key, whole or not at all; a full or read-only disk is no error."""
+    with contextlib.suppress(OSError):
+        folder().mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=folder(), suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, **dict(arrays))  # type: ignore[arg-type]
+            os.replace(name, folder() / f"{key}.npz")
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise

@@ -1,0 +1,219 @@
+"""TextGen-v0 for one sequence at a time."""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+
+from text_gym.errors import InvalidActionError, OptionError, ResetNeededError
+from text_gym.rewards import RewardSpec
+from text_gym.rules import RESET_OPTIONS, Constraint, Final, Mask, Observation, Rules, check_reset_options
+from text_gym.sequences import BoolArray, Example, IntArray
+from text_gym.tasks import Task
+
+
+class TextGenEnv(gym.Env[Any, Any]):
+    """Write a sequence token by token; at its end, be told what it is worth.
+
+    ## Description
+    The state is the prefix written so far. Each action appends a token. The episode ends with
+    EOS, or when the sequence is `max_length` tokens long, and only then the reward is paid.
+    Nothing is random but the choice of the prompt, in tasks that have prompts.
+
+    ## Action Space
+    `Discrete(V)`: the id of the next token. In tasks of variable length EOS is one of them.
+
+    ## Observation Space
+    `Box(0, V, (T,), int64)`: the prefix, right-padded with PAD = V, which is never an action.
+    With prompts, `Dict(prompt=Box(0, V, (P,)), prefix=Box(0, V, (T,)))`.
+
+    ## Rewards
+    0 until the sequence ends; then the reward's score of the finished sequence.
+
+    ## Episode End
+    `terminated` at EOS or at `max_length` tokens; `truncated` never. The limit is part of the
+    task and pays the reward, so a learner must not bootstrap beyond it.
+
+    ## Information
+    Always: `action_mask` [V] of int8, 1 for each token that min_length, the banned tokens and the
+    constraint allow next. The mask is advice: a token it forbids is appended like any other,
+    and from then on the constraint is not asked again in this episode.
+    At the end also: `text`; `length`, counting EOS; `reward_terms`, each reward's own score;
+    `disallowed`, how many tokens were taken against the mask; with prompts, `prompt` as text.
+
+    ## Arguments
+    Args:
+        task: A name ("grammar", "oracle", "answers"), the path of a .txt, .jsonl or .abc file,
+            "module:factory", or a `text_gym.Task`.
+        reward: What a finished sequence is worth: a name such as "bleu" or "bleu(n=2)", a function
+            of completions, a `text_gym.Reward`, a list of these, or a dict {reward: weight}. The
+            task's own if not given.
+        max_length: The most tokens of a sequence, EOS included; the task's own if not given.
+        min_length: EOS is masked until so many tokens have been written.
+        split: The split whose prompts are drawn: "train", "valid" or "test".
+        constraint: A function of prefixes [n, T] and, if it names them, lengths [n] and prompts,
+            that returns which tokens may follow each, [n, V]; "module:function"; or "valid", which
+            keeps to the task's own language where that is known.
+        banned: Tokens, as text or ids, that are always masked.
+        render_mode: "ansi" or "human".
+        **task_options: What the task takes, for example seed=1 or tokenizer="char".
+
+    ## Starting elsewhere
+    `reset(options={"prefix": ..., "prompt": ...})` starts behind any prefix, given as text or ids,
+    and from any prompt, given as text, ids, or its number in the split. `snapshot()` returns
+    the options that lead back to where the episode is now.
+
+    ## Version History
+    * v0: first version.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "human"], "render_fps": 30}
+
+    def __init__(
+        self,
+        task: str | Task = "grammar",
+        reward: RewardSpec = None,
+        max_length: int | None = None,
+        min_length: int = 0,
+        split: str = "train",
+        constraint: str | Constraint | None = None,
+        banned: Iterable[str | int] = (),
+        render_mode: str | None = None,
+        **task_options: Any,
+    ) -> None:
+        """Build the task and the reward, and check them against each other."""
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise OptionError(f"render_mode must be 'ansi', 'human' or None, not {render_mode!r}")
+        self.rules = Rules(task, reward, max_length, min_length, split, constraint, banned, task_options)
+        self.render_mode = render_mode
+        self.action_space = self.rules.action_space
+        self.observation_space = self.rules.observation_space
+        self._size = self.rules.size
+        self._conditional = self.rules.task.conditional
+        self._running = False
+        self._tokens: IntArray = np.full(self.rules.limit, self.rules.pad, dtype=np.int64)  # [T]
+        self._length = 0
+        self._example: Example | None = None
+        self._prompt: IntArray | None = None  # [P]
+        self._mask: Mask | None = None  # the last one, kept only where something is restricted
+        self._disallowed = 0
+        self._strayed = False  # whether the prefix has left what the constraint allows
+
+    @property
+    def task(self) -> Task:
+        """The task."""
+        return self.rules.task
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode: an empty prefix and a new prompt, or those of the options."""
+        super().reset(seed=seed)
+        given = check_reset_options(options, RESET_OPTIONS)
+        rules = self.rules
+        prefix = rules.read_prefix(given["prefix"]) if "prefix" in given else []
+        if "prompt" in given:
+            self._example = rules.find_example(given["prompt"])
+        elif self._conditional:
+            self._example = rules.draw_example(self.np_random)
+        if self._example is not None:
+            self._prompt = rules.prompt_row(self._example)
+        self._tokens[:] = rules.pad
+        self._tokens[: len(prefix)] = prefix
+        self._length = len(prefix)
+        self._disallowed, self._strayed, self._running = 0, False, True
+        if self.render_mode == "human":
+            self._write_start()
+        return rules.observe(self._tokens, self._prompt), {"action_mask": self._next_mask()}
+
+    def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Append a token."""
+        try:
+            token = operator.index(action)
+        except TypeError:
+            token = -1
+        if not 0 <= token < self._size:
+            raise InvalidActionError(f"an action is a whole number in 0..{self._size - 1}, not {action!r}")
+        if not self._running:
+            raise ResetNeededError("no episode is under way; call reset() before step()")
+        if self._mask is not None and not self._mask[token]:
+            self._disallowed += 1
+            self._strayed = True
+        self._length, terminated = self.rules.append(self._tokens, self._length, self._length, token)
+        reward, info = 0.0, {}
+        if terminated:
+            self._running = False
+            final = self.rules.finish(self._tokens[None].copy(), np.array([self._length]), self._examples)
+            reward, info = float(final.rewards[0]), self._final_info(final)
+        info["action_mask"] = self._next_mask()
+        if self.render_mode == "human":
+            self._write_step(token, reward, info)
+        observation = self._tokens.copy() if self._prompt is None else self.rules.observe(self._tokens, self._prompt)
+        return observation, reward, terminated, False, info
+
+    @property
+    def _examples(self) -> list[Example] | None:
+        return None if self._example is None else [self._example]
+
+    def _final_info(self, final: Final) -> dict[str, Any]:
+        info: dict[str, Any] = {
+            "text": final.texts[0],
+            "length": int(final.lengths[0]),
+            "reward_terms": {name: float(scores[0]) for name, scores in final.terms.items()},
+            "disallowed": self._disallowed,
+        }
+        if final.prompts is not None:
+            info["prompt"] = final.prompts[0]
+        return info
+
+    def _next_mask(self) -> Mask:
+        rules = self.rules
+        if rules.constraint is None or self._strayed or not self._running:
+            mask = rules.mask_row(self._length if self._running else rules.limit)
+        else:
+            mask = rules.masks(self._tokens[None], np.array([self._length]), self._examples)[0]
+        if rules.restricts:
+            self._mask = mask.copy()
+        return mask
+
+    def action_masks(self) -> BoolArray:
+        """Which tokens may come next, [V]; the name that MaskablePPO looks for."""
+        mask = self._mask if self._mask is not None else self.rules.mask_row(self._length)
+        return mask.astype(np.bool_)
+
+    def snapshot(self) -> dict[str, Any]:
+        """The options with which reset() comes back to this position."""
+        options: dict[str, Any] = {"prefix": self._tokens[: self._length].copy()}
+        if self._example is not None:
+            options["prompt"] = np.array(self._example.prompt, dtype=np.int64)
+        return options
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        return self.rules.vocab.decode(self._tokens[: self._length].tolist())
+
+    def render(self) -> str | None:  # type: ignore[override]
+        """In mode "ansi" the text so far; "human" has already written it."""
+        if self.render_mode is None:
+            gym.logger.warn('render() does nothing without a render mode; pass render_mode="ansi" to make()')
+        return self.text if self.render_mode == "ansi" else None
+
+    def _write_start(self) -> None:
+        prompt = "" if self._example is None else f"{self.rules.vocab.decode(self._example.prompt)} -> "
+        sys.stdout.write(prompt + self.text)
+        sys.stdout.flush()
+
+    def _write_step(self, token: int, reward: float, info: dict[str, Any]) -> None:
+        if token != self.rules.eos:
+            joiner = self.rules.vocab.splitter.joiner if self._length > 1 else ""
+            sys.stdout.write(joiner + self.rules.vocab.decode([token]))
+        if "text" in info:
+            terms = ", ".join(f"{name} {score:.4g}" for name, score in info["reward_terms"].items())
+            sys.stdout.write(f"\n  reward {reward:.4g} ({terms})\n")
+        sys.stdout.flush()

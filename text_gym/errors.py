@@ -1,0 +1,43 @@
+"""Every error this package raises on purpose: typed, and saying what to do next.
+
+All of them are a `TextGymError`; each is also the built-in or Gymnasium error that a
+caller who has never heard of this package would catch.
+"""
+
+from gymnasium import error as gym_error
+
+
+class TextGymError(Exception):
+    """The base of every error raised on purpose."""
+
+
+class UnknownNameError(TextGymError, ValueError):
+    """A task, a reward or an option that nobody registered."""
+
+
+class OptionError(TextGymError, ValueError):
+    """An argument whose value makes no sense, or does not fit the others."""
+
+
+class DataError(TextGymError, ValueError):
+    """A file that is missing, empty, or does not say what it should."""
+
+
+class TaskError(TextGymError, ValueError):
+    """A task that lacks what is asked of it, or whose parts do not fit together."""
+
+
+class RewardError(TextGymError, ValueError):
+    """A reward that cannot be called, or that returned something unusable."""
+
+
+class MaskError(TextGymError, ValueError):
+    """A constraint whose mask has the wrong form, or allows nothing."""
+
+
+class InvalidActionError(TextGymError, gym_error.InvalidAction):
+    """An action outside the action space."""
+
+
+class ResetNeededError(TextGymError, gym_error.ResetNeeded):
+    """A step before the first reset, or after the end of an episode."""

@@ -1,0 +1,108 @@
+"""From what a user writes ("bleu", "bleu(n=2)", "my_file.py:score") to the object meant."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from text_gym.errors import OptionError, UnknownNameError
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """The tail of an error message: near names if there are any, and all of them if few.
+
+    >>> suggest("blue", ["bleu", "length"])
+    " Did you mean 'bleu'? Known: bleu, length."
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    return f"{hint} Known: {', '.join(names)}." if names else hint
+
+
+def parse_call(spec: str) -> tuple[str, dict[str, Any]]:
+    """Split `"name(key=value, ...)"` into the name and its options, which must be literals.
+
+    >>> parse_call("bleu(n=2, smoothing=None)")
+    ('bleu', {'n': 2, 'smoothing': None})
+    >>> parse_call("bleu")
+    ('bleu', {})
+    """
+    name, bracket, rest = spec.partition("(")
+    if not bracket:
+        return spec.strip(), {}
+    try:
+        call = ast.parse(f"f({rest}", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args:
+            raise ValueError("options are written key=value")
+        options = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
+        if len(options) != len(call.keywords):
+            raise ValueError("options are written key=value")
+    except (SyntaxError, ValueError) as problem:
+        raise OptionError(
+            f"cannot read {spec!r}: {problem}. Write it as name or name(key=value, ...), "
+            "with numbers, strings, lists or None as values."
+        ) from problem
+    return name.strip(), options
+
+
+def load_attribute(spec: str) -> Any:
+    """Import what `"module:attribute"` or `"path/to/file.py:attribute"` names."""
+    module_name, _, attribute = spec.rpartition(":")
+    try:
+        if module_name.endswith(".py"):
+            module = _module_from_file(Path(module_name))
+        else:
+            module = importlib.import_module(module_name)
+    except ModuleNotFoundError as problem:
+        raise UnknownNameError(
+            f"cannot import {module_name!r} for {spec!r}: {problem}. Write module:attribute for "
+            "an importable module, or path/to/file.py:attribute for a file."
+        ) from problem
+    target = module
+    for part in attribute.split("."):
+        if not hasattr(target, part):
+            raise UnknownNameError(
+                f"{module_name!r} has no {part!r}."
+                + suggest(part, [n for n in vars(module) if not n.startswith("_")])
+            )
+        target = getattr(target, part)
+    return target
+
+
+def _module_from_file(path: Path) -> Any:
+    """A file as a module: loaded once, and known to pickle by a name of its own."""
+    if not path.is_file():
+        raise UnknownNameError(f"no file {str(path)!r}; is the path right?")
+    digest = hashlib.blake2b(str(path.resolve()).encode(), digest_size=4).hexdigest()
+    name = f"{path.stem}_{digest}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def lookup(
+    kind: str, spec: str, registry: Mapping[str, Callable[..., Any]]
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The factory and the options that a name stands for; `kind` is for the error message."""
+    name, options = parse_call(spec)
+    if ":" in name:
+        return load_attribute(name), options
+    if name not in registry:
+        raise UnknownNameError(f"unknown {kind} {name!r}." + suggest(name, registry))
+    return registry[name], options

@@ -1,0 +1,275 @@
+"""What a finished sequence is worth: the protocol, how rewards combine, and how names become rewards.
+
+A reward is a function that names the columns it wants, in the signature TRL's users know,
+
+    def polite(completions, prompts, **columns) -> list[float]: ...
+
+or a `Reward`, whose score() gets the whole `Batch`. The built-in ones are in
+`text_gym.builtin_rewards`; `register_reward` adds a name of your own.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from text_gym.errors import OptionError, RewardError
+from text_gym.names import lookup, suggest
+from text_gym.sequences import Batch, FloatArray
+from text_gym.tasks import Task, check_options
+
+RewardSpec = Any
+"""A name, "name(option=value)", "module:attribute", a function, a Reward, a list of these, or {spec: weight}."""
+
+COLUMNS: dict[str, Callable[[Batch], Any]] = {
+    "completions": lambda batch: batch.texts,
+    "prompts": lambda batch: batch.prompts,
+    "references": lambda batch: batch.references,
+    "completion_ids": lambda batch: batch.sentences,
+    "tokens": lambda batch: batch.tokens,
+    "lengths": lambda batch: batch.lengths,
+}
+"""What a reward function may ask for, beside the fields that the task's own data carry."""
+
+
+class Reward(ABC):
+    """A score for each finished sequence of a batch. Subclass it and write score().
+
+    A reward is shared and never copied, so that one which learns (a discriminator) may go on
+    being trained while environments use it.
+
+    >>> class Shout(Reward):
+    ...     name = "shout"
+    ...     def score(self, batch):
+    ...         return [text.count("!") for text in batch.texts]
+    """
+
+    name: str = ""
+    """What info["reward_terms"] and error messages call it; the class's name if empty."""
+
+    def prepare(self, task: Task) -> None:  # noqa: B027 - most rewards need no preparation
+        """Called once when an environment is made: refuse a task that lacks what score() needs."""
+
+    @abstractmethod
+    def score(self, batch: Batch) -> Sequence[float | None] | npt.NDArray[Any]:
+        """One number for each row of the batch; None or 0 where the reward does not apply."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Reward:
+        """Itself: Gymnasium copies what an EnvSpec holds, and a trained reward must stay one."""
+        return self
+
+
+class FunctionReward(Reward):
+    """A plain function, called with the columns that its signature names."""
+
+    def __init__(self, function: Callable[..., Any], name: str | None = None) -> None:
+        """Read the function's signature."""
+        self.function = function
+        self.name = name or getattr(function, "__name__", type(function).__name__)
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except (TypeError, ValueError) as problem:
+            raise RewardError(f"reward {self.name!r} has no readable signature: {problem}") from problem
+        named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+        if any(p.kind is p.POSITIONAL_ONLY for p in named):
+            raise RewardError(f"reward {self.name!r} takes positional-only arguments; columns are passed by name")
+        self._wanted = {p.name: p.default is p.empty for p in named}
+        self._wants_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+    def prepare(self, task: Task) -> None:
+        """Refuse a function that asks for a column nobody provides."""
+        known = {*COLUMNS, *(task.train.columns if task.conditional else ())}
+        for name, required in self._wanted.items():
+            if required and name not in known:
+                raise RewardError(
+                    f"reward {self.name!r} asks for {name!r}, which is no column of task {task.name!r}."
+                    + suggest(name, known)
+                )
+
+    def score(self, batch: Batch) -> Sequence[float | None] | npt.NDArray[Any]:
+        """Call the function with its columns."""
+        own = batch.examples[0].columns if batch.examples else {}
+        columns = {}
+        for name in [*COLUMNS, *own] if self._wants_all else self._wanted:
+            if name in COLUMNS:
+                columns[name] = COLUMNS[name](batch)
+            elif batch.examples and any(name in example.columns for example in batch.examples):
+                columns[name] = [example.columns.get(name) for example in batch.examples]
+        scores: Sequence[float | None] = self.function(**columns)
+        return scores
+
+
+class Score(NamedTuple):
+    """What a batch is worth."""
+
+    total: FloatArray
+    """The weighted sum, [n]."""
+    terms: dict[str, FloatArray]
+    """Each reward's own score before weighting, [n]."""
+
+
+class Scorer:
+    """One or more weighted rewards, checked: what an environment calls on sequences that ended.
+
+    >>> from text_gym.tasks import make_task
+    >>> task = make_task("grammar")
+    >>> scorer = Scorer({"length": 0.1, "validity": 1.0}, task)
+    >>> score = scorer(task.sample(2, seed=0))
+    >>> sorted(score.terms), bool(np.allclose(score.total, 0.1 * score.terms["length"] + 1))
+    (['length', 'validity'], True)
+    """
+
+    def __init__(self, spec: RewardSpec, task: Task) -> None:
+        """Resolve the names, and let each reward check the task."""
+        self.task = task
+        self.weights: dict[str, float] = {}
+        self.rewards: dict[str, Reward] = {}
+        for reward, weight, label in _weighted(spec):
+            name = _distinct(label or reward.name or type(reward).__name__, self.rewards)
+            if not isinstance(weight, int | float) or not np.isfinite(weight):
+                raise OptionError(f"the weight of reward {name!r} must be a finite number, not {weight!r}")
+            reward.prepare(task)
+            self.rewards[name], self.weights[name] = reward, float(weight)
+
+    def __call__(self, batch: Batch) -> Score:
+        """Score a batch: the total and every term, all finite."""
+        terms = {name: _checked(name, reward.score(batch), batch) for name, reward in self.rewards.items()}
+        total = np.zeros(len(batch))
+        for name, scores in terms.items():
+            total += self.weights[name] * scores
+        return Score(total, terms)
+
+
+def make_reward(spec: RewardSpec, **options: Any) -> Reward:
+    """One reward from a name with options, "module:attribute", a function, or a Reward.
+
+    >>> make_reward("bleu", n=2).name
+    'bleu'
+    """
+    if isinstance(spec, Reward):
+        reward = spec
+    elif isinstance(spec, str):
+        factory, written = lookup("reward", spec, _registry())
+        if isinstance(factory, Reward) or (":" in spec and not inspect.isclass(factory)):
+            if written or options:
+                raise OptionError(f"{spec!r} is a reward as it stands; options go with a Reward class or a name")
+            return make_reward(factory)
+        options = written | options
+        check_options(f"reward {spec!r}", inspect.signature(factory).parameters, options)
+        reward = factory(**options)
+        if not isinstance(reward, Reward):
+            raise RewardError(f"{spec!r} made {reward!r}, which is no text_gym.Reward")
+        return reward
+    elif inspect.isclass(spec) and issubclass(spec, Reward):
+        return make_reward(spec(**options))
+    elif callable(spec):
+        reward = FunctionReward(spec)
+    else:
+        raise OptionError(
+            f"{spec!r} is no reward: give a name, a function of completions, a text_gym.Reward, "
+            "a list of these, or a dict from these to weights"
+        )
+    if options:
+        raise OptionError(f"{spec!r} takes no options here; they go with a name")
+    return reward
+
+
+def register_reward(name: str, factory: Callable[..., Reward] | Callable[..., Any]) -> None:
+    """Give a name to a Reward class, to a function that makes a Reward, or to a plain reward function.
+
+    A class or factory is called with the options written after the name; a plain function is one
+    whose first parameter is a column, such as `completions`.
+
+    >>> register_reward("shortness", lambda completions: [-len(c) for c in completions])
+    >>> make_reward("shortness").name
+    'shortness'
+    """
+    if not name.isidentifier():
+        raise OptionError(f"a reward's name must be an identifier, not {name!r}")
+    registry = _registry()
+    if not inspect.isclass(factory) and _is_reward_function(factory):
+        described = inspect.getdoc(factory)
+
+        def make() -> Reward:
+            return FunctionReward(factory, name)
+
+        make.__doc__ = described
+        registry[name] = make
+    else:
+        registry[name] = factory
+
+
+def registered_rewards() -> dict[str, str]:
+    """The registered names, each with a line about it."""
+    return {name: (inspect.getdoc(f) or "").split("\n")[0] for name, f in sorted(_registry().items())}
+
+
+_REGISTRY: dict[str, Callable[..., Any]] = {}
+
+
+def _registry() -> dict[str, Callable[..., Any]]:
+    """The names, filled with the built-in ones when first asked for."""
+    if not _REGISTRY:
+        from text_gym.builtin_rewards import BUILT_IN
+
+        for name, factory in BUILT_IN.items():
+            _REGISTRY.setdefault(name, factory)
+    return _REGISTRY
+
+
+def _is_reward_function(function: Callable[..., Any]) -> bool:
+    parameters = inspect.signature(function).parameters
+    return any(name in COLUMNS for name in parameters)
+
+
+def _weighted(spec: RewardSpec) -> Iterator[tuple[Reward, Any, str]]:
+    """The rewards of a spec with their weights and, where a name was written, that name."""
+    if isinstance(spec, Mapping):
+        if not spec:
+            raise OptionError("a dict of rewards needs at least one")
+        pairs = list(spec.items())
+    elif isinstance(spec, list | tuple):
+        if not spec:
+            raise OptionError("a list of rewards needs at least one")
+        pairs = [(part, 1.0) for part in spec]
+    else:
+        pairs = [(spec, 1.0)]
+    for part, weight in pairs:
+        label = part if isinstance(part, str) and ":" not in part else ""
+        yield make_reward(part), weight, label
+
+
+def _distinct(name: str, taken: Mapping[str, Any]) -> str:
+    number, candidate = 2, name
+    while candidate in taken:
+        candidate, number = f"{name}#{number}", number + 1
+    return candidate
+
+
+def _checked(name: str, scores: Any, batch: Batch) -> FloatArray:
+    """A reward's answer as finite numbers, or an error that names the reward and shows the text."""
+    if isinstance(scores, list | tuple):
+        scores = [0.0 if score is None else score for score in scores]
+    try:
+        values = np.asarray(scores, dtype=np.float64)
+    except (TypeError, ValueError) as problem:
+        raise RewardError(
+            f"reward {name!r} must return one number for each sequence, not {scores!r} ({problem})"
+        ) from problem
+    if values.shape != (len(batch),):
+        raise RewardError(
+            f"reward {name!r} returned scores of shape {values.shape} for {len(batch)} sequences; "
+            "it must return one number for each"
+        )
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        row = int(bad[0])
+        raise RewardError(
+            f"reward {name!r} returned {values[row]} for {batch.texts[row]!r}; scores must be finite"
+        )
+    return values

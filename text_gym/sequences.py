@@ -1,0 +1,244 @@
+"""Token sequences: ragged as a corpus stores them, padded as a batch carries them.
+
+One rule holds everywhere. A finished sequence is its row of `tokens`, right-padded with PAD,
+and its `length`, which counts EOS where there is one. A valid_mask is True at real tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from text_gym.errors import OptionError
+from text_gym.vocab import Vocabulary
+
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+FloatArray = npt.NDArray[np.float64]
+
+
+class Sequences:
+    """Many token sequences of any length in two flat arrays; no EOS, no PAD inside.
+
+    >>> some = Sequences.from_lists([[4, 2], [], [7]])
+    >>> len(some), some[0].tolist(), some.lengths.tolist()
+    (3, [4, 2], [2, 0, 1])
+    """
+
+    def __init__(self, flat: npt.NDArray[np.int32], offsets: IntArray) -> None:
+        """Take the tokens of all sequences in a row, and where each begins and ends."""
+        self.flat = flat  # [sum of lengths]
+        self.offsets = offsets  # [n + 1]
+
+    @classmethod
+    def from_lists(cls, rows: Iterable[Sequence[int]]) -> Sequences:
+        """Pack lists of ids."""
+        rows = list(rows)
+        flat = np.fromiter(chain.from_iterable(rows), dtype=np.int32)
+        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+        return cls(flat, np.concatenate(([0], np.cumsum(lengths))))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> npt.NDArray[np.int32]: ...
+    @overload
+    def __getitem__(self, index: npt.NDArray[Any]) -> Sequences: ...
+    def __getitem__(self, index: int | npt.NDArray[Any]) -> npt.NDArray[np.int32] | Sequences:
+        """One sequence by its number, or a selection of them by an array of numbers."""
+        if isinstance(index, np.ndarray):
+            rows = np.flatnonzero(index) if index.dtype == np.bool_ else index
+            lengths = self.lengths[rows]
+            offsets = np.concatenate(([0], np.cumsum(lengths)))
+            shift = np.repeat(self.offsets[rows] - offsets[:-1], lengths)
+            return Sequences(self.flat[np.arange(offsets[-1]) + shift], offsets)
+        start, end = self.offsets[range(len(self))[index]], self.offsets[range(len(self))[index] + 1]
+        return self.flat[start:end]
+
+    @property
+    def lengths(self) -> IntArray:
+        """How many tokens each sequence has, [n]."""
+        return np.diff(self.offsets)
+
+    @property
+    def longest(self) -> int:
+        """The largest length; 0 when there is no sequence."""
+        return int(self.lengths.max(initial=0))
+
+    def to_lists(self) -> list[list[int]]:
+        """Unpack into lists of ids."""
+        flat, ends = self.flat.tolist(), self.offsets.tolist()
+        return [flat[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+
+    def padded(self, width: int, pad: int, eos: int | None = None) -> tuple[IntArray, IntArray]:
+        """As `tokens` [n, width] and `lengths` [n], with EOS appended where there is room."""
+        tokens = np.full((len(self), width), pad, dtype=np.int64)
+        lengths = np.minimum(self.lengths, width)
+        if len(self.flat):
+            inside = np.arange(width) < lengths[:, None]
+            source = self.offsets[:-1, None] + np.arange(width)
+            tokens[inside] = self.flat[source[inside]]
+        if eos is not None:
+            room = lengths < width
+            tokens[np.flatnonzero(room), lengths[room]] = eos
+            lengths = lengths + room
+        return tokens, lengths
+
+
+class Example(NamedTuple):
+    """A prompt, what would be right answers to it, and whatever else its line of data said."""
+
+    prompt: tuple[int, ...]
+    references: tuple[tuple[int, ...], ...]
+    columns: dict[str, Any]
+
+
+class Examples:
+    """One split of a task: its sequences, or its prompts with the references of each.
+
+    >>> texts = Examples(Sequences.from_lists([[4, 2], [7]]))
+    >>> len(texts), texts[1].references
+    (2, ((7,),))
+    >>> asked = Examples(Sequences.from_lists([[1], [2], [3]]), Sequences.from_lists([[8], [9]]), [2, 1])
+    >>> len(asked), asked[0]
+    (2, Example(prompt=(8,), references=((1,), (2,)), columns={}))
+    """
+
+    def __init__(
+        self,
+        references: Sequences,
+        prompts: Sequences | None = None,
+        per_prompt: npt.ArrayLike | None = None,
+        columns: Mapping[str, Sequence[Any]] | None = None,
+    ) -> None:
+        """Take all references in a row, and how many of them belong to each prompt (one if not said)."""
+        self.references = references
+        self.prompts = prompts
+        counts = np.ones(len(references), dtype=np.int64) if per_prompt is None else np.asarray(per_prompt)
+        self.per_prompt: IntArray = counts.astype(np.int64)
+        self.columns = dict(columns or {})
+        self._starts = np.concatenate(([0], np.cumsum(self.per_prompt)))
+
+    def __len__(self) -> int:
+        return len(self.per_prompt)
+
+    def __getitem__(self, index: int) -> Example:
+        """One prompt with its references."""
+        first, last = self._starts[index], self._starts[index + 1]
+        prompt = () if self.prompts is None else tuple(self.prompts[index].tolist())
+        references = tuple(tuple(self.references[r].tolist()) for r in range(first, last))
+        return Example(prompt, references, {name: column[index] for name, column in self.columns.items()})
+
+    @cached_property
+    def owner(self) -> IntArray:
+        """The number of the prompt that each reference belongs to, [len(references)]."""
+        return np.repeat(np.arange(len(self)), self.per_prompt)
+
+    @cached_property
+    def by_prompt(self) -> dict[tuple[int, ...], int]:
+        """The number of the first example with each prompt."""
+        prompts = [] if self.prompts is None else self.prompts.to_lists()
+        return {tuple(p): i for i, p in reversed(list(enumerate(prompts)))}
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Finished sequences, and on demand their texts; what rewards score and sources draw.
+
+    >>> vocab = Vocabulary(("<eos>", "to", "be"), eos=0)
+    >>> batch = Batch(np.array([[1, 2, 0, 3]]), np.array([3]), vocab)
+    >>> batch.texts, batch.content_lengths.tolist(), batch.sentences
+    (['to be'], [2], [[1, 2]])
+    """
+
+    tokens: IntArray
+    """Token ids, [n, T], PAD after the end."""
+    lengths: IntArray
+    """Real tokens in each row, EOS included, [n]."""
+    vocab: Vocabulary = field(repr=False)
+    """What the ids mean."""
+    examples: Sequence[Example] | None = field(default=None, repr=False)
+    """For conditional tasks, the example that each row answers."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @cached_property
+    def valid_mask(self) -> BoolArray:
+        """True at real tokens, EOS included, [n, T]."""
+        mask: BoolArray = np.arange(self.tokens.shape[1]) < self.lengths[:, None]
+        return mask
+
+    @cached_property
+    def content_lengths(self) -> IntArray:
+        """Real tokens in each row, EOS left out, [n]."""
+        if self.vocab.eos is None or not len(self.tokens):
+            return self.lengths
+        last = self.tokens[np.arange(len(self)), np.maximum(self.lengths - 1, 0)]
+        return self.lengths - ((last == self.vocab.eos) & (self.lengths > 0))
+
+    @cached_property
+    def sentences(self) -> list[list[int]]:
+        """Each row's ids as a list, without EOS and PAD."""
+        ends = self.content_lengths.tolist()
+        return [row[:end] for row, end in zip(self.tokens.tolist(), ends, strict=True)]
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """Each row as text."""
+        return self.vocab.decode_rows(self.tokens, self.content_lengths)
+
+    @cached_property
+    def prompts(self) -> list[str]:
+        """Each row's prompt as text; empty strings for tasks without prompts."""
+        if self.examples is None:
+            return [""] * len(self)
+        return [self.vocab.decode(example.prompt) for example in self.examples]
+
+    @cached_property
+    def references(self) -> list[list[str]]:
+        """Each row's own references as texts; none for tasks without prompts."""
+        if self.examples is None:
+            return [[] for _ in range(len(self))]
+        return [[self.vocab.decode(r) for r in e.references] for e in self.examples]
+
+
+def make_batch(
+    tokens: npt.ArrayLike,
+    lengths: npt.ArrayLike | None,
+    vocab: Vocabulary,
+    width: int | None = None,
+) -> Batch:
+    """A checked Batch from whatever a caller holds: one row or many, with or without lengths.
+
+    Without `lengths`, a row ends after its first EOS, before its first PAD, or at its end.
+    """
+    rows = np.atleast_2d(np.asarray(tokens))
+    if rows.ndim != 2 or (rows.dtype.kind not in "iu" and rows.size):
+        raise OptionError(f"tokens must be integers of shape [n, T] or [T], not {rows.dtype} {rows.shape}")
+    rows = rows.astype(np.int64)
+    if rows.size and (rows.min() < 0 or rows.max() > vocab.pad):
+        raise OptionError(f"tokens must lie in 0..{vocab.pad}, not {rows.min()}..{rows.max()}")
+    if lengths is None:
+        stops = rows == vocab.pad
+        if vocab.eos is not None:
+            stops[:, 1:] |= rows[:, :-1] == vocab.eos
+        counts = np.where(stops.any(1), stops.argmax(1), rows.shape[1]).astype(np.int64)
+    else:
+        counts = np.atleast_1d(np.asarray(lengths, dtype=np.int64))
+        if counts.shape != rows.shape[:1] or (counts.size and not 0 <= counts.min() <= counts.max() <= rows.shape[1]):
+            raise OptionError(f"lengths must be {len(rows)} numbers in 0..{rows.shape[1]}")
+    inside = np.arange(rows.shape[1]) < counts[:, None]
+    if (rows[inside] == vocab.pad).any():
+        raise OptionError(f"PAD ({vocab.pad}) stands inside a sequence; it may only follow the end")
+    rows = np.where(inside, rows, vocab.pad)
+    if width is not None and rows.shape[1] < width:
+        rows = np.pad(rows, ((0, 0), (0, width - rows.shape[1])), constant_values=vocab.pad)
+    return Batch(rows, counts, vocab)

@@ -1,0 +1,183 @@
+"""Tokens and their ids: what text is cut into, and how it is put together again."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from text_gym.errors import DataError, OptionError
+
+EOS = "<eos>"
+UNK = "<unk>"
+
+
+class Splitter:
+    """How text is cut into tokens: "word", "char" or a regular expression of what a token is.
+
+    >>> Splitter("word").split("a  b"), Splitter("char").split("ab")
+    (['a', 'b'], ['a', 'b'])
+    >>> Splitter(r"[a-z]+|[.,]").split("so, no.")
+    ['so', ',', 'no', '.']
+    """
+
+    def __init__(self, pattern: str = "word", joiner: str | None = None) -> None:
+        """Take a pattern, and what stands between tokens when they are joined again."""
+        self.pattern = pattern
+        self.split: Callable[[str], list[str]]
+        if pattern == "word":
+            self.split = str.split
+        elif pattern == "char":
+            self.split = list
+        else:
+            self.split = self._compile(pattern)
+        self.joiner = joiner if joiner is not None else ("" if pattern == "char" else " ")
+
+    @staticmethod
+    def _compile(pattern: str) -> Callable[[str], list[str]]:
+        if pattern.isalpha():
+            raise OptionError(
+                f"unknown tokenizer {pattern!r}: use 'word', 'char', a regular expression of what a "
+                "token is, or an object with encode and decode"
+            )
+        try:
+            compiled = re.compile(pattern)
+        except re.error as problem:
+            raise OptionError(f"tokenizer {pattern!r} is not a regular expression: {problem}") from problem
+        if compiled.groups:
+            raise OptionError(f"tokenizer {pattern!r} has groups; write (?:...) instead of (...)")
+        return compiled.findall
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Splitter, (self.pattern, self.joiner)
+
+
+class Vocabulary:
+    """A fixed list of tokens; a token's id is its place, and PAD is one past the last.
+
+    >>> vocab = Vocabulary(("<eos>", "<unk>", "to", "be"), eos=0, unk=1)
+    >>> vocab.encode("to be sure"), vocab.decode([2, 3, 0]), vocab.pad
+    ([2, 3, 1], 'to be', 4)
+    """
+
+    def __init__(
+        self,
+        tokens: Sequence[str],
+        eos: int | None = None,
+        unk: int | None = None,
+        splitter: Splitter | None = None,
+    ) -> None:
+        """Take the tokens in the order of their ids, and which of them end or stand in for others."""
+        self.tokens = tuple(tokens)
+        self.eos = eos
+        self.unk = unk
+        self.splitter = splitter or Splitter()
+        if not self.tokens:
+            raise OptionError("a vocabulary needs at least one token")
+        if len(set(self.tokens)) != len(self.tokens):
+            raise OptionError("a vocabulary cannot hold the same token twice")
+        for special in (eos, unk):
+            if special is not None and not 0 <= special < len(self.tokens):
+                raise OptionError(f"special id {special} is outside the vocabulary of {len(self.tokens)}")
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} tokens, eos={self.eos}, unk={self.unk})"
+
+    @property
+    def pad(self) -> int:
+        """The id that fills the space after the end; never an action."""
+        return len(self)
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """The id of each token."""
+        return {token: i for i, token in enumerate(self.tokens)}
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without EOS; words outside the vocabulary become UNK."""
+        return self.encode_tokens(self.splitter.split(text))
+
+    def encode_tokens(self, tokens: Iterable[str]) -> list[int]:
+        """The ids of tokens already cut."""
+        get, unk = self.ids.get, self.unk
+        ids = [get(token, unk) for token in tokens]
+        if None in ids:
+            unknown = list(tokens)[ids.index(None)]
+            raise DataError(f"{unknown!r} is not in this vocabulary, which has no token for unknown words")
+        return ids  # type: ignore[return-value]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids up to the first EOS; PAD is left out."""
+        kept: list[int] = []
+        for i in ids:
+            if i == self.eos:
+                break
+            if i != self.pad:
+                kept.append(int(i))
+        return self._join(kept)
+
+    def decode_rows(self, tokens: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> list[str]:
+        """The text of each row of `tokens` [n, T] up to its end in `ends` [n]."""
+        join, rows = self.splitter.joiner.join, self._names[tokens].tolist()
+        return [join(row[:end]) for row, end in zip(rows, ends.tolist(), strict=True)]
+
+    def _join(self, ids: list[int]) -> str:
+        return self.splitter.joiner.join([self.tokens[i] for i in ids])
+
+    @cached_property
+    def _names(self) -> npt.NDArray[np.object_]:
+        return np.array([*self.tokens, ""], dtype=object)
+
+
+class TokenizerVocabulary(Vocabulary):
+    """The vocabulary of an object with encode(text) and decode(ids), such as a Hugging Face tokenizer.
+
+    Its ids are kept. A tokenizer without an eos_token_id gets EOS as one more id.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Wrap the tokenizer; its size is read from len() or vocab_size."""
+        for method in ("encode", "decode"):
+            if not callable(getattr(tokenizer, method, None)):
+                raise OptionError(f"the tokenizer {tokenizer!r} has no {method}() method")
+        size = len(tokenizer) if hasattr(tokenizer, "__len__") else getattr(tokenizer, "vocab_size", None)
+        if not isinstance(size, int) or size < 1:
+            raise OptionError(f"the tokenizer {tokenizer!r} says its size neither by len() nor by vocab_size")
+        self.tokenizer = tokenizer
+        eos = getattr(tokenizer, "eos_token_id", None)
+        names = [f"<{i}>" for i in range(size)] + ([EOS] if eos is None else [])
+        super().__init__(names, eos=size if eos is None else int(eos), unk=getattr(tokenizer, "unk_token_id", None))
+        takes = _parameters(tokenizer.encode)
+        self._encode_options = {"add_special_tokens": False} if "add_special_tokens" in takes else {}
+
+    def encode(self, text: str) -> list[int]:
+        """The tokenizer's ids, special tokens left out."""
+        ids = [int(i) for i in self.tokenizer.encode(text, **self._encode_options)]
+        if ids and not 0 <= min(ids) <= max(ids) < len(self):
+            raise DataError(
+                f"the tokenizer gave the ids {min(ids)}..{max(ids)}, outside its own size {len(self)}"
+            )
+        return ids
+
+    def decode_rows(self, tokens: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> list[str]:
+        """The text of each row, by the tokenizer."""
+        rows = zip(tokens.tolist(), ends.tolist(), strict=True)
+        return [self._join(row[:end]) for row, end in rows]
+
+    def _join(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode([i for i in ids if i != self.eos]))
+
+
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    try:
+        return frozenset(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return frozenset()
