@@ -1,8 +1,8 @@
 """A conditional task that needs no data: short questions, each with one right answer.
 
-    what is 7 plus 5 ?                                                    ->  1 2
-    mary has a red kite . john has a blue ball . what does john have ?    ->  a blue ball
-    mary has a red kite . john has a blue ball . who has a red kite ?     ->  mary
+what is 7 plus 5 ?                                                    ->  1 2
+mary has a red kite . john has a blue ball . what does john have ?    ->  a blue ball
+mary has a red kite . john has a blue ball . who has a red kite ?     ->  mary
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Question = tuple[str, str]
 
 def vocabulary() -> Vocabulary:
     """Every word that questions and answers are made of."""
-    words = "what is plus minus ? has a . does have who".split()
+    words = ["what", "is", "plus", "minus", "?", "has", "a", ".", "does", "have", "who"]
     return Vocabulary([EOS, *sorted({*words, *NAMES, *COLORS, *THINGS, *"0123456789"})], eos=0)
 
 

@@ -147,7 +147,8 @@ class Bleu:
         flat, lengths = _flatten(references, None)
         if isinstance(flat, np.ndarray) and not (flat.size and (flat.min() < 0 or flat.max() >= _LARGEST_ID)):
             return _Tokens.lay_out(flat, lengths)
-        self._ids = ids = {}
+        ids: dict[Hashable, int] = {}
+        self._ids = ids
         numbers = [ids.setdefault(token, len(ids)) for token in flat]
         return _Tokens.lay_out(np.array(numbers, dtype=np.int64), lengths)
 
@@ -167,9 +168,7 @@ class Bleu:
             if order:
                 keep = tokens.room[at] > order
                 at = at[keep]
-                keys, gram = np.unique(
-                    gram[keep] * self._base + tokens.flat[at + order], return_inverse=True
-                )
+                keys, gram = np.unique(gram[keep] * self._base + tokens.flat[at + order], return_inverse=True)
                 self._tables.append(_HashTable(keys))
                 size = len(keys)
             pairs, counts = _runs(gram * len(tokens.lengths) + tokens.row[at])
@@ -184,7 +183,8 @@ class Bleu:
         """Matches in each row, an n-gram counting no more often than in any one reference."""
         pairs, counts = _runs(row * max(len(most), 1) + gram)
         owner, kind = np.divmod(pairs, max(len(most), 1))
-        return np.bincount(owner, weights=np.minimum(counts, most[kind]), minlength=rows)
+        clipped = np.minimum(counts, most[kind]).astype(np.float64)
+        return np.bincount(owner, weights=clipped, minlength=rows).astype(np.float64).astype(np.float64)
 
     def _nearest(self, lengths: IntArray) -> IntArray:
         """The reference length nearest to each length, the shorter of two equally near."""
@@ -256,9 +256,7 @@ def _check(n: int, smoothing: Smoothing) -> None:
         raise OptionError(f"smoothing must be 'method1' or None, not {smoothing!r}")
 
 
-def _flatten(
-    sentences: Sentences, lengths: npt.ArrayLike | None
-) -> tuple[IntArray | list[Hashable], IntArray]:
+def _flatten(sentences: Sentences, lengths: npt.ArrayLike | None) -> tuple[IntArray | list[Hashable], IntArray]:
     """All tokens in a row and the length of each sentence; an array if they are integers."""
     if isinstance(sentences, np.ndarray):
         if sentences.ndim != 2 or sentences.dtype.kind not in "iu":
@@ -299,7 +297,7 @@ def _matches_of_others(gram: IntArray, row: IntArray, rows: int) -> FloatArray:
     alone = np.repeat(np.add.reduceat(is_most, starts, dtype=np.int64) == 1, sizes)
     second = np.repeat(np.maximum.reduceat(np.where(is_most, 0, counts), starts), sizes)
     clipped = np.where(is_most & alone, second, counts)
-    return np.bincount(owner, weights=clipped, minlength=rows)
+    return np.bincount(owner, weights=clipped, minlength=rows).astype(np.float64)
 
 
 def _nearest_other(lengths: IntArray) -> IntArray:
@@ -312,9 +310,7 @@ def _nearest_other(lengths: IntArray) -> IntArray:
     return np.where(counts[which] > 1, lengths, nearest)
 
 
-def _combine(
-    matches: FloatArray, lengths: IntArray, reference_lengths: IntArray, smoothing: Smoothing
-) -> FloatArray:
+def _combine(matches: FloatArray, lengths: IntArray, reference_lengths: IntArray, smoothing: Smoothing) -> FloatArray:
     """From clipped matches [rows, n] to BLEU [rows]: geometric mean times brevity penalty."""
     n = matches.shape[1]
     totals = np.maximum(lengths[:, None] - np.arange(n), 1)

@@ -23,9 +23,7 @@ class _TaskReward(Reward):
     def prepare(self, task: Task) -> None:
         """Keep the task."""
         if self.task is not None and self.task is not task:
-            raise RewardError(
-                f"this {self.name!r} reward already serves {self.task!r}; make another one for {task!r}"
-            )
+            raise RewardError(f"this {self.name!r} reward already serves {self.task!r}; make another one for {task!r}")
         self.task = task
 
     @property

@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from text_gym import cache
 from text_gym.errors import DataError, OptionError
-from text_gym.sequences import Examples, IntArray, Sequences
 from text_gym.readers import ABC_TOKEN, SUFFIXES, Record, read_records
+from text_gym.sequences import Examples, IntArray, Sequences
 from text_gym.vocab import EOS, UNK, Splitter, TokenizerVocabulary, Vocabulary
 
 SPLITS = ("train", "valid", "test")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -72,7 +72,7 @@ class TextGenEnv(gym.Env[Any, Any]):
     * v0: first version.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "human"], "render_fps": 30}
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 30}
 
     def __init__(
         self,
@@ -198,7 +198,7 @@ class TextGenEnv(gym.Env[Any, Any]):
         """The text so far."""
         return self.rules.vocab.decode(self._tokens[: self._length].tolist())
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """In mode "ansi" the text so far; "human" has already written it."""
         if self.render_mode is None:
             gym.logger.warn('render() does nothing without a render mode; pass render_mode="ansi" to make()')

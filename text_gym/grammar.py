@@ -60,8 +60,7 @@ class Grammar:
         """Collect the vocabulary; the automaton is compiled when it is first needed."""
         if max_length <= min_words:
             raise OptionError(
-                f"max_length={max_length} leaves no room for {min_words} words and EOS; "
-                f"give at least {min_words + 1}"
+                f"max_length={max_length} leaves no room for {min_words} words and EOS; give at least {min_words + 1}"
             )
         self.seed = seed
         self.max_length = max_length
@@ -149,7 +148,8 @@ class Automaton:
         """Follow the rules from "sentence" to every state that can be reached."""
         self._rules, self._words, self._ids = rules, words, vocab.ids
         numbers: dict[tuple[str, ...], int] = {("sentence",): 0}
-        todo, stops = [("sentence",)], []
+        todo: list[tuple[str, ...]] = [("sentence",)]
+        stops: list[float] = []
         arcs: list[tuple[int, int, float, int]] = []
         for number, state in enumerate(todo):  # grows while it is walked
             stop, nexts = self._leave(state)
@@ -193,7 +193,7 @@ class Automaton:
         return weighted
 
     def _per_state(self, values: FloatArray) -> FloatArray:
-        return np.bincount(self._source, weights=values, minlength=len(self._stop))
+        return np.bincount(self._source, weights=values, minlength=len(self._stop)).astype(np.float64)
 
     def _backward(self) -> FloatArray:
         self._mass = np.zeros((len(self._stop) + 1, self._most + 2))
@@ -202,9 +202,7 @@ class Automaton:
             self._mass[:-1, t] += self._stop * (t >= self._fewest)
         return self._mass
 
-    def sample(
-        self, n: int, random: np.random.Generator, width: int
-    ) -> tuple[IntArray, IntArray]:
+    def sample(self, n: int, random: np.random.Generator, width: int) -> tuple[IntArray, IntArray]:
         """Walk n times from the start: `tokens` [n, width] and `lengths` [n], EOS (id 0) included."""
         tokens = np.full((n, width), self._arc_of.shape[1] - 1, dtype=np.int64)
         lengths = np.zeros(n, dtype=np.int64)
@@ -229,7 +227,8 @@ class Automaton:
         ends = np.append(starts[1:], len(self._source))
         weights = np.diff(total)
         last = np.maximum.accumulate(np.where(weights > 0, np.arange(len(weights)), 0))
-        return np.minimum(arc, last[np.maximum(ends[state] - 1, 0)])
+        nearest: IntArray = np.minimum(arc, last[np.maximum(ends[state] - 1, 0)])
+        return nearest
 
     def log_prob(self, tokens: IntArray, words: IntArray) -> FloatArray:
         """The log-probability of the first `words` tokens of each row as a sentence."""

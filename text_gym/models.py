@@ -43,11 +43,7 @@ class LSTM(nn.Module):
 
     def step(self, tokens: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """One token further: tokens [n] to logits [n, V]."""
-        layer = self.lstm
-        hidden, cell = torch.lstm_cell(
-            self.embed(tokens), state,
-            layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0,
-        )  # fmt: skip
+        hidden, cell = torch.lstm_cell(self.embed(tokens), state, *self.lstm.all_weights[0])
         return self.output(hidden), (hidden, cell)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -60,8 +56,9 @@ class LSTM(nn.Module):
 
     def log_prob(self, tokens: Tensor, valid_mask: Tensor) -> Tensor:
         """The summed log-probability of the tokens where valid_mask is True, [n]."""
-        logits = self(tokens.where(valid_mask, torch.zeros_like(tokens)))  # [n, T, V]
-        picked = logits.gather(2, tokens.where(valid_mask, torch.zeros_like(tokens))[:, :, None])[:, :, 0]
+        real = tokens.where(valid_mask, torch.zeros_like(tokens))
+        logits: Tensor = self(real)  # [n, T, V]
+        picked = logits.gather(2, real[:, :, None])[:, :, 0]
         per_token = picked - logits.logsumexp(dim=2)  # [n, T]
         return per_token.double().where(valid_mask, 0.0).sum(dim=1)
 

@@ -70,8 +70,7 @@ def load_attribute(spec: str) -> Any:
     for part in attribute.split("."):
         if not hasattr(target, part):
             raise UnknownNameError(
-                f"{module_name!r} has no {part!r}."
-                + suggest(part, [n for n in vars(module) if not n.startswith("_")])
+                f"{module_name!r} has no {part!r}." + suggest(part, [n for n in vars(module) if not n.startswith("_")])
             )
         target = getattr(target, part)
     return target
@@ -85,7 +84,8 @@ def _module_from_file(path: Path) -> Any:
     name = f"{path.stem}_{digest}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         try:
@@ -96,13 +96,10 @@ def _module_from_file(path: Path) -> Any:
     return sys.modules[name]
 
 
-def lookup(
-    kind: str, spec: str, registry: Mapping[str, Callable[..., Any]]
-) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """The factory and the options that a name stands for; `kind` is for the error message."""
-    name, options = parse_call(spec)
+def lookup(kind: str, name: str, registry: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
+    """What a name, or "module:attribute", stands for; `kind` is for the error message."""
     if ":" in name:
-        return load_attribute(name), options
+        return load_attribute(name)  # type: ignore[no-any-return]
     if name not in registry:
         raise UnknownNameError(f"unknown {kind} {name!r}." + suggest(name, registry))
-    return registry[name], options
+    return registry[name]

@@ -169,7 +169,7 @@ def _check_shapes(arrays: dict[str, Any], path: Path) -> dict[str, npt.NDArray[n
         raise DataError(f"{path} lacks the arrays {', '.join(missing)} of an oracle")
     if arrays["embedding"].ndim != 2 or arrays["bi"].ndim != 1:
         raise DataError(f"{path}: the embedding of an oracle has two axes and its biases one")
-    wanted = _shapes(*arrays["embedding"].shape, arrays["bi"].shape[0])
+    wanted = _shapes(len(arrays["embedding"]), arrays["embedding"].shape[1], len(arrays["bi"]))
     for name in NAMES:
         array = arrays[name]
         if array.dtype.kind != "f" or array.shape != wanted[name] or not np.isfinite(array).all():
@@ -213,6 +213,4 @@ class _ArraysOnly(pickle.Unpickler):
             return numeric_dtype
         if (module, name) == ("_codecs", "encode"):
             return to_bytes
-        raise DataError(
-            f"the pickle asks for {module}.{name}; only arrays are read, so that no file can run code"
-        )
+        raise DataError(f"the pickle asks for {module}.{name}; only arrays are read, so that no file can run code")

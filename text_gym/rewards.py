@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from text_gym.errors import OptionError, RewardError
-from text_gym.names import lookup, suggest
+from text_gym.names import lookup, parse_call, suggest
 from text_gym.sequences import Batch, FloatArray
 from text_gym.tasks import Task, check_options
 
@@ -70,7 +70,7 @@ class FunctionReward(Reward):
     def __init__(self, function: Callable[..., Any], name: str | None = None) -> None:
         """Read the function's signature."""
         self.function = function
-        self.name = name or getattr(function, "__name__", type(function).__name__)
+        self.name = name or str(getattr(function, "__name__", type(function).__name__))
         try:
             parameters = inspect.signature(function).parameters.values()
         except (TypeError, ValueError) as problem:
@@ -154,12 +154,10 @@ def make_reward(spec: RewardSpec, **options: Any) -> Reward:
     if isinstance(spec, Reward):
         reward = spec
     elif isinstance(spec, str):
-        factory, written = lookup("reward", spec, _registry())
-        if isinstance(factory, Reward) or (":" in spec and not inspect.isclass(factory)):
-            if written or options:
-                raise OptionError(f"{spec!r} is a reward as it stands; options go with a Reward class or a name")
-            return make_reward(factory)
-        options = written | options
+        name, written = parse_call(spec)
+        factory, options = lookup("reward", name, _registry()), written | options
+        if ":" in name and not inspect.isclass(factory):
+            return make_reward(factory, **options)
         check_options(f"reward {spec!r}", inspect.signature(factory).parameters, options)
         reward = factory(**options)
         if not isinstance(reward, Reward):
@@ -269,7 +267,5 @@ def _checked(name: str, scores: Any, batch: Batch) -> FloatArray:
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
         row = int(bad[0])
-        raise RewardError(
-            f"reward {name!r} returned {values[row]} for {batch.texts[row]!r}; scores must be finite"
-        )
+        raise RewardError(f"reward {name!r} returned {values[row]} for {batch.texts[row]!r}; scores must be finite")
     return values

@@ -63,6 +63,7 @@ class Rules:
         self.task = make_task(task, **options)
         self.vocab = self.task.vocab
         self.size, self.pad, self.eos = len(self.vocab), self.vocab.pad, self.vocab.eos
+        self._end = -1 if self.eos is None else self.eos  # no action is -1
         self.limit = max_length or self.task.max_length
         if not 0 <= min_length < self.limit:
             raise OptionError(f"min_length={min_length} must lie in 0..{self.limit - 1}, below max_length")
@@ -97,7 +98,9 @@ class Rules:
         self._constraint_columns: tuple[str, ...] = ()
         if constraint == "valid":
             if not self.task.knows("allowed"):
-                raise OptionError(f"constraint='valid' needs a task that knows its language; {self.task.name!r} does not")
+                raise OptionError(
+                    f"constraint='valid' needs a task that knows its language; {self.task.name!r} does not"
+                )
             constraint = lambda prefixes, lengths: self.task.allowed(prefixes, lengths)  # noqa: E731
         elif isinstance(constraint, str):
             if ":" not in constraint:
@@ -110,7 +113,8 @@ class Rules:
             for column in self._constraint_columns:
                 if column not in CONSTRAINT_COLUMNS:
                     raise OptionError(
-                        f"the constraint asks for {column!r}, which it cannot have." + suggest(column, CONSTRAINT_COLUMNS)
+                        f"the constraint asks for {column!r}, which it cannot have."
+                        + suggest(column, CONSTRAINT_COLUMNS)
                     )
         self.constraint: Constraint | None = constraint
         self.restricts = self.constraint is not None or self.min_length > 0 or not self._later.all()
@@ -127,7 +131,7 @@ class Rules:
         """Write the actions at their places in the tokens, all rows in one; say who ended."""
         flat[place] = actions
         lengths = lengths + 1
-        return lengths, (lengths == self.limit) | (actions == self.eos)
+        return lengths, (lengths == self.limit) | (actions == self._end)
 
     def masks(
         self, tokens: IntArray, lengths: IntArray, examples: Sequence[Example] | None, open_: BoolArray | None = None
@@ -214,7 +218,9 @@ class Rules:
         """The ids that options["prefix"] means: a text or ids, with room for at least one token more."""
         ids = self._ids(prefix, "prefix", self.limit)
         if len(ids) >= self.limit:
-            raise OptionError(f"a prefix of {len(ids)} tokens fills all of max_length={self.limit}; nothing is left to do")
+            raise OptionError(
+                f"a prefix of {len(ids)} tokens fills all of max_length={self.limit}; nothing is left to do"
+            )
         if self.eos is not None and self.eos in ids:
             raise OptionError("the prefix contains EOS, so the sequence has already ended")
         return ids

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any, NamedTuple, overload
 
 import numpy as np
@@ -75,7 +75,7 @@ class Sequences:
     def to_lists(self) -> list[list[int]]:
         """Unpack into lists of ids."""
         flat, ends = self.flat.tolist(), self.offsets.tolist()
-        return [flat[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        return [flat[a:b] for a, b in pairwise(ends)]
 
     def padded(self, width: int, pad: int, eos: int | None = None) -> tuple[IntArray, IntArray]:
         """As `tokens` [n, width] and `lengths` [n], with EOS appended where there is room."""
@@ -182,7 +182,8 @@ class Batch:
         if self.vocab.eos is None or not len(self.tokens):
             return self.lengths
         last = self.tokens[np.arange(len(self)), np.maximum(self.lengths - 1, 0)]
-        return self.lengths - ((last == self.vocab.eos) & (self.lengths > 0))
+        ended: BoolArray = (last == self.vocab.eos) & (self.lengths > 0)
+        return self.lengths - ended
 
     @cached_property
     def sentences(self) -> list[list[int]]:

@@ -14,9 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from text_gym.corpora import CorpusOptions, read_corpus
 from text_gym.errors import OptionError, TaskError
-from text_gym.names import lookup, suggest
-from text_gym.sequences import Batch, BoolArray, Example, Examples, FloatArray, IntArray
+from text_gym.names import lookup, parse_call, suggest
+from text_gym.readers import SUFFIXES
+from text_gym.sequences import Batch, BoolArray, Example, Examples, FloatArray, IntArray, Sequences
 from text_gym.vocab import Vocabulary
 
 SPLITS = ("train", "valid", "test")
@@ -132,11 +134,13 @@ class Task:
 
     def sample(self, n: int, seed: int | np.random.Generator | None = None) -> Batch:
         """Draw n sequences from the known source."""
-        return self._known_source("sample").sample(n, seed)
+        drawn: Batch = self._known_source("sample").sample(n, seed)
+        return drawn
 
     def log_prob(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> FloatArray:
         """The exact log-probability of each sequence under the known source, in nats, [n]."""
-        return self._known_source("log_prob").log_prob(tokens, lengths)
+        scores: FloatArray = self._known_source("log_prob").log_prob(tokens, lengths)
+        return scores
 
     def is_valid(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> BoolArray:
         """Whether each sequence belongs to the source's language, [n]."""
@@ -168,8 +172,9 @@ class Task:
 def make_task(spec: str | Path | Task = "grammar", **options: Any) -> Task:
     """Make a task from a name, a path to a .txt, .jsonl or .abc file, or "module:factory".
 
-    Options are the task's own: for "grammar" see `grammar_task`, for "oracle" `oracle_task`, for
-    "answers" `answers_task`, and for files `text_gym.corpora.CorpusOptions`.
+    Options follow the name in brackets or come as arguments. They are the task's own: see
+    `grammar_task`, `oracle_task` and `answers_task`, and for files
+    `text_gym.corpora.CorpusOptions`.
 
     >>> make_task("grammar", seed=1)
     Task('grammar', 209 tokens, max_length=21)
@@ -180,13 +185,19 @@ def make_task(spec: str | Path | Task = "grammar", **options: Any) -> Task:
         if options:
             raise OptionError(f"{spec!r} is already made; the options {', '.join(options)} come too late")
         return spec
-    if isinstance(spec, Path) or _looks_like_a_file(spec):
-        factory: Callable[..., Any] = partial(file_task, spec)
-        check_options(f"a task from the file {str(spec)!r}", _file_options(), options)
-    else:
-        factory, written = lookup("task", spec, _REGISTRY)
+    if isinstance(spec, str):
+        name, written = (spec, {}) if spec.endswith(SUFFIXES) else parse_call(spec)
         options = written | options
-        check_options(f"task {spec!r}", inspect.signature(factory).parameters, options)
+    elif isinstance(spec, Path):
+        name = str(spec)
+    else:
+        raise OptionError(f"a task is a name, a path or a text_gym.Task, not {spec!r}")
+    if isinstance(spec, Path) or _is_path(name):
+        factory: Callable[..., Any] = partial(file_task, name)
+        check_options(f"the task from {name!r}", CorpusOptions.__dataclass_fields__, options)
+    else:
+        factory = lookup("task", name, _REGISTRY)
+        check_options(f"task {name!r}", inspect.signature(factory).parameters, options)
     task = factory(**options)
     if not isinstance(task, Task):
         raise TaskError(f"{spec!r} made {task!r}, which is no text_gym.Task")
@@ -215,24 +226,12 @@ def check_options(what: str, known: Iterable[str], options: Iterable[str]) -> No
             raise OptionError(f"{what} has no option {option!r}." + suggest(option, known))
 
 
-def _looks_like_a_file(spec: str) -> bool:
-    from text_gym.readers import SUFFIXES
-
-    if not isinstance(spec, str):
-        raise OptionError(f"a task is a name, a path or a text_gym.Task, not {spec!r}")
-    return spec.endswith(SUFFIXES) or (":" not in spec and "(" not in spec and ("/" in spec or "\\" in spec))
-
-
-def _file_options() -> list[str]:
-    from text_gym.corpora import CorpusOptions
-
-    return list(CorpusOptions.__dataclass_fields__)
+def _is_path(name: str) -> bool:
+    return name.endswith(SUFFIXES) or (":" not in name and ("/" in name or "\\" in name))
 
 
 def file_task(path: str | Path, **options: Any) -> Task:
     """Sequences, or prompts with references, from a .txt, .jsonl or .abc file."""
-    from text_gym.corpora import CorpusOptions, read_corpus
-
     settings = CorpusOptions(**options)
     corpus = read_corpus(path, settings)
     splits = corpus.splits.values()
@@ -299,8 +298,6 @@ def answers_task(seed: int = 0, size: int = 2_000, max_length: int = 4) -> Task:
 
 def _drawn(source: Source, sizes: Mapping[str, int], seed: int, split: str) -> Examples:
     """A split drawn from a known source, from a stream of random numbers of its own."""
-    from text_gym.sequences import Sequences
-
     random = np.random.default_rng([seed, 100 + SPLITS.index(split)])
     return Examples(Sequences.from_lists(source.sample(sizes[split], random).sentences))
 

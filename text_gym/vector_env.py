@@ -92,7 +92,7 @@ class TextGenVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
         """The task."""
         return self.rules.task
 
-    def reset(  # type: ignore[override]
+    def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Start all episodes, or those of options["reset_mask"]."""
@@ -288,7 +288,7 @@ class TextGenVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
             options["prompt"] = self._prompts.copy()
         return options
 
-    def render(self) -> tuple[str, ...] | None:  # type: ignore[override]
+    def render(self) -> tuple[str, ...] | None:
         """In mode "ansi" the texts so far."""
         if self.render_mode is None:
             return None

@@ -162,9 +162,7 @@ class TokenizerVocabulary(Vocabulary):
         """The tokenizer's ids, special tokens left out."""
         ids = [int(i) for i in self.tokenizer.encode(text, **self._encode_options)]
         if ids and not 0 <= min(ids) <= max(ids) < len(self):
-            raise DataError(
-                f"the tokenizer gave the ids {min(ids)}..{max(ids)}, outside its own size {len(self)}"
-            )
+            raise DataError(f"the tokenizer gave the ids {min(ids)}..{max(ids)}, outside its own size {len(self)}")
         return ids
 
     def decode_rows(self, tokens: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> list[str]:

@@ -1,0 +1,154 @@
+"""The `text-gym` command: what there is, samples, scores, and how fast it runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from agents.audit import audit_rewards
+from text_gym import TextGymError, make_task
+from text_gym.errors import DataError
+from text_gym.rewards import Scorer, registered_rewards
+from text_gym.sequences import Batch, Example
+from text_gym.tasks import Task, registered_tasks
+
+app = tyro.extras.SubcommandApp()
+
+TaskName = Annotated[str, tyro.conf.arg(help="A name, name(option=value), or the path of a corpus.")]
+RewardName = Annotated[str, tyro.conf.arg(help="A name, name(option=value), or module:attribute.")]
+
+
+@app.command
+def tasks() -> None:
+    """List the tasks that have a name. A .txt, .jsonl or .abc file is a task too."""
+    _print_names("task", registered_tasks())
+
+
+@app.command
+def rewards() -> None:
+    """List the rewards that have a name."""
+    _print_names("reward", registered_rewards())
+
+
+@app.command
+def sample(task: TaskName = "grammar", n: int = 8, seed: int = 0, split: str = "test") -> None:
+    """Print real sequences of a task: n of a split, drawn by the seed."""
+    made = make_task(task)
+    batch = _draw(made, split, n, seed)
+    for prompt, text in zip(batch.prompts, batch.texts, strict=True):
+        _say(f"{prompt} -> {text}" if made.conditional else text)
+
+
+@app.command
+def score(
+    file: Annotated[Path, tyro.conf.Positional],
+    task: TaskName = "grammar",
+    reward: RewardName = "bleu",
+) -> None:
+    """Score each line of a text file with a reward; the last line is the mean.
+
+    For a task with prompts, line i answers the test split's prompt i.
+    """
+    made = make_task(task)
+    batch = _read_batch(made, file)
+    total, terms = Scorer(reward, made)(batch)
+    for value, text in zip(total.tolist(), batch.texts, strict=True):
+        _say(f"{value:.6g}\t{text}")
+    _say(f"{total.mean():.6g}\tmean of {len(batch)} by {', '.join(terms)}")
+
+
+@app.command
+def audit(
+    task: TaskName = "grammar",
+    reward: tyro.conf.UseAppendAction[tuple[RewardName, ...]] = (),
+    n: int = 1000,
+    seed: int = 0,
+) -> None:
+    """What rewards say of real sequences, of the same words shuffled, and of random tokens.
+
+    A reward that cannot tell these apart cannot teach an agent to write.
+    """
+    made = make_task(task)
+    table = Table(title=f"{escape(repr(made))}: mean reward of {n} sequences", title_justify="left")
+    for heading in ("reward", "real", "shuffled", "random"):
+        table.add_column(heading, justify="left" if heading == "reward" else "right")
+    for name, means in audit_rewards(made, reward, n, seed).items():
+        table.add_row(escape(name), *(f"{mean:.3f}" for mean in means))
+    Console().print(table)
+
+
+@app.command
+def bench() -> None:
+    """Measure this machine: the environment beside CartPole, BLEU beside other implementations."""
+    from agents.bench import run
+
+    run(Console())
+
+
+def _draw(task: Task, split: str, n: int, seed: int) -> Batch:
+    count = len(task.split(split).references)
+    rows = np.random.default_rng(seed).permutation(count)[:n]
+    return task.batch(split, rows)
+
+
+def _read_batch(task: Task, file: Path) -> Batch:
+    """Lines of a file as finished sequences of a task."""
+    if not file.is_file():
+        raise DataError(f"no file {str(file)!r}; is the path right?")
+    lines = file.read_text(encoding="utf-8").splitlines()
+    ids = [task.encode(line) for line in lines]
+    if not ids:
+        raise DataError(f"{file} is empty; give a sequence a line")
+    tokens = np.full((len(ids), max(map(len, ids)) + 1), task.vocab.pad)
+    for row, sentence in zip(tokens, ids, strict=True):
+        ended = sentence if task.vocab.eos is None else [*sentence, task.vocab.eos]
+        row[: len(ended)] = ended
+    examples: list[Example] | None = None
+    if task.conditional:
+        if len(ids) > len(task.test):
+            raise DataError(f"{file} has {len(ids)} lines, and the test split only {len(task.test)} prompts")
+        examples = [task.test[i] for i in range(len(ids))]
+    return Batch(tokens, (tokens != task.vocab.pad).sum(axis=1), task.vocab, examples)
+
+
+def _print_names(kind: str, described: dict[str, str]) -> None:
+    table = Table(kind, "what it is", box=None)
+    for name, text in described.items():
+        table.add_row(name, escape(text))
+    Console().print(table)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 2 for a user's mistake, told in one line. --debug shows where it came from."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    try:
+        app.cli(
+            prog="text-gym",
+            description="Text generation as a reinforcement-learning environment. --debug shows tracebacks.",
+            args=[argument for argument in given if argument != "--debug"],
+        )
+    except TextGymError as problem:
+        if debug:
+            raise
+        sys.stderr.write(f"text-gym: {problem}\n")
+        return 2
+    except BrokenPipeError:
+        sys.stderr.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
