@@ -86,21 +86,22 @@ def _subject_rules(then: str, depth: int) -> dict[str, list[tuple[float, str]]]:
             (0.1, f"name {then}/one/person/{depth}"),
         ]
     }
+    things = ["thing"] if then == "predicate" else []  # they do things, but do not like or carry others
     for grammatical, numbers in (("any", ("one", "many")), ("one", ("one",)), ("many", ("many",))):
         features = f"{grammatical}/{then}/{depth}"
 
         def nouns(*kinds: str, numbers: tuple[str, ...] = numbers) -> list[tuple[float, str]]:
             return [(1.0, f"{k}:{n} noted/{n}/{k}/{then}/{depth}") for n in numbers for k in kinds]
 
-        things = ["thing"] if then == "predicate" else []
         rules[f"noun/{features}"] = [
             *nouns("person", "animal", *things),
             (0.8 * len(numbers), f"living-adjective living/{features}"),
             *[(0.4 * len(numbers), f"thing-adjective lifeless/{features}") for _ in things],
         ]
         rules[f"living/{features}"] = nouns("person", "animal")
-        rules[f"lifeless/{features}"] = nouns("thing")
-    for number, kind in product(("one", "many"), ("person", "animal", "thing")):
+        if things:
+            rules[f"lifeless/{features}"] = nouns("thing")
+    for number, kind in product(("one", "many"), ("person", "animal", *things)):
         features = f"{number}/{kind}"
         rest = f"{then}/{features}/{depth}"
         rules[f"noted/{features}/{then}/{depth}"] = [
@@ -129,7 +130,7 @@ def _predicate_rules(number: str, kind: str, depth: int) -> dict[str, list[tuple
         ]
     if kind == "person" and depth:
         act += [(0.15, f"says:{number} that subject/predicate/{depth - 1}")]
-    return {
+    rules = {
         f"predicate/{features}": [
             (0.75, f"act/{features}"),
             (0.15, f"adverb act/{features}"),
@@ -137,9 +138,11 @@ def _predicate_rules(number: str, kind: str, depth: int) -> dict[str, list[tuple
         ],
         f"act/{features}": act,
         f"relative/{features}": [(0.6, f"predicate/{features}"), (0.4, f"subject/{taken_by}/{depth}")],
-        f"meets/{features}": [(1.0, f"meets:{number}")],
-        f"takes/{features}": [(1.0, f"takes.{kind}:{number}")],
     }
+    if kind != "thing":
+        rules[f"meets/{features}"] = [(1.0, f"meets:{number}")]
+        rules[f"takes/{features}"] = [(1.0, f"takes.{kind}:{number}")]
+    return rules
 
 
 def _object_rules(depth: int) -> dict[str, list[tuple[float, str]]]:

@@ -67,6 +67,9 @@ class Grammar:
         self.min_words = min_words
         self.rules: Rules = rules if rules is not None else english_rules()
         self.lexicon: Lexicon = lexicon if lexicon is not None else english_lexicon()
+        used = {symbol for body in self.rules.values() for _, text in body for symbol in text.split()}
+        for symbol in sorted({"sentence", *used} - self.rules.keys() - self.lexicon.keys()):
+            raise OptionError(f"{symbol!r} is neither a part of speech in rules nor a category in lexicon")
         words = dict.fromkeys(word for category in self.lexicon.values() for word in category)
         self.vocab = Vocabulary((EOS, *sorted(words)), eos=0)
 

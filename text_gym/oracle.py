@@ -213,4 +213,4 @@ class _ArraysOnly(pickle.Unpickler):
             return numeric_dtype
         if (module, name) == ("_codecs", "encode"):
             return to_bytes
-        raise DataError(f"the pickle asks for {module}.{name}; only arrays are read, so that no file can run code")
+        raise DataError(f"the pickle asks for {module}.{name}; only arrays are read, so that no file can run code; save other oracles as .npz")

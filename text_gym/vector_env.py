@@ -70,7 +70,6 @@ class TextGenVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self._tokens: IntArray = np.full((num_envs, self.rules.limit), self.rules.pad, dtype=np.int64)  # [n, T]
-        self._flat = self._tokens.reshape(-1)  # the same memory
         self._row_starts = np.arange(num_envs) * self.rules.limit
         self._lengths: IntArray = np.zeros(num_envs, dtype=np.int64)
         self._ended: BoolArray = np.zeros(num_envs, dtype=np.bool_)
@@ -115,29 +114,29 @@ class TextGenVectorEnv(VectorEnv[Any, Any, npt.NDArray[Any]]):
         """Append a token to each sequence."""
         chosen = self._checked(actions)
         rules, rewards, infos = self.rules, np.zeros(self.num_envs), {}
+        flat = self._tokens.reshape(-1)  # the same memory, all rows in one
         if self._any_ended:
             live = self._live_rows(chosen)
             if self._mask is not None:
                 self._count_disallowed(chosen, live)
             done = np.zeros(self.num_envs, dtype=np.bool_)
             places = self._row_starts[live] + self._lengths[live]
-            self._lengths[live], done[live] = rules.append(self._flat, places, self._lengths[live], chosen[live])
+            self._lengths[live], done[live] = rules.append(flat, places, self._lengths[live], chosen[live])
             self._restart(np.flatnonzero(self._ended), [], [])
         else:
             if self._mask is not None:
                 self._count_disallowed(chosen, slice(None))
             places = self._row_starts + self._lengths
-            self._lengths, done = rules.append(self._flat, places, self._lengths, chosen)
-        self._ended, self._any_ended = done, bool(done.any())
+            self._lengths, done = rules.append(flat, places, self._lengths, chosen)
+        self._ended, self._any_ended = done.copy(), bool(done.any())
         if self._any_ended:
             rows = np.flatnonzero(done)
             infos = self._finish(rows, rewards)
             if self.autoreset_mode is AutoresetMode.SAME_STEP:
                 infos = self._move_to_final(infos, rows)
                 self._restart(rows, [], [])
-                self._ended, self._any_ended = np.zeros(self.num_envs, dtype=np.bool_), False
         infos["action_mask"], infos["_action_mask"] = self._next_masks(), self._all.copy()
-        return self._observe(), rewards, done.copy(), np.zeros(self.num_envs, dtype=np.bool_), infos
+        return self._observe(), rewards, done, np.zeros(self.num_envs, dtype=np.bool_), infos
 
     def _checked(self, actions: npt.ArrayLike) -> IntArray:
         chosen = np.asarray(actions)

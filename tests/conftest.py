@@ -1,0 +1,45 @@
+"""What several test files need."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+import text_gym
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """No test reads or leaves anything in the user's cache."""
+    monkeypatch.setenv("TEXT_GYM_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def data():
+    """The folder of real data, where there is one."""
+    folder = os.environ.get("TEXT_GYM_DATA")
+    if not folder:
+        pytest.skip("TEXT_GYM_DATA is not set")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def grammar():
+    return text_gym.make_task("grammar")
+
+
+@pytest.fixture(scope="session")
+def answers():
+    return text_gym.make_task("answers")
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a file, and get its path."""
+
+    def writer(name, text, encoding="utf-8"):
+        path = tmp_path / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode(encoding))
+        return path
+
+    return writer

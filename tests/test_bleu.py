@@ -1,0 +1,117 @@
+"""BLEU against NLTK, sacreBLEU and cases done by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import sacrebleu
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nltk.translate.bleu_score import SmoothingFunction
+from nltk.translate.bleu_score import sentence_bleu as nltk_bleu
+
+from text_gym.bleu import Bleu, _HashTable, self_bleu, sentence_bleu
+from text_gym.errors import OptionError
+
+METHODS = {"method1": SmoothingFunction().method1, None: None}
+sentences = st.lists(st.integers(0, 4), max_size=9)
+
+
+def by_nltk(hypothesis, references, n, smoothing):
+    score = nltk_bleu(references, hypothesis, weights=[1 / n] * n, smoothing_function=METHODS[smoothing])
+    return float(score)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@settings(max_examples=300, deadline=None)
+@given(
+    references=st.lists(sentences, min_size=1, max_size=5),
+    hypotheses=st.lists(sentences, min_size=1, max_size=4),
+    n=st.integers(1, 5),
+    smoothing=st.sampled_from(["method1", None]),
+)
+def test_equals_nltk(references, hypotheses, n, smoothing):
+    expected = [by_nltk(h, references, n, smoothing) for h in hypotheses]
+    assert Bleu(references, n, smoothing).score(hypotheses) == pytest.approx(expected, abs=1e-9)
+    alone = [sentence_bleu(h, references, n, smoothing) for h in hypotheses]
+    assert alone == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@settings(max_examples=150, deadline=None)
+@given(
+    sentences=st.lists(sentences, min_size=2, max_size=7),
+    n=st.integers(1, 4),
+    smoothing=st.sampled_from(["method1", None]),
+)
+def test_self_bleu_leaves_the_sentence_itself_out(sentences, n, smoothing):
+    expected = [by_nltk(s, sentences[:i] + sentences[i + 1 :], n, smoothing) for i, s in enumerate(sentences)]
+    assert self_bleu(sentences, n, smoothing) == pytest.approx(expected, abs=1e-9)
+
+
+def test_by_hand():
+    # 3 of 4 words, 1 of 3 pairs; the nearer reference length, 3, brings no penalty.
+    score = Bleu([["a", "b", "c"], ["d"] * 9], n=2).score([["a", "b", "x", "c"]])
+    assert score == pytest.approx([math.sqrt(3 / 4 * 1 / 3)])
+    # A word counts no more often than in any one reference; shorter by one than the reference.
+    assert Bleu([["a", "a", "b"]], n=1).score([["a"] * 2, ["b"] * 2]) == pytest.approx(
+        [math.exp(1 - 3 / 2), math.exp(1 - 3 / 2) / 2]
+    )
+
+
+def test_ids_words_and_padded_arrays_agree():
+    rows = [[3, 1, 4, 1, 5], [9, 2, 6], [5, 3, 5, 8]]
+    references = [[3, 1, 4, 1], [2, 6, 5, 3, 5], [9, 2, 6]]
+    padded = np.array([row + [77] * (6 - len(row)) for row in rows])
+    by_lists = Bleu(references).score(rows)
+    assert by_lists.tolist() == Bleu(references).score(padded, [5, 3, 4]).tolist()
+    as_words = [[str(i) for i in row] for row in rows]
+    assert by_lists.tolist() == Bleu([[str(i) for i in r] for r in references]).score(as_words).tolist()
+    huge = [[i + 10**12 for i in row] for row in rows]
+    assert by_lists.tolist() == Bleu([[i + 10**12 for i in r] for r in references]).score(huge).tolist()
+    assert by_lists.tolist() == [sentence_bleu(row, references) for row in rows]
+
+
+def test_equals_sacrebleu_where_their_definitions_meet():
+    """For hypotheses of at least four words both floor a zero count at 0.1, and both take the nearest length."""
+    random = np.random.default_rng(5)
+    references = [" ".join(random.choice(list("abcdef"), random.integers(4, 12))) for _ in range(6)]
+    hypotheses = [" ".join(random.choice(list("abcdef"), random.integers(4, 12))) for _ in range(200)]
+    ours = Bleu([r.split() for r in references]).score([h.split() for h in hypotheses])
+    metric = sacrebleu.BLEU(tokenize="none", smooth_method="floor", smooth_value=0.1, effective_order=False)
+    theirs = [metric.sentence_score(h, references).score / 100 for h in hypotheses]
+    assert ours == pytest.approx(theirs, abs=1e-9)
+
+
+def test_equals_nltk_on_captions(data):
+    read = lambda name: [line.split() for line in (data / name).read_text(encoding="utf-8").splitlines()]  # noqa: E731
+    references, hypotheses = read("coco_train.txt"), read("coco_test.txt")[:200]
+    bleu = Bleu(references)
+    scores = bleu.score(hypotheses)
+    assert scores.mean() == pytest.approx(0.3721687, abs=5e-8)
+    assert scores[:6] == pytest.approx([by_nltk(h, references, 4, "method1") for h in hypotheses[:6]], abs=1e-9)
+    assert "references:10000" in bleu.signature
+
+
+@settings(deadline=None)
+@given(keys=st.lists(st.integers(0, 2**62), unique=True, max_size=200), others=st.lists(st.integers(0, 2**62)))
+def test_the_hash_table_is_a_dictionary(keys, others):
+    table = _HashTable(np.array(keys, dtype=np.int64))
+    places = {key: i for i, key in enumerate(keys)}
+    asked = [*keys, *others]
+    assert table.find(np.array(asked, dtype=np.int64)).tolist() == [places.get(key, -1) for key in asked]
+
+
+def test_mistakes_are_told():
+    with pytest.raises(OptionError, match="at least one reference"):
+        Bleu([])
+    with pytest.raises(OptionError, match="at least 1"):
+        Bleu([[1]], n=0)
+    with pytest.raises(OptionError, match="method1"):
+        Bleu([[1]], smoothing="method7")
+    with pytest.raises(OptionError, match="not a string; split it"):
+        Bleu(["a sentence"])
+    with pytest.raises(OptionError, match="hypotheses must be ids too"):
+        Bleu([[1, 2]]).score([["a", "b"]])
+    with pytest.raises(OptionError, match="at least two"):
+        self_bleu([[1, 2]])

@@ -1,0 +1,258 @@
+"""The vector environment against scalar ones, and against Gymnasium's own vectorisation."""
+
+import pickle
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from text_gym.errors import InvalidActionError, MaskError, OptionError, ResetNeededError
+from text_gym.vector_env import TextGenVectorEnv
+
+MODES = [mode.value for mode in AutoresetMode]
+SETTINGS = {
+    "free": {"max_length": 5, "reward": {"bleu(n=2)": 1.0, "random": 2.0}},
+    "fixed": {"task": "oracle(vocab_size=12, max_length=3)", "reward": "random"},
+    "asked": {"task": "answers", "reward": {"bleu": 1.0, "length": 0.5}},
+    "bound": {"max_length": 6, "min_length": 3, "banned": ["the"], "reward": "random"},
+    "valid": {"max_length": 7, "constraint": "valid", "reward": "validity"},
+}
+
+
+def assert_same(ours, theirs, where=""):
+    """Equal observations and infos; values of rows that an info does not speak of do not count."""
+    if isinstance(theirs, dict):
+        assert set(ours) == set(theirs), where
+        for key, value in theirs.items():
+            here = theirs.get(f"_{key}")
+            mine = ours[key]
+            if here is not None and not isinstance(value, dict):
+                value, mine = value[here], mine[here]
+            assert_same(mine, value, f"{where}.{key}")
+    elif isinstance(theirs, np.ndarray) and theirs.dtype == object:
+        assert len(ours) == len(theirs), where
+        for a, b in zip(ours, theirs, strict=True):
+            assert_same(a, b, where)
+    elif isinstance(theirs, np.ndarray):
+        assert ours.dtype == theirs.dtype, where
+        assert (ours == theirs).all(), where
+    else:
+        assert ours == theirs, where
+
+
+def some_actions(envs, random, masks):
+    """Random tokens, mostly allowed ones, EOS often."""
+    actions = []
+    for mask in masks:
+        allowed = np.flatnonzero(mask)
+        action = int(random.choice(allowed))
+        if random.random() < 0.3 and mask[0]:
+            action = 0
+        if random.random() < 0.1:
+            action = int(random.integers(envs.single_action_space.n))
+        actions.append(action)
+    return np.array(actions)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_it_equals_sync_vector_env(name, mode):
+    """Observation for observation, reward for reward, info for info."""
+    count = 5
+    ours = gym.make_vec("TextGen-v0", num_envs=count, autoreset_mode=mode, **SETTINGS[name])
+    theirs = SyncVectorEnv(
+        [lambda: gym.make("TextGen-v0", **SETTINGS[name])] * count, autoreset_mode=AutoresetMode(mode)
+    )
+    assert ours.single_observation_space == theirs.single_observation_space
+    assert ours.action_space == theirs.action_space
+    result, expected = ours.reset(seed=3), theirs.reset(seed=3)
+    assert_same(result[0], expected[0])
+    assert_same(result[1], expected[1])
+    random = np.random.default_rng(0)
+    ends = 0
+    for step in range(40):
+        actions = some_actions(ours, random, result[1]["action_mask"])
+        result, expected = ours.step(actions), theirs.step(actions)
+        for mine, other, what in zip(result[:4], expected[:4], ("obs", "reward", "end", "cut"), strict=True):
+            assert_same(mine, other, f"{step} {what}")
+        assert_same(result[4], expected[4], f"{step} info")
+        assert result[0] in ours.observation_space
+        ends += int(result[2].sum())
+        result = (result[0], result[4])
+        if mode == "Disabled" and ours.unwrapped._ended.any():
+            ended = ours.unwrapped._ended.copy()
+            again = [e.reset(options={"reset_mask": ended.copy()}) for e in (ours, theirs)]
+            assert_same(again[0][0], again[1][0])
+            assert_same(again[0][1], again[1][1])
+            result = again[0][0], {"action_mask": ours.unwrapped.action_masks()}
+    assert ends > 10
+
+
+@settings(max_examples=40, deadline=None)
+@given(count=st.integers(1, 6), data=st.data())
+def test_copies_together_equal_copies_alone(count, data):
+    """In one sweep of unequal lengths, every copy ends when and as its scalar twin does."""
+    envs = gym.make_vec("TextGen-v0", num_envs=count, max_length=5, reward="random", autoreset_mode="Disabled")
+    envs.reset()
+    rows = data.draw(st.lists(st.lists(st.integers(0, 208), min_size=5, max_size=5), min_size=count, max_size=count))
+    twins = []
+    for row in rows:
+        env = gym.make("TextGen-v0", max_length=5, reward="random").unwrapped
+        env.reset()
+        twins.append([env.step(row[0])])
+        for token in row[1:]:
+            if twins[-1][-1][2]:
+                break
+            twins[-1].append(env.step(token))
+    t, done = 0, np.zeros(count, dtype=bool)
+    while not done.any():
+        observations, rewards, done, _, infos = envs.step([row[t] for row in rows])
+        for i, twin in enumerate(twins):
+            assert observations[i].tolist() == twin[t][0].tolist()
+            assert (rewards[i], done[i]) == twin[t][1:3]
+            if done[i]:
+                assert infos["text"][i] == twin[t][4]["text"]
+        t += 1
+
+
+def test_async_vector_env():
+    envs = AsyncVectorEnv([lambda: gym.make("TextGen-v0", max_length=4, reward="random")] * 2)
+    ours = gym.make_vec("TextGen-v0", num_envs=2, max_length=4, reward="random")
+    try:
+        assert_same(ours.reset(seed=0)[0], envs.reset(seed=0)[0])
+        for _ in range(6):
+            mine, other = ours.step([3, 4]), envs.step(np.array([3, 4]))
+            assert_same(mine[0], other[0])
+            assert_same(mine[1], other[1])
+    finally:
+        envs.close()
+
+
+def test_returned_arrays_are_the_callers():
+    envs = gym.make_vec("TextGen-v0", num_envs=3, max_length=4, reward="random")
+    kept = [envs.reset(seed=0)[0]]
+    copies = [kept[0].copy()]
+    for t in range(6):
+        observations, rewards, done, cut, _ = envs.step([t + 1] * 3)
+        kept += [observations, rewards, done, cut]
+        copies += [a.copy() for a in (observations, rewards, done, cut)]
+    assert all((a == b).all() for a, b in zip(kept, copies, strict=True))
+    kept[1][:] = 0
+    assert envs.step([1] * 3)[0].max() == 209
+
+
+def test_statistics_and_lists_of_infos():
+    envs = RecordEpisodeStatistics(gym.make_vec("TextGen-v0", num_envs=2, reward="length"))
+    envs.reset()
+    envs.step([5, 5])
+    infos = envs.step([0, 7])[4]
+    assert infos["episode"]["r"].tolist() == [1.0, 0.0]
+    assert infos["episode"]["l"].tolist() == [2, 0]
+    envs = DictInfoToList(gym.make_vec("TextGen-v0", num_envs=2, reward="length"))
+    envs.reset()
+    infos = envs.step([0, 7])[4]
+    assert (infos[0]["text"], infos[0]["reward_terms"], "text" in infos[1]) == ("", {"length": 0.0}, False)
+
+
+def test_starting_anywhere(answers, grammar):
+    envs = gym.make_vec("TextGen-v0", num_envs=2, reward="length")
+    vocab = grammar.vocab
+    observations, _ = envs.reset(options={"prefix": "the dogs"})
+    assert [vocab.decode(row) for row in observations] == ["the dogs"] * 2
+    observations, _ = envs.reset(options={"prefix": ["the dogs", "mary"]})
+    assert [vocab.decode(row) for row in observations] == ["the dogs", "mary"]
+    snapshot = envs.unwrapped.snapshot()
+    walked = [envs.step([5, 0])[:3] for _ in range(1)]
+    observations, _ = envs.reset(options=snapshot)
+    assert [vocab.decode(row) for row in observations] == ["the dogs", "mary"]
+    assert str([envs.step([5, 0])[:3]]) == str(walked)
+
+    asked = gym.make_vec("TextGen-v0", num_envs=2, task=answers)
+    for prompt, numbers in ((3, (3, 3)), ([3, 4], (3, 4)), (answers.decode(answers.train[5].prompt), (5, 5))):
+        observations, _ = asked.reset(options={"prompt": prompt})
+        wanted = [answers.decode(answers.train[i].prompt) for i in numbers]
+        assert [answers.decode(row) for row in observations["prompt"]] == wanted
+    observations, _ = asked.reset(options=asked.unwrapped.snapshot())
+    assert [answers.decode(row) for row in observations["prompt"]] == wanted
+
+
+def test_masks_of_copies_at_different_places():
+    envs = gym.make_vec("TextGen-v0", num_envs=3, min_length=2, reward="length").unwrapped
+    _, infos = envs.reset(options={"prefix": ["", "the", "the dogs"]})
+    assert infos["action_mask"][:, 0].tolist() == [0, 0, 1]
+    assert infos["action_mask"].sum() == 3 * 209 - 2
+    infos = envs.step([5, 5, 5])[4]
+    assert infos["action_mask"][:, 0].tolist() == [0, 1, 1]
+    assert envs.action_masks()[:, 0].tolist() == [False, True, True]
+    infos = envs.step([0, 0, 0])[4]
+    assert infos["disallowed"].tolist() == [1, 0, 0]
+
+
+def test_pickles_and_renders():
+    envs = gym.make_vec("TextGen-v0", num_envs=2, render_mode="ansi", reward="random", min_length=1).unwrapped
+    envs.reset(seed=0, options={"prefix": ["the dogs", "mary"]})
+    assert envs.render() == ("the dogs", "mary")
+    other = pickle.loads(pickle.dumps(envs))
+    assert str(other.step([4, 0])) == str(envs.step([4, 0]))
+
+
+@pytest.mark.parametrize(
+    "actions", [[1], [1, 2, 3], [0.5, 1.0], [[1, 2]], ["a", "b"], [1, 209], [-1, 0], [None, 1], 3]
+)
+def test_refused_actions_change_nothing(actions):
+    envs = gym.make_vec("TextGen-v0", num_envs=2, reward="length").unwrapped
+    envs.reset()
+    with pytest.raises(InvalidActionError, match="whole number"):
+        envs.step(actions)
+    assert envs.step([4, 4])[0][:, :2].tolist() == [[4, 209]] * 2
+
+
+def test_mistakes_are_told(answers):
+    for arguments, words in [
+        ({"num_envs": 0}, "num_envs"),
+        ({"autoreset_mode": "Sometimes"}, "'NextStep', 'SameStep', 'Disabled'"),
+        ({"render_mode": "human"}, "renders as 'ansi'"),
+        ({"max_episode_steps": 4}, "no option 'max_episode_steps'"),
+    ]:
+        with pytest.raises(OptionError, match=words):
+            TextGenVectorEnv(**{"num_envs": 2, **arguments})
+    envs = TextGenVectorEnv(3, reward="length", autoreset_mode="Disabled")
+    with pytest.raises(ResetNeededError):
+        envs.step([0, 0, 0])
+    with pytest.raises(OptionError, match="first reset must be of all"):
+        envs.reset(options={"reset_mask": np.array([True, False, False])})
+    envs.reset()
+    envs.step([0, 5, 0])
+    with pytest.raises(ResetNeededError, match=r"copies \[0, 2\] have ended"):
+        envs.step([1, 1, 1])
+    for reset_mask, words in [
+        ([True, False, False], "numpy array of 3 booleans"),
+        (np.zeros(3, bool), "selects no copy"),
+        (np.ones(2, bool), "numpy array of 3 booleans"),
+    ]:
+        with pytest.raises(OptionError, match=words):
+            envs.reset(options={"reset_mask": reset_mask})
+    with pytest.raises(OptionError, match="2 seeds for 3 copies"):
+        envs.reset(seed=[1, 2])
+    with pytest.raises(OptionError, match="2 values of 'prefix' for 3 copies"):
+        envs.reset(options={"prefix": ["the", "the"]})
+    assert envs.reset(options={"reset_mask": np.array([True, False, True])})[1]["_action_mask"].tolist() == [
+        True, False, True,
+    ]  # fmt: skip
+    assert envs.step([1, 1, 1])[0][1].tolist()[:3] == [5, 1, 209]
+
+
+def test_a_dead_end_in_one_copy_is_told():
+    def no_way_after_three(prefixes, lengths):
+        mask = np.ones((len(prefixes), 209), bool)
+        mask[(prefixes == 3).any(axis=1)] = False
+        return mask
+
+    envs = TextGenVectorEnv(3, constraint=no_way_after_three, reward="length")
+    envs.reset()
+    with pytest.raises(MaskError, match="nothing may follow"):
+        envs.step([4, 3, 4])
