@@ -49,7 +49,7 @@ def key_of(files: Mapping[str, Path], options: Mapping[str, Any]) -> str:
 def load(key: str) -> dict[str, npt.NDArray[Any]] | None:
     """What was stored under a key; None if nothing, or nothing readable."""
     try:
-        with np.load(folder() / f"{key}.npz", allow_pickle=False) as archive:
+        with (folder() / f"{key}.npz").open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

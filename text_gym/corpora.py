@@ -6,6 +6,7 @@ training split have been counted, are they renumbered by frequency.
 
 from __future__ import annotations
 
+import codecs
 import json
 import logging
 import os
@@ -67,6 +68,10 @@ class CorpusOptions:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < least):
                 raise OptionError(f"{name} must be a whole number of at least {least}, not {value!r}")
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError as problem:
+            raise OptionError(f"{problem}; for example encoding='utf-8' or 'latin-1'") from problem
         shares = [s for s in (self.valid, self.test) if not isinstance(s, str | os.PathLike)]
         if any(not 0 <= share < 1 for share in shares) or sum(shares) >= 1:
             raise OptionError(

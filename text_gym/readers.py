@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from text_gym.errors import DataError, OptionError
+from text_gym.errors import DataError
 
 SUFFIXES = (".txt", ".jsonl", ".abc")
 
@@ -64,8 +64,6 @@ def _lines(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
                 f"{path}, line {_undecodable_line(path, encoding, number)}: not {encoding} "
                 f"({problem.reason}); pass encoding=..., for example encoding='latin-1'"
             ) from problem
-        except LookupError as problem:
-            raise OptionError(str(problem)) from problem
 
 
 def _undecodable_line(path: Path, encoding: str, last: int) -> int:
