@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from text_gym.errors import RewardError
+from text_gym.arrays import IntArray
+from text_gym.errors import RewardError, TaskError
+from text_gym.names import whole_number
 from text_gym.rewards import Scorer, registered_rewards
-from text_gym.sequences import Batch, IntArray
+from text_gym.sequences import Batch
 from text_gym.tasks import Task
 
 
@@ -23,8 +25,10 @@ def audit_rewards(
         n: How many sequences, if the test split has so many.
         seed: Draws the sequences and the noise.
     """
-    random = np.random.default_rng(seed)
-    real = task.batch("test", random.permutation(len(task.test.references))[:n])
+    random = np.random.default_rng(whole_number("seed", seed, least=0))
+    if not len(task.test):
+        raise TaskError(f"{task!r} has no test split to audit rewards on")
+    real = task.batch("test", random.permutation(len(task.test.references))[: whole_number("n", n, least=1)])
     shuffled = Batch(_shuffle(real, random), real.lengths, task.vocab, real.examples)
     noise = Batch(_replace(real, random), real.lengths, task.vocab, real.examples)
     results = {}

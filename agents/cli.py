@@ -16,8 +16,10 @@ from rich.table import Table
 from agents.audit import audit_rewards
 from text_gym import TextGymError, make_task
 from text_gym.errors import DataError
+from text_gym.names import whole_number
+from text_gym.readers import read_lines
 from text_gym.rewards import Scorer, registered_rewards
-from text_gym.sequences import Batch, Example
+from text_gym.sequences import Batch, Example, Sequences
 from text_gym.tasks import Task, registered_tasks
 
 app = tyro.extras.SubcommandApp()
@@ -94,8 +96,11 @@ def bench() -> None:
 
 
 def _draw(task: Task, split: str, n: int, seed: int) -> Batch:
+    whole_number("n", n, least=1)
     count = len(task.split(split).references)
-    rows = np.random.default_rng(seed).permutation(count)[:n]
+    if not count:
+        raise DataError(f"the {split!r} split of {task.name!r} is empty; choose another with --split")
+    rows = np.random.default_rng(whole_number("seed", seed, least=0)).permutation(count)[:n]
     return task.batch(split, rows)
 
 
@@ -103,20 +108,19 @@ def _read_batch(task: Task, file: Path) -> Batch:
     """Lines of a file as finished sequences of a task."""
     if not file.is_file():
         raise DataError(f"no file {str(file)!r}; is the path right?")
-    lines = file.read_text(encoding="utf-8").splitlines()
-    ids = [task.encode(line) for line in lines]
+    ids = [task.encode(line) for _, line in read_lines(file, "utf-8")]
     if not ids:
         raise DataError(f"{file} is empty; give a sequence a line")
-    tokens = np.full((len(ids), max(map(len, ids)) + 1), task.vocab.pad)
-    for row, sentence in zip(tokens, ids, strict=True):
-        ended = sentence if task.vocab.eos is None else [*sentence, task.vocab.eos]
-        row[: len(ended)] = ended
+    for number, sentence in enumerate(ids, 1):
+        if len(sentence) > task.max_length:
+            raise DataError(f"{file}, line {number}: {len(sentence)} tokens, and {task!r} takes no more")
+    tokens, lengths = Sequences.from_lists(ids).padded(task.max_length, task.vocab.pad, task.vocab.eos)
     examples: list[Example] | None = None
     if task.conditional:
         if len(ids) > len(task.test):
             raise DataError(f"{file} has {len(ids)} lines, and the test split only {len(task.test)} prompts")
         examples = [task.test[i] for i in range(len(ids))]
-    return Batch(tokens, (tokens != task.vocab.pad).sum(axis=1), task.vocab, examples)
+    return Batch(tokens, lengths, task.vocab, examples)
 
 
 def _print_names(kind: str, described: dict[str, str]) -> None:

@@ -38,7 +38,9 @@ def test_sample(capsys, grammar):
 
 def test_score(capsys, write):
     path = write("lines.txt", "the dogs run\nmary sings and the big\n")
-    code, out, err = run(capsys, "score", str(write("good.txt", "the dogs run\nthe dogs runs\n")), "--reward", "validity")
+    code, out, err = run(
+        capsys, "score", str(write("good.txt", "the dogs run\nthe dogs runs\n")), "--reward", "validity"
+    )
     assert (code, out.splitlines()) == (0, ["1\tthe dogs run", "0\tthe dogs runs", "0.5\tmean of 2 by validity"])
     code, out, err = run(capsys, "score", str(path))
     assert (code, out) == (2, "")

@@ -17,6 +17,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import text_gym
+from text_gym.env import TextGenEnv
 from text_gym.errors import InvalidActionError, MaskError, OptionError, ResetNeededError, RewardError
 from text_gym.tasks import registered_tasks
 
@@ -104,7 +105,7 @@ def test_prompts_are_observed_and_drawn_from_the_split(answers):
         rows[tuple(t for t in observation["prompt"].tolist() if t != answers.vocab.pad)] = True
     assert rows.keys() <= answers.test.by_prompt.keys()
     assert len(rows) > 100
-    observation, _ = env.reset(options={"prompt": 7})
+    observation, _ = env.reset(options={"prompt_index": 7})
     example = answers.test[7]
     assert observation["prompt"].tolist()[: len(example.prompt)] == list(example.prompt)
     *_, reward, _, _, info = write_out(env, [*example.references[0], answers.vocab.eos])
@@ -136,6 +137,26 @@ def test_starting_anywhere_equals_getting_there():
             assert str(there) == str(here)
             token = int(random.integers(1, 30))
             assert str(jumped.step(token)) == str(walked.step(token)), step
+
+
+def test_a_snapshot_keeps_the_example_where_prompts_repeat(write):
+    lines = [f'{{"prompt": "p", "reference": "{word}"}}' for word in "abcdef"]
+    task = text_gym.make_task(write("asked.jsonl", "\n".join(lines)), valid=0.0, test=0.0)
+    env = make(task=task, reward=lambda completions, references: [float(r == ["f"]) for r in references]).unwrapped
+    for seed in range(20):
+        env.reset(seed=seed)
+        snapshot = env.snapshot()
+        reward = env.step(0)[1]
+        env.reset(options=snapshot)
+        assert env.step(0)[1] == reward
+    assert task.train[5].references == ((task.vocab.ids["f"],),)
+
+
+def test_unknown_words_are_masked_unless_asked_for(write):
+    path = write("some.txt", "a b\n")
+    assert make(task=str(path)).reset()[1]["action_mask"].tolist() == [1, 0, 1, 1]
+    assert make(task=str(path), banned=[]).reset()[1]["action_mask"].tolist() == [1, 1, 1, 1]
+    assert make(task=str(path), banned="b").reset()[1]["action_mask"].tolist() == [1, 1, 1, 0]
 
 
 def test_prefixes_of_every_kind(grammar):
@@ -172,7 +193,13 @@ def test_a_refused_reset_changes_nothing(options, words):
     assert env.step(env.task.vocab.eos)[4]["length"] == 2
 
 
-@pytest.mark.parametrize("options", [{"prompt": 10**6}, {"prompt": -1}, {"prompt": [1] * 99}, {"prompt": 1.5}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prompt_index": 10**6}, {"prompt_index": -1}, {"prompt_index": "a"}, {"prompt": [1] * 99}, {"prompt": 1.5},
+        {"prompt": [[1], [1, 2]]}, {"prompt": "what is 1 plus 1 ?", "prompt_index": 0}, {"prompt": 3}, "prompt",
+    ],
+)  # fmt: skip
 def test_refused_prompts(answers, options):
     with pytest.raises(OptionError):
         make(task=answers).reset(options=options)
@@ -235,7 +262,7 @@ def test_a_masked_agent_stays_in_the_language():
     assert (info["disallowed"], info["length"] <= 21) == (0, True)
 
 
-def test_a_constraint_is_asked_about_prefixes_and_left_alone_after_straying():
+def test_a_constraint_is_asked_about_every_prefix():
     asked = []
 
     def rising(prefixes, lengths, prompts):
@@ -250,11 +277,47 @@ def test_a_constraint_is_asked_about_prefixes_and_left_alone_after_straying():
     assert info["action_mask"].tolist() == [0, 0, 0, 1, 1, 1]
     assert asked[-1][0].tolist() == [[3, 6, 6, 6]]
     assert asked[-1][1:] == ([1], [[]])
-    count = len(asked)
     info = env.step(1)[4]
+    assert info["action_mask"].tolist() == [0, 1, 1, 1, 1, 1]
+    info = write_out(env, [0, 5])[4]
+    assert info["disallowed"] == 2
     assert info["action_mask"].tolist() == [1] * 6
-    assert len(asked) == count
-    assert write_out(env, [0, 0])[4]["disallowed"] == 1
+    assert len(asked) == 4
+
+
+def test_after_straying_a_constraint_that_allows_nothing_is_dropped():
+    env = make(constraint="valid", reward="validity", banned=[7]).unwrapped
+    vocab = env.task.vocab
+    env.reset()
+    info = write_out(env, [vocab.ids["dog"], vocab.ids["the"]])[4]
+    assert np.flatnonzero(info["action_mask"] == 0).tolist() == [7]
+    snapshot = env.snapshot()
+    twin = make(constraint="valid", reward="validity", banned=[7]).unwrapped
+    assert twin.reset(options=snapshot)[1]["action_mask"].tolist() == info["action_mask"].tolist()
+    assert str(twin.step(0)) == str(env.step(0))
+
+
+def test_a_failed_step_ends_the_episode_and_a_failed_reset_does_not():
+    def until_a_seven(prefixes):
+        return np.repeat(~(prefixes == 7).any(axis=1)[:, None], 209, axis=1)
+
+    env = make(constraint=until_a_seven, reward=lambda completions: [float("nan")]).unwrapped
+    env.reset()
+    env.step(5)
+    with pytest.raises(MaskError, match="nothing may follow"):
+        env.reset(options={"prefix": [7]})
+    env.step(6)
+    with pytest.raises(MaskError, match="nothing may follow"):
+        env.step(7)
+    with pytest.raises(ResetNeededError):
+        env.step(5)
+    env.reset()
+    with pytest.raises(RewardError, match="returned nan"):
+        env.step(0)
+    with pytest.raises(ResetNeededError):
+        env.step(5)
+    with pytest.raises(ResetNeededError, match="snapshot"):
+        env.snapshot()
 
 
 def test_bad_constraints_are_told(answers):
@@ -286,9 +349,8 @@ def test_arguments_are_checked():
         ({"reward": "blue"}, "Did you mean 'bleu'"),
         ({"task": 3}, "a name, a path"),
     ]:
-        with warnings.catch_warnings(), pytest.raises(text_gym.TextGymError, match=words):
-            warnings.simplefilter("ignore")
-            gym.make("TextGen-v0", **arguments).unwrapped.reset()
+        with pytest.raises(text_gym.TextGymError, match=words):
+            TextGenEnv(**arguments)
 
 
 def test_a_spec_of_strings_and_numbers_survives_json(answers):

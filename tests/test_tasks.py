@@ -28,7 +28,9 @@ def test_every_registered_task_is_whole(name):
         assert not task.conditional or all(batch.prompts)
     assert task.train is task.train
     assert copy.deepcopy(task) is task
-    parts = [{tuple(r) for r in task.split(s).prompts.to_lists()} for s in ("train", "test")] if task.conditional else []
+    parts = (
+        [{tuple(r) for r in task.split(s).prompts.to_lists()} for s in ("train", "test")] if task.conditional else []
+    )
     assert not parts or not parts[0] & parts[1]
 
 
@@ -57,7 +59,7 @@ def tiny_task(letters="ab"):
         ("grammar(seed)", {}, OptionError, "key=value"),
         ("grammar(seed=__import__('os'))", {}, OptionError, "cannot read"),
         ("some/folder", {}, DataError, "a corpus ends in"),
-        ("tests.test_tasks:LETTERS", {}, TypeError, "callable"),
+        ("tests.test_tasks:LETTERS", {}, UnknownNameError, "cannot be called"),
         ("tests.test_tasks:np.array", {"object": 1}, TaskError, "no text_gym.Task"),
         (3, {}, OptionError, "a name, a path"),
         (LETTERS, {}, OptionError, "a name, a path"),
@@ -123,7 +125,7 @@ def test_sequences_give_back_what_they_were_given(rows, width, data):
     assert packed[keep].to_lists() == [r for r in rows if len(r) > 2]
     tokens, lengths = packed.padded(width, pad=7, eos=0)
     for row, line, length in zip(rows, tokens.tolist(), lengths.tolist(), strict=True):
-        whole = (row[:width] + [0])[:width]
+        whole = ([*row[:width], 0])[:width]
         assert line == whole + [7] * (width - len(whole))
         assert length == len(whole)
     if rows:
@@ -170,7 +172,12 @@ def test_what_follows_the_end_is_not_read():
 
 def test_vocabularies():
     vocab = Vocabulary(["<eos>", "<unk>", "a", "b"], eos=0, unk=1)
-    assert (vocab.encode("a c b"), vocab.decode([2, 1, 3, 0, 2]), vocab.pad, len(vocab)) == ([2, 1, 3], "a <unk> b", 4, 4)
+    assert (vocab.encode("a c b"), vocab.decode([2, 1, 3, 0, 2]), vocab.pad, len(vocab)) == (
+        [2, 1, 3],
+        "a <unk> b",
+        4,
+        4,
+    )
     with pytest.raises(DataError, match="'z' is not in this vocabulary"):
         LETTERS.encode("a z")
     for tokens, options, words in [

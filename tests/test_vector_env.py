@@ -10,7 +10,7 @@ from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from text_gym.errors import InvalidActionError, MaskError, OptionError, ResetNeededError
+from text_gym.errors import InvalidActionError, MaskError, OptionError, ResetNeededError, RewardError
 from text_gym.vector_env import TextGenVectorEnv
 
 MODES = [mode.value for mode in AutoresetMode]
@@ -172,8 +172,16 @@ def test_starting_anywhere(answers, grammar):
     assert str([envs.step([5, 0])[:3]]) == str(walked)
 
     asked = gym.make_vec("TextGen-v0", num_envs=2, task=answers)
-    for prompt, numbers in ((3, (3, 3)), ([3, 4], (3, 4)), (answers.decode(answers.train[5].prompt), (5, 5))):
-        observations, _ = asked.reset(options={"prompt": prompt})
+    prompts = [answers.train[i].prompt for i in range(6)]
+    for options, numbers in [
+        ({"prompt_index": 3}, (3, 3)),
+        ({"prompt_index": [3, 4]}, (3, 4)),
+        ({"prompt_index": np.array([0, 4])}, (0, 4)),
+        ({"prompt": answers.decode(prompts[5])}, (5, 5)),
+        ({"prompt": list(prompts[2])}, (2, 2)),
+        ({"prompt": [list(prompts[2]), answers.decode(prompts[3])]}, (2, 3)),
+    ]:
+        observations, _ = asked.reset(options=options)
         wanted = [answers.decode(answers.train[i].prompt) for i in numbers]
         assert [answers.decode(row) for row in observations["prompt"]] == wanted
     observations, _ = asked.reset(options=asked.unwrapped.snapshot())
@@ -188,8 +196,49 @@ def test_masks_of_copies_at_different_places():
     infos = envs.step([5, 5, 5])[4]
     assert infos["action_mask"][:, 0].tolist() == [0, 1, 1]
     assert envs.action_masks()[:, 0].tolist() == [False, True, True]
+    with pytest.raises(ValueError, match="read-only"):
+        infos["action_mask"][0, 0] = 1
     infos = envs.step([0, 0, 0])[4]
     assert infos["disallowed"].tolist() == [1, 0, 0]
+    envs.reset()
+    assert envs.step([0, 5, 5])[4]["disallowed"].tolist() == [1, 0, 0]
+
+
+def test_a_reset_with_no_seed_for_some_copies_leaves_their_random_numbers(answers):
+    theirs = SyncVectorEnv([lambda: gym.make("TextGen-v0", task=answers)] * 3)
+    ours = gym.make_vec("TextGen-v0", num_envs=3, task=answers)
+    for seed in ([4, 5, 6], [None, 9, None], None, [1, None, 2]):
+        assert_same(ours.reset(seed=seed)[0], theirs.reset(seed=seed)[0])
+
+
+def test_an_action_for_a_copy_that_waits_does_not_matter():
+    envs = gym.make_vec("TextGen-v0", num_envs=2, reward="length")
+    envs.reset()
+    envs.step([0, 5])
+    observations, rewards, done, _, _ = envs.step([-1, 6])
+    assert (observations[0] == 209).all()
+    assert (rewards.tolist(), done.tolist()) == ([0.0, 0.0], [False, False])
+
+
+def test_a_failed_step_asks_for_a_reset():
+    envs = gym.make_vec("TextGen-v0", num_envs=2, reward=lambda completions: [float("nan")] * len(completions))
+    envs.reset()
+    with pytest.raises(RewardError):
+        envs.step([0, 5])
+    with pytest.raises(ResetNeededError):
+        envs.step([5, 5])
+    with pytest.raises(OptionError, match="after an error"):
+        envs.reset(options={"reset_mask": np.array([True, False])})
+    assert (envs.reset()[0] == 209).all()
+    assert envs.step([5, 5])[0][:, 0].tolist() == [5, 5]
+
+
+def test_a_snapshot_needs_all_copies_under_way():
+    envs = gym.make_vec("TextGen-v0", num_envs=2, reward="length").unwrapped
+    envs.reset()
+    envs.step([0, 5])
+    with pytest.raises(ResetNeededError, match=r"copies \[0\] have ended"):
+        envs.snapshot()
 
 
 def test_pickles_and_renders():
@@ -200,9 +249,7 @@ def test_pickles_and_renders():
     assert str(other.step([4, 0])) == str(envs.step([4, 0]))
 
 
-@pytest.mark.parametrize(
-    "actions", [[1], [1, 2, 3], [0.5, 1.0], [[1, 2]], ["a", "b"], [1, 209], [-1, 0], [None, 1], 3]
-)
+@pytest.mark.parametrize("actions", [[1], [1, 2, 3], [0.5, 1.0], [[1, 2]], ["a", "b"], [1, 209], [-1, 0], [None, 1], 3])
 def test_refused_actions_change_nothing(actions):
     envs = gym.make_vec("TextGen-v0", num_envs=2, reward="length").unwrapped
     envs.reset()

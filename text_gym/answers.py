@@ -12,7 +12,7 @@ from itertools import product
 
 import numpy as np
 
-from text_gym.errors import OptionError
+from text_gym.names import whole_number
 from text_gym.sequences import Examples, Sequences
 from text_gym.vocab import EOS, Vocabulary
 
@@ -34,9 +34,8 @@ def vocabulary() -> Vocabulary:
 
 def make_splits(vocab: Vocabulary, size: int = 2000, seed: int = 0) -> dict[str, Examples]:
     """`size` different questions about sums and small tables of facts, drawn and split by the seed."""
-    if not isinstance(size, int) or size < 10:
-        raise OptionError(f"size must be a whole number of at least 10 questions, not {size!r}")
-    random = np.random.default_rng(seed)
+    size = whole_number("size", size, least=10)
+    random = np.random.default_rng(whole_number("seed", seed, least=0))
     sums = list(_sums())
     facts: dict[str, str] = {}
     wanted = max(size - size // 4, size - len(sums))

@@ -11,15 +11,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from itertools import chain
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
+from text_gym.arrays import FloatArray, IntArray
 from text_gym.errors import OptionError
+from text_gym.names import whole_number
 
-IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float64]
 Smoothing = Literal["method1"] | None
 Sentences = Sequence[Sequence[Hashable]] | npt.NDArray[np.integer[Any]]
 
@@ -58,7 +58,6 @@ class _HashTable:
             self._keys[slots[free]] = keys[waiting[free]]
             lost = self._keys[slots] != keys[waiting]
             waiting, slots = waiting[lost], (slots[lost] + 1) & self._mask
-        self.size = len(keys)
 
     def _hash(self, keys: IntArray) -> IntArray:
         mixed = keys.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -95,7 +94,7 @@ class Bleu:
 
     def __init__(self, references: Sentences, n: int = 4, smoothing: Smoothing = "method1") -> None:
         """Build the n-gram tables."""
-        _check(n, smoothing)
+        check_bleu_options(n, smoothing)
         if not len(references):
             raise OptionError("BLEU needs at least one reference")
         self.n = n
@@ -145,12 +144,10 @@ class Bleu:
     def _read_references(self, references: Sentences) -> _Tokens:
         """Lay out the references, choosing a dictionary of tokens unless they are plain ids."""
         flat, lengths = _flatten(references, None)
-        if isinstance(flat, np.ndarray) and not (flat.size and (flat.min() < 0 or flat.max() >= _LARGEST_ID)):
-            return _Tokens.lay_out(flat, lengths)
-        ids: dict[Hashable, int] = {}
-        self._ids = ids
-        numbers = [ids.setdefault(token, len(ids)) for token in flat]
-        return _Tokens.lay_out(np.array(numbers, dtype=np.int64), lengths)
+        if not _are_small_ids(flat):
+            self._ids = {}
+            flat = _number(flat, self._ids)
+        return _Tokens.lay_out(np.asarray(flat, dtype=np.int64), lengths)
 
     def _read(self, hypotheses: Sentences, lengths: npt.ArrayLike | None) -> _Tokens:
         flat, counts = _flatten(hypotheses, lengths)
@@ -200,22 +197,19 @@ def self_bleu(sentences: Sentences, n: int = 4, smoothing: Smoothing = "method1"
     >>> self_bleu([["a", "b"], ["a", "b"], ["c", "d"]], n=2).round(3).tolist()
     [1.0, 1.0, 0.0]
     """
-    _check(n, smoothing)
+    check_bleu_options(n, smoothing)
     if len(sentences) < 2:
         raise OptionError("self-BLEU compares sentences with each other and needs at least two")
     flat, lengths = _flatten(sentences, None)
-    if not isinstance(flat, np.ndarray) or (flat.size and (flat.min() < 0 or flat.max() >= _LARGEST_ID)):
-        ids: dict[Hashable, int] = {}
-        flat = np.array([ids.setdefault(token, len(ids)) for token in flat], dtype=np.int64)
-    tokens = _Tokens.lay_out(flat, lengths)
-    base, rows = int(flat.max(initial=0)) + 1, len(lengths)
+    tokens = _Tokens.lay_out(flat if _are_small_ids(flat) else _number(flat, {}), lengths)
+    base, rows = int(tokens.flat.max(initial=0)) + 1, len(lengths)
     matches = np.zeros((rows, n))
-    at, gram = np.arange(len(flat)), flat
+    at, gram = np.arange(len(tokens.flat)), tokens.flat
     for order in range(n):
         if order:
             keep = tokens.room[at] > order
             at = at[keep]
-            _, gram = np.unique(gram[keep] * base + flat[at + order], return_inverse=True)
+            _, gram = np.unique(gram[keep] * base + tokens.flat[at + order], return_inverse=True)
         matches[:, order] = _matches_of_others(gram, tokens.row[at], rows)
     return _combine(matches, lengths, _nearest_other(lengths), smoothing)
 
@@ -231,7 +225,7 @@ def sentence_bleu(
     >>> round(sentence_bleu("a b c".split(), ["a b d".split()], n=2), 4)
     0.5774
     """
-    _check(n, smoothing)
+    check_bleu_options(n, smoothing)
     if not references:
         raise OptionError("BLEU needs at least one reference")
     matches = np.zeros((1, n))
@@ -249,9 +243,9 @@ def _ngrams(sentence: Sequence[Hashable], order: int) -> Counter[tuple[Hashable,
     return Counter(zip(*(sentence[i:] for i in range(order)), strict=False))
 
 
-def _check(n: int, smoothing: Smoothing) -> None:
-    if not isinstance(n, int) or n < 1:
-        raise OptionError(f"n must be a whole number of at least 1, not {n!r}")
+def check_bleu_options(n: int, smoothing: Smoothing) -> None:
+    """Refuse an n or a smoothing that makes no sense."""
+    whole_number("n", n, least=1)
     if smoothing not in ("method1", None):
         raise OptionError(f"smoothing must be 'method1' or None, not {smoothing!r}")
 
@@ -263,18 +257,37 @@ def _flatten(sentences: Sentences, lengths: npt.ArrayLike | None) -> tuple[IntAr
             raise OptionError(f"an array of ids has shape [n, T], not {sentences.dtype} {sentences.shape}")
         if lengths is None:
             return sentences.reshape(-1).astype(np.int64), np.full(len(sentences), sentences.shape[1])
-        counts = np.asarray(lengths, dtype=np.int64)
+        counts = np.asarray(lengths)
+        if counts.shape != sentences.shape[:1] or counts.dtype.kind not in "iu":
+            raise OptionError(f"lengths must be {len(sentences)} whole numbers, one for each row")
+        if len(counts) and not 0 <= counts.min() <= counts.max() <= sentences.shape[1]:
+            raise OptionError(f"lengths must lie in 0..{sentences.shape[1]}")
+        counts = counts.astype(np.int64)
         return sentences[np.arange(sentences.shape[1]) < counts[:, None]].astype(np.int64), counts
     if lengths is not None:
         raise OptionError("lengths belong to an array of ids; lists have lengths of their own")
     if any(isinstance(sentence, str) for sentence in sentences):
         raise OptionError("a sentence is a list of tokens, not a string; split it first")
-    counts = np.fromiter(map(len, sentences), dtype=np.int64, count=len(sentences))
+    try:
+        counts = np.fromiter(map(len, sentences), dtype=np.int64, count=len(sentences))
+    except TypeError as problem:
+        raise OptionError(f"sentences are a list of lists of tokens: {problem}") from problem
     listed = list(chain.from_iterable(sentences))
     numbers = np.array(listed) if listed and isinstance(listed[0], int | np.integer) else None
     if numbers is not None and numbers.dtype.kind == "i":
         return numbers.astype(np.int64), counts
     return (listed if listed else np.zeros(0, dtype=np.int64)), counts
+
+
+def _are_small_ids(flat: IntArray | list[Hashable]) -> TypeGuard[IntArray]:
+    """Whether tokens can number n-grams as they are."""
+    return isinstance(flat, np.ndarray) and flat.min(initial=0) >= 0 and flat.max(initial=0) < _LARGEST_ID
+
+
+def _number(flat: IntArray | list[Hashable], ids: dict[Hashable, int]) -> IntArray:
+    """Tokens as the numbers in `ids`, which grows by those it lacks."""
+    listed = flat.tolist() if isinstance(flat, np.ndarray) else flat
+    return np.array([ids.setdefault(token, len(ids)) for token in listed], dtype=np.int64)
 
 
 def _runs(keys: IntArray) -> tuple[IntArray, IntArray]:

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from text_gym.bleu import Bleu, Smoothing, sentence_bleu
+from text_gym.arrays import FloatArray
+from text_gym.bleu import Bleu, Smoothing, check_bleu_options, sentence_bleu
 from text_gym.errors import OptionError, RewardError
+from text_gym.names import finite_number, whole_number
 from text_gym.rewards import Reward
-from text_gym.sequences import Batch, Example, FloatArray
+from text_gym.sequences import SPLITS, Batch, Example
 from text_gym.tasks import Task
 
 
@@ -55,17 +57,22 @@ class BleuReward(_TaskReward):
             smoothing: "method1" or None.
             seed: Draws the sentences when not all of them are taken.
         """
-        self.n, self.references, self.smoothing, self.seed = n, references, smoothing, seed
+        check_bleu_options(n, smoothing)
+        self.n, self.references, self.smoothing = n, references, smoothing
+        self.seed = whole_number("seed", seed, least=0)
 
     def prepare(self, task: Task) -> None:
         """Check the options against the task; tables are built at the first score."""
         super().prepare(task)
-        if self.smoothing not in ("method1", None) or not isinstance(self.n, int) or self.n < 1:
-            raise OptionError(f"bleu takes n >= 1 and smoothing 'method1' or None, not {self.n!r}, {self.smoothing!r}")
         if task.conditional and self.references != "train":
             raise OptionError("for a task with prompts, bleu scores against each prompt's own references")
-        if isinstance(self.references, str) and self.references not in ("train", "valid", "test"):
+        if isinstance(self.references, str) and self.references not in SPLITS:
             raise OptionError(f"references={self.references!r} is no split; give 'train', 'valid' or 'test'")
+        if isinstance(self.references, list | tuple):
+            if not all(isinstance(text, str) for text in self.references):
+                raise OptionError("references as a list are texts, not ids")
+        elif not isinstance(self.references, str):
+            self._amount(len(task.train.references))
 
     @cached_property
     def table(self) -> Bleu:
@@ -74,14 +81,23 @@ class BleuReward(_TaskReward):
 
     def _sentences(self, task: Task) -> list[list[int]]:
         if isinstance(self.references, str):
-            return task.split(self.references).references.to_lists()
-        if not isinstance(self.references, int | float):
-            return [task.encode(text) for text in self.references]
-        pool = task.train.references
-        count = round(self.references * len(pool)) if isinstance(self.references, float) else self.references
-        if not 1 <= count <= len(pool):
-            raise OptionError(f"references={self.references!r} asks for {count} of {len(pool)} training sentences")
-        return pool[np.random.default_rng(self.seed).permutation(len(pool))[:count]].to_lists()
+            sentences = task.split(self.references).references.to_lists()
+            if not sentences:
+                raise RewardError(f"the {self.references!r} split of {task!r} is empty; choose other references")
+            return sentences
+        if isinstance(self.references, int | float):
+            pool = task.train.references
+            chosen = np.random.default_rng(self.seed).permutation(len(pool))[: self._amount(len(pool))]
+            return pool[chosen].to_lists()
+        return [task.encode(text) for text in self.references]
+
+    def _amount(self, most: int) -> int:
+        """How many of the training sentences a number or a share asks for."""
+        amount = finite_number("references", self.references)
+        count = round(amount * most) if isinstance(self.references, float) else round(amount)
+        if not 1 <= count <= most:
+            raise OptionError(f"references={self.references!r} asks for {count} of {most} training sentences")
+        return count
 
     def score(self, batch: Batch) -> FloatArray:
         """BLEU of each row."""
@@ -152,9 +168,7 @@ class LikelihoodReward(_TaskReward):
 
     def __init__(self, floor: float = -20.0) -> None:
         """Take what an impossible sequence is worth."""
-        if not np.isfinite(floor):
-            raise OptionError(f"floor must be finite, not {floor}: it stands for impossible sequences")
-        self.floor = floor
+        self.floor = finite_number("floor", floor)
 
     def prepare(self, task: Task) -> None:
         """Needs a source with log_prob()."""
@@ -176,7 +190,7 @@ class LengthReward(Reward):
 
     def __init__(self, target: int | None = None) -> None:
         """Without a target the reward is the length; with one, minus the distance from it."""
-        self.target = target
+        self.target = None if target is None else whole_number("target", target, least=0)
 
     def score(self, batch: Batch) -> FloatArray:
         """Count."""
@@ -191,9 +205,7 @@ class RepetitionReward(Reward):
 
     def __init__(self, n: int = 1) -> None:
         """Take the length of the n-grams."""
-        if not isinstance(n, int) or n < 1:
-            raise OptionError(f"n must be a whole number of at least 1, not {n!r}")
-        self.n = n
+        self.n = whole_number("n", n, least=1)
 
     def score(self, batch: Batch) -> FloatArray:
         """Count distinct n-grams."""
@@ -207,11 +219,11 @@ class ConstantReward(Reward):
 
     def __init__(self, value: float = 1.0) -> None:
         """Take the value."""
-        self.value = value
+        self.value = finite_number("value", value)
 
     def score(self, batch: Batch) -> FloatArray:
         """Look at nothing."""
-        return np.full(len(batch), float(self.value))
+        return np.full(len(batch), self.value)
 
 
 class RandomReward(Reward):
@@ -221,7 +233,7 @@ class RandomReward(Reward):
 
     def __init__(self, seed: int = 0) -> None:
         """Choose the function."""
-        self.seed = seed
+        self.seed = whole_number("seed", seed, least=0)
 
     def score(self, batch: Batch) -> FloatArray:
         """Mix each row's tokens; the same sequence always gets the same score."""

@@ -10,10 +10,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from text_gym.arrays import BoolArray, IntArray, Mask
 from text_gym.errors import InvalidActionError, OptionError, ResetNeededError
+from text_gym.names import whole_number
 from text_gym.rewards import RewardSpec
-from text_gym.rules import RESET_OPTIONS, Constraint, Final, Mask, Observation, Rules, check_reset_options
-from text_gym.sequences import BoolArray, Example, IntArray
+from text_gym.rules import Constraint, Final, Observation, Rules, check_reset_options
+from text_gym.sequences import Example
 from text_gym.tasks import Task
 
 
@@ -41,8 +43,8 @@ class TextGenEnv(gym.Env[Any, Any]):
 
     ## Information
     Always: `action_mask` [V] of int8, 1 for each token that min_length, the banned tokens and the
-    constraint allow next. The mask is advice: a token it forbids is appended like any other,
-    and from then on the constraint is not asked again in this episode.
+    constraint allow next. The mask is advice, for agents that read it: a token it forbids is
+    appended like any other. Where the constraint then allows nothing at all, it is dropped.
     At the end also: `text`; `length`, counting EOS; `reward_terms`, each reward's own score;
     `disallowed`, how many tokens were taken against the mask; with prompts, `prompt` as text.
 
@@ -53,20 +55,27 @@ class TextGenEnv(gym.Env[Any, Any]):
         reward: What a finished sequence is worth: a name such as "bleu" or "bleu(n=2)", a function
             of completions, a `text_gym.Reward`, a list of these, or a dict {reward: weight}. The
             task's own if not given.
-        max_length: The most tokens of a sequence, EOS included; the task's own if not given.
+        max_length: The most tokens of a sequence, EOS included; the task's own if not given. A task
+            given by name or path is made for this length; of one already made only the episode's
+            limit changes, not its data or language.
         min_length: EOS is masked until so many tokens have been written.
         split: The split whose prompts are drawn: "train", "valid" or "test".
         constraint: A function of prefixes [n, T] and, if it names them, lengths [n] and prompts,
             that returns which tokens may follow each, [n, V]; "module:function"; or "valid", which
             keeps to the task's own language where that is known.
-        banned: Tokens, as text or ids, that are always masked.
+        banned: Tokens, as text or ids, that are always masked; if not given, the token for unknown
+            words, where there is one.
         render_mode: "ansi" or "human".
         **task_options: What the task takes, for example seed=1 or tokenizer="char".
 
     ## Starting elsewhere
-    `reset(options={"prefix": ..., "prompt": ...})` starts behind any prefix, given as text or ids,
-    and from any prompt, given as text, ids, or its number in the split. `snapshot()` returns
-    the options that lead back to where the episode is now.
+    `reset(options={"prefix": ..., "prompt": ...})` starts behind any prefix and from any prompt,
+    given as text or ids; `"prompt_index"` takes a prompt by its number in the split.
+    `snapshot()` returns the options that lead back to where the episode is now.
+
+    ## Errors
+    A refused action or option changes nothing. If a reward or a constraint fails during a step,
+    the episode is over without a result, and reset() starts the next.
 
     ## Version History
     * v0: first version.
@@ -82,27 +91,27 @@ class TextGenEnv(gym.Env[Any, Any]):
         min_length: int = 0,
         split: str = "train",
         constraint: str | Constraint | None = None,
-        banned: Iterable[str | int] = (),
+        banned: Iterable[str | int] | None = None,
         render_mode: str | None = None,
         **task_options: Any,
     ) -> None:
         """Build the task and the reward, and check them against each other."""
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise OptionError(f"render_mode must be 'ansi', 'human' or None, not {render_mode!r}")
-        self.rules = Rules(task, reward, max_length, min_length, split, constraint, banned, task_options)
+        self.rules = Rules(task, reward, max_length, min_length, split, constraint, banned, **task_options)
         self.render_mode = render_mode
         self.action_space = self.rules.action_space
         self.observation_space = self.rules.observation_space
         self._size = self.rules.size
+        self._restricts = self.rules.restricts
         self._conditional = self.rules.task.conditional
         self._running = False
         self._tokens: IntArray = np.full(self.rules.limit, self.rules.pad, dtype=np.int64)  # [T]
         self._length = 0
         self._example: Example | None = None
         self._prompt: IntArray | None = None  # [P]
-        self._mask: Mask | None = None  # the last one, kept only where something is restricted
+        self._mask: Mask = self.rules.later_mask  # the last one
         self._disallowed = 0
-        self._strayed = False  # whether the prefix has left what the constraint allows
 
     @property
     def task(self) -> Task:
@@ -113,23 +122,31 @@ class TextGenEnv(gym.Env[Any, Any]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Start an episode: an empty prefix and a new prompt, or those of the options."""
-        super().reset(seed=seed)
-        given = check_reset_options(options, RESET_OPTIONS)
-        rules = self.rules
-        prefix = rules.read_prefix(given["prefix"]) if "prefix" in given else []
+        given, rules = check_reset_options(options), self.rules
+        prefix = rules.read_prefix(given.get("prefix", ()))
+        disallowed = whole_number("disallowed", given.get("disallowed", 0), least=0)
+        example = None
         if "prompt" in given:
-            self._example = rules.find_example(given["prompt"])
-        elif self._conditional:
-            self._example = rules.draw_example(self.np_random)
-        if self._example is not None:
+            example = rules.find_example(given["prompt"])
+        elif "prompt_index" in given:
+            example = rules.numbered_example(given["prompt_index"])
+        before = dict(vars(self))
+        super().reset(seed=seed)
+        if self._conditional:
+            self._example = example or rules.draw_example(self.np_random)
             self._prompt = rules.prompt_row(self._example)
-        self._tokens[:] = rules.pad
+        self._tokens = np.full(rules.limit, rules.pad, dtype=np.int64)
         self._tokens[: len(prefix)] = prefix
-        self._length = len(prefix)
-        self._disallowed, self._strayed, self._running = 0, False, True
+        self._length, self._disallowed = len(prefix), disallowed
+        try:
+            info = {"action_mask": self._next_mask(live=True)}
+        except BaseException:
+            vars(self).update(before)  # the constraint refused the prefix: the old episode goes on
+            raise
         if self.render_mode == "human":
-            self._write_start()
-        return rules.observe(self._tokens, self._prompt), {"action_mask": self._next_mask()}
+            self._write_start(interrupted=self._running)
+        self._running = True
+        return rules.observe(self._tokens, self._prompt), info
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Append a token."""
@@ -141,18 +158,18 @@ class TextGenEnv(gym.Env[Any, Any]):
             raise InvalidActionError(f"an action is a whole number in 0..{self._size - 1}, not {action!r}")
         if not self._running:
             raise ResetNeededError("no episode is under way; call reset() before step()")
-        if self._mask is not None and not self._mask[token]:
+        self._running = False  # until everything has gone well
+        if self._restricts and not self._mask[token]:
             self._disallowed += 1
-            self._strayed = True
         self._length, terminated = self.rules.append(self._tokens, self._length, self._length, token)
         reward, info = 0.0, {}
         if terminated:
-            self._running = False
             final = self.rules.finish(self._tokens[None].copy(), np.array([self._length]), self._examples)
             reward, info = float(final.rewards[0]), self._final_info(final)
-        info["action_mask"] = self._next_mask()
+        info["action_mask"] = self._next_mask(live=not terminated)
+        self._running = not terminated
         if self.render_mode == "human":
-            self._write_step(token, reward, info)
+            self._write_step(reward, info)
         observation = self._tokens.copy() if self._prompt is None else self.rules.observe(self._tokens, self._prompt)
         return observation, reward, terminated, False, info
 
@@ -171,25 +188,24 @@ class TextGenEnv(gym.Env[Any, Any]):
             info["prompt"] = final.prompts[0]
         return info
 
-    def _next_mask(self) -> Mask:
-        rules = self.rules
-        if rules.constraint is None or self._strayed or not self._running:
-            mask = rules.mask_row(self._length if self._running else rules.limit)
-        else:
-            mask = rules.masks(self._tokens[None], np.array([self._length]), self._examples)[0]
-        if rules.restricts:
-            self._mask = mask.copy()
-        return mask
+    def _next_mask(self, live: bool) -> Mask:
+        if self._restricts:
+            place = self._tokens[None], np.array([self._length]), np.array([live])
+            self._mask = self.rules.masks(*place, np.array([self._disallowed]), self._examples)[0]
+        return self._mask.copy()
 
     def action_masks(self) -> BoolArray:
         """Which tokens may come next, [V]; the name that MaskablePPO looks for."""
-        mask = self._mask if self._mask is not None else self.rules.mask_row(self._length)
-        return mask.astype(np.bool_)
+        return self._mask.astype(np.bool_)
 
     def snapshot(self) -> dict[str, Any]:
         """The options with which reset() comes back to this position."""
-        options: dict[str, Any] = {"prefix": self._tokens[: self._length].copy()}
-        if self._example is not None:
+        if not self._running:
+            raise ResetNeededError("the episode has ended; take a snapshot while one is under way")
+        options: dict[str, Any] = {"prefix": self._tokens[: self._length].copy(), "disallowed": self._disallowed}
+        if self._example is not None and self._example.number is not None:
+            options["prompt_index"] = self._example.number
+        elif self._example is not None:
             options["prompt"] = np.array(self._example.prompt, dtype=np.int64)
         return options
 
@@ -204,15 +220,16 @@ class TextGenEnv(gym.Env[Any, Any]):
             gym.logger.warn('render() does nothing without a render mode; pass render_mode="ansi" to make()')
         return self.text if self.render_mode == "ansi" else None
 
-    def _write_start(self) -> None:
+    def _write_start(self, interrupted: bool) -> None:
         prompt = "" if self._example is None else f"{self.rules.vocab.decode(self._example.prompt)} -> "
-        sys.stdout.write(prompt + self.text)
+        self._written = self.text
+        sys.stdout.write("\n" * interrupted + prompt + self._written)
         sys.stdout.flush()
 
-    def _write_step(self, token: int, reward: float, info: dict[str, Any]) -> None:
-        if token != self.rules.eos:
-            joiner = self.rules.vocab.splitter.joiner if self._length > 1 else ""
-            sys.stdout.write(joiner + self.rules.vocab.decode([token]))
+    def _write_step(self, reward: float, info: dict[str, Any]) -> None:
+        text = self.text
+        sys.stdout.write(text.removeprefix(self._written))
+        self._written = text
         if "text" in info:
             terms = ", ".join(f"{name} {score:.4g}" for name, score in info["reward_terms"].items())
             sys.stdout.write(f"\n  reward {reward:.4g} ({terms})\n")

@@ -19,9 +19,11 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from text_gym.arrays import BoolArray, FloatArray, IntArray
 from text_gym.english import english_lexicon, english_rules
 from text_gym.errors import OptionError
-from text_gym.sequences import Batch, BoolArray, FloatArray, IntArray, make_batch
+from text_gym.names import whole_number
+from text_gym.sequences import Batch, make_batch
 from text_gym.vocab import EOS, Vocabulary
 
 Rules = Mapping[str, Sequence[tuple[float, str]]]
@@ -58,11 +60,11 @@ class Grammar:
         min_words: int = FEWEST_WORDS,
     ) -> None:
         """Collect the vocabulary; the automaton is compiled when it is first needed."""
-        if max_length <= min_words:
+        if whole_number("max_length", max_length, least=1) <= min_words:
             raise OptionError(
                 f"max_length={max_length} leaves no room for {min_words} words and EOS; give at least {min_words + 1}"
             )
-        self.seed = seed
+        self.seed = whole_number("seed", seed, least=0)
         self.max_length = max_length
         self.min_words = min_words
         self.rules: Rules = rules if rules is not None else english_rules()
@@ -169,7 +171,7 @@ class Automaton:
         self._arc_of = np.full((len(stops) + 1, len(vocab) + 1), -1, dtype=np.int32)
         self._arc_of[self._source, self._word] = np.arange(len(arcs))
         self._fewest, self._most = fewest, most
-        self._mass = self._backward()
+        self._fill_mass()
         if self._mass[0, 0] == 0:
             raise OptionError(f"the grammar has no sentence of {fewest} to {most} words")
 
@@ -198,12 +200,12 @@ class Automaton:
     def _per_state(self, values: FloatArray) -> FloatArray:
         return np.bincount(self._source, weights=values, minlength=len(self._stop)).astype(np.float64)
 
-    def _backward(self) -> FloatArray:
-        self._mass = np.zeros((len(self._stop) + 1, self._most + 2))
+    def _fill_mass(self) -> None:
+        """From the longest sentences back to the start."""
+        self._mass: FloatArray = np.zeros((len(self._stop) + 1, self._most + 2))
         for t in range(self._most, -1, -1):
             self._mass[:-1, t] = self._per_state(self._arcs_with_mass(t))
             self._mass[:-1, t] += self._stop * (t >= self._fewest)
-        return self._mass
 
     def sample(self, n: int, random: np.random.Generator, width: int) -> tuple[IntArray, IntArray]:
         """Walk n times from the start: `tokens` [n, width] and `lengths` [n], EOS (id 0) included."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from text_gym.errors import DataError
+from text_gym.errors import DataError, OptionError
 
 SUFFIXES = (".txt", ".jsonl", ".abc")
 
@@ -27,7 +28,7 @@ CutUp = Callable[[str], list[Any]]
 class Record(NamedTuple):
     """What one line, or one tune, says."""
 
-    key: str  # equal keys fall in the same split
+    text: str
     prompt: list[Any] | None  # tokens, or ids where a tokenizer of its own gives them
     references: list[list[Any]]
     columns: dict[str, Any]
@@ -35,7 +36,7 @@ class Record(NamedTuple):
 
 def read_records(path: Path, cut_up: CutUp, encoding: str) -> Iterator[Record]:
     """The records of a file, by its suffix; `cut_up` turns text into tokens."""
-    lines = _lines(path, encoding)
+    lines = read_lines(path, encoding)
     if path.suffix == ".jsonl":
         yield from _json_records(path, lines, cut_up)
         return
@@ -44,14 +45,23 @@ def read_records(path: Path, cut_up: CutUp, encoding: str) -> Iterator[Record]:
         yield Record(text, None, [cut_up(text)], {})
 
 
-def _lines(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
+def check_encoding(encoding: str) -> None:
+    """Refuse an encoding that Python does not know, or that is not one of text."""
+    try:
+        "".encode(encoding)
+    except (LookupError, TypeError, ValueError) as problem:
+        raise OptionError(f"encoding={encoding!r}: {problem}; for example 'utf-8' or 'latin-1'") from problem
+
+
+def read_lines(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
     """A file's lines with their numbers, under a progress bar when it takes longer than a second."""
     from tqdm import tqdm
 
+    if codecs.lookup(encoding).name == "utf-8":
+        encoding = "utf-8-sig"  # leave out a mark at the beginning
     size, done = path.stat().st_size, 0
     bar = tqdm(total=size, desc=path.name, unit="B", unit_scale=True, delay=1, disable=None, leave=False)
-    number = 0
-    with bar, path.open(encoding="utf-8-sig" if encoding == "utf-8" else encoding, newline="\n") as file:
+    with bar, path.open(encoding=encoding, newline="\n") as file:
         try:
             for number, line in enumerate(file, 1):
                 yield number, line.rstrip("\r\n")
@@ -59,22 +69,20 @@ def _lines(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
                 if number % 10_000 == 0:
                     bar.update(done)
                     done = 0
-        except UnicodeDecodeError as problem:
+        except UnicodeError as problem:
             raise DataError(
-                f"{path}, line {_undecodable_line(path, encoding, number)}: not {encoding} "
-                f"({problem.reason}); pass encoding=..., for example encoding='latin-1'"
+                f"{path}, line {_undecodable_line(path, encoding)}: not {encoding.removesuffix('-sig')} "
+                f"({problem}); pass encoding=..., for example encoding='latin-1'"
             ) from problem
 
 
-def _undecodable_line(path: Path, encoding: str, last: int) -> int:
-    """Which line cannot be decoded: the reader decodes ahead, so look for it by itself."""
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                raw.decode(encoding)
-            except UnicodeDecodeError:
-                return number
-    return last + 1
+def _undecodable_line(path: Path, encoding: str) -> int:
+    """The first line that cannot be decoded; the reader decodes ahead of the lines it gives."""
+    try:
+        with path.open(encoding=encoding, newline="\n", errors="replace") as file:
+            return next((number for number, line in enumerate(file, 1) if "\ufffd" in line), 1)
+    except UnicodeError:  # no mark of the byte order
+        return 1
 
 
 def _json_records(path: Path, lines: Iterator[tuple[int, str]], cut_up: CutUp) -> Iterator[Record]:
@@ -84,7 +92,7 @@ def _json_records(path: Path, lines: Iterator[tuple[int, str]], cut_up: CutUp) -
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as problem:
+        except (ValueError, RecursionError) as problem:
             raise DataError(f"{path}, line {number}: not JSON ({problem})") from problem
         if not isinstance(record, dict):
             raise DataError(f"{path}, line {number}: a JSON object is needed, not {line[:40]!r}")
@@ -123,20 +131,21 @@ def _references(record: dict[str, Any], path: Path, number: int) -> list[str]:
 
 
 def _tunes(lines: Iterator[tuple[int, str]]) -> Iterator[str]:
-    """Each tune of an ABC file as one text: metre and key first, then its body."""
+    """Each tune of an ABC file as one text: metre and key first, then its body up to a blank line."""
     tune: list[str] = []
-    in_body = False
+    in_tune = in_body = False
     for _, line in lines:
-        text = re.sub(r"%.*", "", line).rstrip().removesuffix("\\").strip()
-        field = re.match(r"([A-Za-z]):\s*(.*)", text)
-        if field is None:
-            tune += [text] * bool(in_body and text)
-        elif field[1] == "X":
-            if tune and in_body:
+        text = re.sub(r'("[^"]*")|%.*', r"\1", line).strip().removesuffix("\\").strip()
+        field = re.match(r"([A-Za-z+]):\s*(?![|:])(.*)", text)
+        begins = field is not None and field[1] == "X"
+        if begins or not line.strip():
+            if in_body:
                 yield " ".join(tune)
-            tune, in_body = [], False
-        elif field[1] in "MK":
+            tune, in_tune, in_body = [], begins, False
+        elif field is None:
+            tune += [text] * bool(in_body and text)
+        elif in_tune and field[1] in "MK":
             tune.append(f"[{field[1]}:{field[2]}]")
             in_body |= field[1] == "K"
-    if tune and in_body:
+    if in_body:
         yield " ".join(tune)

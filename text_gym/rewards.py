@@ -18,16 +18,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from text_gym.errors import OptionError, RewardError
-from text_gym.names import lookup, parse_call, suggest
-from text_gym.sequences import Batch, FloatArray
-from text_gym.tasks import Task, check_options
+from text_gym.arrays import FloatArray
+from text_gym.errors import OptionError, RewardError, TextGymError
+from text_gym.names import check_options, finite_number, lookup, parse_call, register, suggest
+from text_gym.sequences import Batch
+from text_gym.tasks import Task
 
 RewardSpec = Any
 """A name, "name(option=value)", "module:attribute", a function, a Reward, a list of these, or {spec: weight}."""
 
 COLUMNS: dict[str, Callable[[Batch], Any]] = {
-    "completions": lambda batch: batch.texts,
+    "completions": lambda batch: list(batch.texts),
     "prompts": lambda batch: batch.prompts,
     "references": lambda batch: batch.references,
     "completion_ids": lambda batch: batch.sentences,
@@ -94,12 +95,13 @@ class FunctionReward(Reward):
     def score(self, batch: Batch) -> Sequence[float | None] | npt.NDArray[Any]:
         """Call the function with its columns."""
         own = batch.examples[0].columns if batch.examples else {}
-        columns = {}
-        for name in [*COLUMNS, *own] if self._wants_all else self._wanted:
+        wanted = [*COLUMNS, *own] if self._wants_all else self._wanted
+        columns: dict[str, Any] = {}
+        for name in wanted:
             if name in COLUMNS:
                 columns[name] = COLUMNS[name](batch)
-            elif batch.examples and any(name in example.columns for example in batch.examples):
-                columns[name] = [example.columns.get(name) for example in batch.examples]
+            elif name in own:
+                columns[name] = [example.columns.get(name) for example in batch.examples or ()]
         scores: Sequence[float | None] = self.function(**columns)
         return scores
 
@@ -131,18 +133,18 @@ class Scorer:
         self.rewards: dict[str, Reward] = {}
         for reward, weight, label in _weighted(spec):
             name = _distinct(label or reward.name or type(reward).__name__, self.rewards)
-            if not isinstance(weight, int | float) or not np.isfinite(weight):
-                raise OptionError(f"the weight of reward {name!r} must be a finite number, not {weight!r}")
+            self.weights[name] = finite_number(f"the weight of reward {name!r}", weight)
             reward.prepare(task)
-            self.rewards[name], self.weights[name] = reward, float(weight)
+            self.rewards[name] = reward
 
     def __call__(self, batch: Batch) -> Score:
         """Score a batch: the total and every term, all finite."""
-        terms = {name: _checked(name, reward.score(batch), batch) for name, reward in self.rewards.items()}
+        terms = {name: _scores(name, reward, batch) for name, reward in self.rewards.items()}
         total = np.zeros(len(batch))
-        for name, scores in terms.items():
-            total += self.weights[name] * scores
-        return Score(total, terms)
+        with np.errstate(over="ignore"):
+            for name, scores in terms.items():
+                total += self.weights[name] * scores
+        return Score(_checked("the weighted sum", total, batch), terms)
 
 
 def make_reward(spec: RewardSpec, **options: Any) -> Reward:
@@ -156,14 +158,11 @@ def make_reward(spec: RewardSpec, **options: Any) -> Reward:
     elif isinstance(spec, str):
         name, written = parse_call(spec)
         factory, options = lookup("reward", name, _registry()), written | options
-        if ":" in name and not inspect.isclass(factory):
-            return make_reward(factory, **options)
-        check_options(f"reward {spec!r}", inspect.signature(factory).parameters, options)
-        reward = factory(**options)
-        if not isinstance(reward, Reward):
-            raise RewardError(f"{spec!r} made {reward!r}, which is no text_gym.Reward")
-        return reward
+        return make_reward(factory, **options)
     elif inspect.isclass(spec) and issubclass(spec, Reward):
+        if inspect.isabstract(spec):
+            raise OptionError(f"{spec.__name__} has no score() method")
+        check_options(f"reward {spec.__name__}", spec, options)
         return make_reward(spec(**options))
     elif callable(spec):
         reward = FunctionReward(spec)
@@ -173,33 +172,18 @@ def make_reward(spec: RewardSpec, **options: Any) -> Reward:
             "a list of these, or a dict from these to weights"
         )
     if options:
-        raise OptionError(f"{spec!r} takes no options here; they go with a name")
+        raise OptionError(f"{spec!r} takes no options; only a Reward class does, or the name of one")
     return reward
 
 
-def register_reward(name: str, factory: Callable[..., Reward] | Callable[..., Any]) -> None:
-    """Give a name to a Reward class, to a function that makes a Reward, or to a plain reward function.
+def register_reward(name: str, reward: type[Reward] | Callable[..., Any], replace: bool = False) -> None:
+    """Give a name to a Reward class, which may take options, or to a plain reward function.
 
-    A class or factory is called with the options written after the name; a plain function is one
-    whose first parameter is a column, such as `completions`.
-
-    >>> register_reward("shortness", lambda completions: [-len(c) for c in completions])
+    >>> register_reward("shortness", lambda completions: [-len(c) for c in completions], replace=True)
     >>> make_reward("shortness").name
     'shortness'
     """
-    if not name.isidentifier():
-        raise OptionError(f"a reward's name must be an identifier, not {name!r}")
-    registry = _registry()
-    if not inspect.isclass(factory) and _is_reward_function(factory):
-        described = inspect.getdoc(factory)
-
-        def make() -> Reward:
-            return FunctionReward(factory, name)
-
-        make.__doc__ = described
-        registry[name] = make
-    else:
-        registry[name] = factory
+    register("reward", name, reward, _registry(), replace)
 
 
 def registered_rewards() -> dict[str, str]:
@@ -218,11 +202,6 @@ def _registry() -> dict[str, Callable[..., Any]]:
         for name, factory in BUILT_IN.items():
             _REGISTRY.setdefault(name, factory)
     return _REGISTRY
-
-
-def _is_reward_function(function: Callable[..., Any]) -> bool:
-    parameters = inspect.signature(function).parameters
-    return any(name in COLUMNS for name in parameters)
 
 
 def _weighted(spec: RewardSpec) -> Iterator[tuple[Reward, Any, str]]:
@@ -249,13 +228,27 @@ def _distinct(name: str, taken: Mapping[str, Any]) -> str:
     return candidate
 
 
+def _scores(name: str, reward: Reward, batch: Batch) -> FloatArray:
+    try:
+        scores = reward.score(batch)
+    except TextGymError:
+        raise
+    except Exception as problem:  # a reward is the user's own, and may fail in any way
+        raise RewardError(f"reward {name!r} failed with {type(problem).__name__}: {problem}") from problem
+    return _checked(name, scores, batch)
+
+
 def _checked(name: str, scores: Any, batch: Batch) -> FloatArray:
     """A reward's answer as finite numbers, or an error that names the reward and shows the text."""
+    if hasattr(scores, "detach"):  # a tensor, perhaps on a GPU or with a gradient
+        scores = scores.detach().cpu().numpy()
     if isinstance(scores, list | tuple):
         scores = [0.0 if score is None else score for score in scores]
     try:
+        if np.iscomplexobj(scores):
+            raise TypeError("complex numbers")
         values = np.asarray(scores, dtype=np.float64)
-    except (TypeError, ValueError) as problem:
+    except (TypeError, ValueError, OverflowError) as problem:
         raise RewardError(
             f"reward {name!r} must return one number for each sequence, not {scores!r} ({problem})"
         ) from problem

@@ -15,18 +15,18 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from text_gym.errors import MaskError, OptionError
-from text_gym.names import load_attribute, suggest
+from text_gym.arrays import BoolArray, FloatArray, IntArray, Mask
+from text_gym.errors import DataError, MaskError, OptionError
+from text_gym.names import load_attribute, suggest, whole_number
 from text_gym.rewards import RewardSpec, Scorer
-from text_gym.sequences import Batch, BoolArray, Example, FloatArray, IntArray
-from text_gym.tasks import Task, make_task
+from text_gym.sequences import Batch, Example
+from text_gym.tasks import Task, find_task, make_task
 
-Mask = npt.NDArray[np.int8]
 Observation = Any  # the prefix [T], or {"prompt": [P], "prefix": [T]}; with one axis more in the vector environment
 Constraint = Callable[..., npt.ArrayLike]
 Number = TypeVar("Number", int, IntArray)
 
-RESET_OPTIONS = ("prefix", "prompt")
+RESET_OPTIONS = ("prefix", "prompt", "prompt_index", "disallowed")
 CONSTRAINT_COLUMNS = ("prefixes", "lengths", "prompts")
 
 
@@ -45,79 +45,97 @@ class Rules:
 
     def __init__(
         self,
-        task: str | Task,
+        task: str | Task = "grammar",
         reward: RewardSpec = None,
         max_length: int | None = None,
         min_length: int = 0,
         split: str = "train",
         constraint: str | Constraint | None = None,
-        banned: Iterable[str | int] = (),
-        task_options: Mapping[str, Any] | None = None,
+        banned: Iterable[str | int] | None = None,
+        **task_options: Any,
     ) -> None:
         """See `TextGenEnv` for what the arguments mean."""
-        options = dict(task_options or {})
-        if max_length is not None and (not isinstance(max_length, int) or max_length < 1):
-            raise OptionError(f"max_length must be a whole number of at least 1, not {max_length!r}")
-        if not isinstance(task, Task) and max_length is not None:
-            options["max_length"] = max_length
-        self.task = make_task(task, **options)
+        if max_length is not None:
+            max_length = whole_number("max_length", max_length, least=1)
+            if not isinstance(task, Task) and "max_length" in _option_names(task):
+                task_options["max_length"] = max_length
+        self.task = make_task(task, **task_options)
         self.vocab = self.task.vocab
         self.size, self.pad, self.eos = len(self.vocab), self.vocab.pad, self.vocab.eos
         self._end = -1 if self.eos is None else self.eos  # no action is -1
         self.limit = max_length or self.task.max_length
-        if not 0 <= min_length < self.limit:
-            raise OptionError(f"min_length={min_length} must lie in 0..{self.limit - 1}, below max_length")
-        if min_length and self.eos is None:
-            raise OptionError(f"task {self.task.name!r} has no EOS, so its sequences cannot end before min_length")
-        self.min_length = min_length
+        self.min_length = self._checked_min_length(min_length)
+        examples = self.task.split(split) if self.task.conditional or split != "train" else None
+        if self.task.conditional and not examples:
+            raise OptionError(f"task {self.task.name!r} has no prompts in its {split!r} split")
         self.split = split
         self.scorer = Scorer(self.task.default_reward if reward is None else reward, self.task)
         self._set_masks(banned)
-        self._set_constraint(constraint)
+        self.constraint = self._checked_constraint(constraint)
+        self.restricts = self.constraint is not None or self.min_length > 0 or not self.later_mask.all()
         self._set_spaces()
-        if self.task.conditional and not len(self.task.split(split)):
-            raise OptionError(f"task {self.task.name!r} has no prompts in its {split!r} split")
 
-    def _set_masks(self, banned: Iterable[str | int]) -> None:
-        """The masks at any place, and before min_length."""
-        self._later = np.ones(self.size, dtype=np.int8)
-        if isinstance(banned, str):
-            banned = (banned,)
-        for token in banned:
-            number = self.vocab.ids.get(token, -1) if isinstance(token, str) else token
-            if not 0 <= number < self.size:
-                raise OptionError(f"banned token {token!r} is not in the vocabulary")
-            self._later[number] = 0
-        self._early = self._later.copy()
+    def _checked_min_length(self, min_length: int) -> int:
+        number = whole_number("min_length", min_length, least=0)
+        if number >= self.limit:
+            raise OptionError(f"min_length={number} must lie below max_length={self.limit}")
+        if number and self.eos is None:
+            raise OptionError(f"task {self.task.name!r} has no EOS, so its sequences cannot end before min_length")
+        return number
+
+    def _set_masks(self, banned: Iterable[str | int] | None) -> None:
+        """The masks at any place, and before min_length, without the constraint."""
+        if banned is None:
+            banned = [] if self.vocab.unk is None or self.vocab.unk == self.eos else [self.vocab.unk]
+        self.later_mask: Mask = np.ones(self.size, dtype=np.int8)
+        listed = banned if isinstance(banned, Iterable) and not isinstance(banned, str | bytes) else [banned]
+        for token in listed:
+            self.later_mask[self._token_id(token)] = 0
+        self.early_mask = self.later_mask.copy()
         if self.eos is not None:
-            self._early[self.eos] = 0
-        if not self._later.any() or (self.min_length and not self._early.any()):
+            self.early_mask[self.eos] = 0
+        if not self.later_mask.any() or (self.min_length and not self.early_mask.any()):
             raise MaskError("banned and min_length together allow no token at all")
 
-    def _set_constraint(self, constraint: str | Constraint | None) -> None:
-        self._constraint_columns: tuple[str, ...] = ()
+    def _token_id(self, token: Any) -> int:
+        """The id of a token that is to be banned, given as text or id."""
+        if isinstance(token, str) and token not in self.vocab.ids:
+            try:
+                ids = self.vocab.encode(token)  # as a tokenizer of its own would
+            except DataError:
+                ids = []
+            number = ids[0] if len(ids) == 1 and ids[0] != self.vocab.unk else self.size
+        else:
+            number = self.vocab.ids[token] if isinstance(token, str) else whole_number("a banned token", token, 0)
+        if number >= self.size:
+            raise OptionError(f"banned token {token!r} is not in the vocabulary")
+        return number
+
+    def _checked_constraint(self, constraint: str | Constraint | None) -> Constraint | None:
         if constraint == "valid":
             if not self.task.knows("allowed"):
                 raise OptionError(
                     f"constraint='valid' needs a task that knows its language; {self.task.name!r} does not"
                 )
-            constraint = lambda prefixes, lengths: self.task.allowed(prefixes, lengths)  # noqa: E731
+            constraint = self.task.allowed
         elif isinstance(constraint, str):
             if ":" not in constraint:
                 raise OptionError(f"constraint={constraint!r}: give 'valid', 'module:function' or a function")
             constraint = load_attribute(constraint)
-        if constraint is not None:
-            if not callable(constraint):
-                raise OptionError(f"the constraint {constraint!r} is not callable")
+        if constraint is None:
+            return None
+        if not callable(constraint):
+            raise OptionError(f"the constraint {constraint!r} is not callable")
+        try:
             self._constraint_columns = tuple(inspect.signature(constraint).parameters)
-            for column in self._constraint_columns:
-                if column not in CONSTRAINT_COLUMNS:
-                    raise OptionError(
-                        f"the constraint asks for {column!r}, which it cannot have."
-                        + suggest(column, CONSTRAINT_COLUMNS)
-                    )
-        self.constraint: Constraint | None = constraint
-        self.restricts = self.constraint is not None or self.min_length > 0 or not self._later.all()
+        except (TypeError, ValueError) as problem:
+            raise OptionError(f"the constraint {constraint!r} has no readable signature") from problem
+        for column in self._constraint_columns:
+            if column not in CONSTRAINT_COLUMNS:
+                raise OptionError(
+                    f"the constraint asks for {column!r}, which it cannot have." + suggest(column, CONSTRAINT_COLUMNS)
+                )
+        return constraint
 
     def _set_spaces(self) -> None:
         self.action_space = spaces.Discrete(self.size)
@@ -134,39 +152,46 @@ class Rules:
         return lengths, (lengths == self.limit) | (actions == self._end)
 
     def masks(
-        self, tokens: IntArray, lengths: IntArray, examples: Sequence[Example] | None, open_: BoolArray | None = None
+        self,
+        tokens: IntArray,
+        lengths: IntArray,
+        live: BoolArray,
+        disallowed: IntArray,
+        examples: Sequence[Example] | None,
     ) -> Mask:
-        """What may follow each prefix, [n, V]; where all rows agree, a read-only view of one row.
+        """What may follow each prefix, [n, V], read-only; where all rows agree, a view of one row.
 
-        Rows that are not `open_` have ended or have already left what the constraint allows;
-        it is not asked about them.
+        The constraint is asked about live rows. One that allows nothing is an error, unless a
+        token was taken against the mask before: then the constraint is dropped for that row.
         """
-        early = (lengths < self.min_length) if self.min_length else None
-        if self.constraint is None and (early is None or early.all() or not early.any()):
-            row = self._early if early is not None and early.all() and len(early) else self._later
+        early = (lengths < self.min_length) & live
+        if self.constraint is None and (not early.any() or early.all()):
+            row = self.early_mask if self.min_length and early.all() else self.later_mask
             return np.broadcast_to(row, (len(tokens), self.size))
-        masks = np.repeat(self._later[None], len(tokens), axis=0)
-        if early is not None:
-            masks[early] = self._early
-        if self.constraint is not None:
-            asked = np.arange(len(tokens)) if open_ is None else np.flatnonzero(open_)
-            if len(asked):
-                masks[asked] &= self._ask_constraint(tokens[asked], lengths[asked], examples, asked)
-                self._refuse_dead_ends(masks, asked, tokens, lengths)
+        masks = np.repeat(self.later_mask[None], len(tokens), axis=0)
+        masks[early] = self.early_mask
+        if self.constraint is not None and live.any():
+            rows = np.flatnonzero(live)
+            bound = masks[rows] & self._ask_constraint(tokens[rows], lengths[rows], rows, examples)
+            open_ = bound.any(axis=1)
+            for row in rows[~open_ & (disallowed[rows] == 0)].tolist():
+                self._refuse_dead_end(tokens[row, : lengths[row]])
+            masks[rows[open_]] = bound[open_]
+        masks.flags.writeable = False
         return masks
 
-    def mask_row(self, length: int) -> Mask:
-        """The mask of one prefix when no constraint has to be asked, [V]."""
-        return (self._early if length < self.min_length else self._later).copy()
-
     def _ask_constraint(
-        self, prefixes: IntArray, lengths: IntArray, examples: Sequence[Example] | None, rows: IntArray
+        self, prefixes: IntArray, lengths: IntArray, rows: IntArray, examples: Sequence[Example] | None
     ) -> BoolArray:
         assert self.constraint is not None
         columns: dict[str, Any] = {"prefixes": prefixes, "lengths": lengths}
         if "prompts" in self._constraint_columns:
             columns["prompts"] = [list(examples[i].prompt) if examples else [] for i in rows.tolist()]
-        answer = np.asarray(self.constraint(**{name: columns[name] for name in self._constraint_columns}))
+        given = self.constraint(**{name: columns[name] for name in self._constraint_columns})
+        try:
+            answer = np.asarray(given)
+        except ValueError:
+            answer = np.zeros(0)  # ragged
         if answer.shape != (len(prefixes), self.size) or answer.dtype.kind not in "biu":
             raise MaskError(
                 f"the constraint returned {answer.dtype} {answer.shape} for {len(prefixes)} prefixes; "
@@ -174,15 +199,11 @@ class Rules:
             )
         return answer.astype(np.bool_)
 
-    def _refuse_dead_ends(self, masks: Mask, asked: IntArray, tokens: IntArray, lengths: IntArray) -> None:
-        dead = asked[~masks[asked].any(axis=1)]
-        if len(dead):
-            row = int(dead[0])
-            text = self.vocab.decode(tokens[row, : lengths[row]].tolist())
-            raise MaskError(
-                f"nothing may follow {text!r}: the constraint, min_length={self.min_length} and the banned "
-                "tokens together allow no token; let the constraint always leave one"
-            )
+    def _refuse_dead_end(self, prefix: IntArray) -> None:
+        raise MaskError(
+            f"nothing may follow {self.vocab.decode(prefix.tolist())!r}: the constraint, min_length="
+            f"{self.min_length} and the banned tokens together allow no token; let the constraint always leave one"
+        )
 
     def observe(self, tokens: IntArray, prompts: IntArray | None) -> Observation:
         """A fresh observation of the position."""
@@ -191,6 +212,7 @@ class Rules:
 
     def finish(self, tokens: IntArray, lengths: IntArray, examples: Sequence[Example] | None) -> Final:
         """Score sequences that have ended."""
+        tokens.flags.writeable = lengths.flags.writeable = False  # rewards look, and do not touch
         batch = Batch(tokens, lengths, self.vocab, examples)
         score = self.scorer(batch)
         prompts = None if examples is None else batch.prompts
@@ -202,17 +224,22 @@ class Rules:
         return examples[int(random.integers(len(examples)))]
 
     def find_example(self, prompt: Any) -> Example:
-        """The example that options["prompt"] means: a number in the split, a text, or ids."""
-        examples = self.task.split(self.split)
+        """The example that options["prompt"] means, a text or ids; without references if it is not in the split."""
         if not self.task.conditional:
             raise OptionError(f"task {self.task.name!r} takes no prompt")
-        if isinstance(prompt, int | np.integer):
-            if not 0 <= prompt < len(examples):
-                raise OptionError(f"prompt number {prompt} is not among the {len(examples)} of {self.split!r}")
-            return examples[int(prompt)]
+        examples = self.task.split(self.split)
         ids = tuple(self._ids(prompt, "prompt", self.task.prompt_length))
         known = examples.by_prompt.get(ids)
-        return Example(ids, (), {}) if known is None else examples[known]
+        return Example(ids, (), dict.fromkeys(examples.columns)) if known is None else examples[known]
+
+    def numbered_example(self, number: Any) -> Example:
+        """The example that options["prompt_index"] means: its number in the split."""
+        if not self.task.conditional:
+            raise OptionError(f"task {self.task.name!r} takes no prompt")
+        examples = self.task.split(self.split)
+        if whole_number("prompt_index", number, least=0) >= len(examples):
+            raise OptionError(f"prompt_index={number} is not among the {len(examples)} prompts of {self.split!r}")
+        return examples[int(number)]
 
     def read_prefix(self, prefix: Any) -> list[int]:
         """The ids that options["prefix"] means: a text or ids, with room for at least one token more."""
@@ -229,7 +256,10 @@ class Rules:
         if isinstance(given, str):
             ids = self.vocab.encode(given)
         else:
-            array = np.asarray(given)
+            try:
+                array = np.asarray(given)
+            except ValueError:
+                array = np.zeros((0, 0))  # a ragged list
             if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
                 raise OptionError(f"a {what} is a text or a list of ids, not {given!r}")
             real = np.flatnonzero(array != self.pad)
@@ -249,10 +279,22 @@ class Rules:
         return row
 
 
-def check_reset_options(options: Mapping[str, Any] | None, known: Sequence[str]) -> dict[str, Any]:
-    """The options of reset(), refusing unknown ones."""
+def check_reset_options(options: Mapping[str, Any] | None, known: Sequence[str] = RESET_OPTIONS) -> dict[str, Any]:
+    """The options of reset(), refusing unknown ones and two that contradict each other."""
+    if options is not None and not isinstance(options, Mapping):
+        raise OptionError(f"the options of reset() are a dict, not {options!r}")
     options = dict(options or {})
     for name in options:
         if name not in known:
             raise OptionError(f"reset() has no option {name!r}." + suggest(str(name), known))
+    if "prompt" in options and "prompt_index" in options:
+        raise OptionError("give reset() either a prompt or a prompt_index, not both")
     return options
+
+
+def _option_names(spec: Any) -> frozenset[str]:
+    """The options of the task that a spec stands for."""
+    _, factory, _ = find_task(spec)
+    parameters = inspect.signature(factory).parameters.values()
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return frozenset(p.name for p in parameters) | (frozenset({"max_length"}) if takes_any else frozenset())

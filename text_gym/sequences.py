@@ -15,12 +15,11 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 import numpy.typing as npt
 
+from text_gym.arrays import BoolArray, IntArray
 from text_gym.errors import OptionError
 from text_gym.vocab import Vocabulary
 
-IntArray = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
-FloatArray = npt.NDArray[np.float64]
+SPLITS = ("train", "valid", "test")
 
 
 class Sequences:
@@ -33,6 +32,8 @@ class Sequences:
 
     def __init__(self, flat: npt.NDArray[np.int32], offsets: IntArray) -> None:
         """Take the tokens of all sequences in a row, and where each begins and ends."""
+        if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != len(flat):
+            raise OptionError(f"offsets must run from 0 to the {len(flat)} tokens")
         self.flat = flat  # [sum of lengths]
         self.offsets = offsets  # [n + 1]
 
@@ -98,6 +99,8 @@ class Example(NamedTuple):
     prompt: tuple[int, ...]
     references: tuple[tuple[int, ...], ...]
     columns: dict[str, Any]
+    number: int | None = None
+    """Its place in its split; None for a prompt that is not from the data."""
 
 
 class Examples:
@@ -108,7 +111,7 @@ class Examples:
     (2, ((7,),))
     >>> asked = Examples(Sequences.from_lists([[1], [2], [3]]), Sequences.from_lists([[8], [9]]), [2, 1])
     >>> len(asked), asked[0]
-    (2, Example(prompt=(8,), references=((1,), (2,)), columns={}))
+    (2, Example(prompt=(8,), references=((1,), (2,)), columns={}, number=0))
     """
 
     def __init__(
@@ -131,10 +134,11 @@ class Examples:
 
     def __getitem__(self, index: int) -> Example:
         """One prompt with its references."""
+        index = range(len(self))[index]
         first, last = self._starts[index], self._starts[index + 1]
         prompt = () if self.prompts is None else tuple(self.prompts[index].tolist())
         references = tuple(tuple(self.references[r].tolist()) for r in range(first, last))
-        return Example(prompt, references, {name: column[index] for name, column in self.columns.items()})
+        return Example(prompt, references, {name: column[index] for name, column in self.columns.items()}, index)
 
     @cached_property
     def owner(self) -> IntArray:

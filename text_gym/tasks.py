@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,14 +15,13 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from text_gym.arrays import BoolArray, FloatArray, IntArray
 from text_gym.corpora import CorpusOptions, read_corpus
 from text_gym.errors import OptionError, TaskError
-from text_gym.names import lookup, parse_call, suggest
+from text_gym.names import check_options, lookup, parse_call, register, suggest, whole_number
 from text_gym.readers import SUFFIXES
-from text_gym.sequences import Batch, BoolArray, Example, Examples, FloatArray, IntArray, Sequences
+from text_gym.sequences import SPLITS, Batch, Example, Examples, Sequences
 from text_gym.vocab import Vocabulary
-
-SPLITS = ("train", "valid", "test")
 
 
 class Source(Protocol):
@@ -61,8 +61,6 @@ class Task:
         report: Any = None,
     ) -> None:
         """Take the parts; `splits` may be a function, called once for each split when it is first used."""
-        if max_length < 1:
-            raise OptionError(f"max_length must be at least 1, not {max_length}")
         if source is not None and source.vocab.tokens != vocab.tokens:
             raise TaskError(
                 f"the source of task {name!r} has {len(source.vocab)} tokens and the task {len(vocab)}; "
@@ -70,8 +68,8 @@ class Task:
             )
         self.name = name
         self.vocab = vocab
-        self.max_length = max_length
-        self.prompt_length = prompt_length
+        self.max_length = whole_number("max_length", max_length, least=1)
+        self.prompt_length = whole_number("prompt_length", prompt_length, least=0)
         self.source = source
         self.default_reward = default_reward
         self.report = report
@@ -174,7 +172,8 @@ def make_task(spec: str | Path | Task = "grammar", **options: Any) -> Task:
 
     Options follow the name in brackets or come as arguments. They are the task's own: see
     `grammar_task`, `oracle_task` and `answers_task`, and for files
-    `text_gym.corpora.CorpusOptions`.
+    `text_gym.corpora.CorpusOptions`. While a task is in use, asking for the same again by name or
+    path gives that one.
 
     >>> make_task("grammar", seed=1)
     Task('grammar', 209 tokens, max_length=21)
@@ -185,30 +184,46 @@ def make_task(spec: str | Path | Task = "grammar", **options: Any) -> Task:
         if options:
             raise OptionError(f"{spec!r} is already made; the options {', '.join(options)} come too late")
         return spec
-    if isinstance(spec, str):
-        name, written = (spec, {}) if spec.endswith(SUFFIXES) else parse_call(spec)
-        options = written | options
-    elif isinstance(spec, Path):
-        name = str(spec)
-    else:
-        raise OptionError(f"a task is a name, a path or a text_gym.Task, not {spec!r}")
-    if isinstance(spec, Path) or _is_path(name):
-        factory: Callable[..., Any] = partial(file_task, name)
-        check_options(f"the task from {name!r}", CorpusOptions.__dataclass_fields__, options)
-    else:
-        factory = lookup("task", name, _REGISTRY)
-        check_options(f"task {name!r}", inspect.signature(factory).parameters, options)
-    task = factory(**options)
-    if not isinstance(task, Task):
-        raise TaskError(f"{spec!r} made {task!r}, which is no text_gym.Task")
+    name, factory, written = find_task(spec)
+    options = written | options
+    check_options(f"task {name!r}", factory, options)
+    key = _memory_key(name, factory, options)
+    task = _MADE.get(key) if key is not None else None
+    if task is None:
+        task = factory(**options)
+        if not isinstance(task, Task):
+            raise TaskError(f"{spec!r} made {task!r}, which is no text_gym.Task")
+    if key is not None:
+        _MADE[key] = task
     return task
 
 
-def register_task(name: str, factory: Callable[..., Task]) -> None:
+def find_task(spec: str | Path) -> tuple[str, Callable[..., Task], dict[str, Any]]:
+    """The name, the factory and the options that a spec stands for."""
+    if isinstance(spec, Path):
+        return str(spec), partial(file_task, spec), {}
+    if not isinstance(spec, str):
+        raise OptionError(f"a task is a name, a path or a text_gym.Task, not {spec!r}")
+    name, written = (spec, {}) if spec.endswith(SUFFIXES) else parse_call(spec)
+    if name.endswith(SUFFIXES) or (":" not in name and ("/" in name or "\\" in name)):
+        return name, partial(file_task, name), written
+    return name, lookup("task", name, _REGISTRY), written
+
+
+def _memory_key(name: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> str | None:
+    """What tells one task from another; None where that cannot be told."""
+    plain = (str, int, float, bool, Path, type(None))
+    if ":" in name or not all(isinstance(value, plain) for value in options.values()):
+        return None
+    files = [Path(name), *(Path(v) for v in options.values() if isinstance(v, str | Path))]
+    stamps = [(str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files if f.is_file()]
+    made_by = id(_REGISTRY[name]) if name in _REGISTRY else str(Path(name).resolve())
+    return repr((name, made_by, sorted(options.items()), stamps))
+
+
+def register_task(name: str, factory: Callable[..., Task], replace: bool = False) -> None:
     """Let `make_task(name, **options)` call `factory(**options)`; the first line of its docstring describes it."""
-    if not name.isidentifier():
-        raise OptionError(f"a task's name must be an identifier, not {name!r}")
-    _REGISTRY[name] = factory
+    register("task", name, factory, _REGISTRY, replace)
 
 
 def registered_tasks() -> dict[str, str]:
@@ -216,27 +231,16 @@ def registered_tasks() -> dict[str, str]:
     return {name: (inspect.getdoc(f) or "").split("\n")[0] for name, f in sorted(_REGISTRY.items())}
 
 
-def check_options(what: str, known: Iterable[str], options: Iterable[str]) -> None:
-    """Refuse an option that does not exist before anything is built."""
-    known = list(known)
-    if "kwargs" in known or "options" in known:
-        return
-    for option in options:
-        if option not in known:
-            raise OptionError(f"{what} has no option {option!r}." + suggest(option, known))
-
-
-def _is_path(name: str) -> bool:
-    return name.endswith(SUFFIXES) or (":" not in name and ("/" in name or "\\" in name))
-
-
 def file_task(path: str | Path, **options: Any) -> Task:
     """Sequences, or prompts with references, from a .txt, .jsonl or .abc file."""
+    for option in options.keys() - CorpusOptions.__dataclass_fields__.keys():
+        known = CorpusOptions.__dataclass_fields__
+        raise OptionError(f"the task from {str(path)!r} has no option {option!r}." + suggest(option, known))
     settings = CorpusOptions(**options)
     corpus = read_corpus(path, settings)
     splits = corpus.splits.values()
     longest = 1 + max(examples.references.longest for examples in splits)
-    prompt_length = max(e.prompts.longest if e.prompts is not None else 0 for e in splits)
+    prompt_length = max(e.prompts.longest or 1 if e.prompts is not None else 0 for e in splits)
     return Task(
         Path(path).stem,
         corpus.vocab,
@@ -258,7 +262,7 @@ def grammar_task(
     from text_gym.grammar import Grammar
 
     source = Grammar(seed, max_length)
-    sizes = {"train": train_size, "valid": valid_size, "test": test_size}
+    sizes = _split_sizes(train_size, valid_size, test_size)
     return Task("grammar", source.vocab, max_length, partial(_drawn, source, sizes, seed), source=source)
 
 
@@ -280,7 +284,7 @@ def oracle_task(
         source = Oracle.load(path, max_length, vocab_size)
     else:
         source = Oracle(5000 if vocab_size is None else vocab_size, max_length, embedding, hidden, seed)
-    sizes = {"train": train_size, "valid": valid_size, "test": test_size}
+    sizes = _split_sizes(train_size, valid_size, test_size)
     return Task("oracle", source.vocab, max_length, partial(_drawn, source, sizes, seed), source=source)
 
 
@@ -288,12 +292,16 @@ def answers_task(seed: int = 0, size: int = 2_000, max_length: int = 4) -> Task:
     """Questions about sums and small tables of facts, each with one right answer."""
     from text_gym import answers
 
-    if max_length <= answers.LONGEST_ANSWER:
+    if whole_number("max_length", max_length, least=1) <= answers.LONGEST_ANSWER:
         raise OptionError(f"max_length must be at least {answers.LONGEST_ANSWER + 1}: answers have up to three words")
     vocab = answers.vocabulary()
     splits = answers.make_splits(vocab, size, seed)
     prompt_length = max(e.prompts.longest for e in splits.values() if e.prompts is not None)
     return Task("answers", vocab, max_length, splits, prompt_length, default_reward="exact_match")
+
+
+def _split_sizes(*sizes: int) -> dict[str, int]:
+    return {name: whole_number(f"{name}_size", size, least=0) for name, size in zip(SPLITS, sizes, strict=True)}
 
 
 def _drawn(source: Source, sizes: Mapping[str, int], seed: int, split: str) -> Examples:
@@ -307,3 +315,4 @@ _REGISTRY: dict[str, Callable[..., Task]] = {
     "oracle": oracle_task,
     "answers": answers_task,
 }
+_MADE: weakref.WeakValueDictionary[str, Task] = weakref.WeakValueDictionary()

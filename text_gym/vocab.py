@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from text_gym.errors import DataError, OptionError
+from text_gym.names import whole_number
 
 EOS = "<eos>"
 UNK = "<unk>"
@@ -28,6 +30,8 @@ class Splitter:
 
     def __init__(self, pattern: str = "word", joiner: str | None = None) -> None:
         """Take a pattern, and what stands between tokens when they are joined again."""
+        if joiner is not None and not isinstance(joiner, str):
+            raise OptionError(f"joiner must be a string, not {joiner!r}")
         self.pattern = pattern
         self.split: Callable[[str], list[str]]
         if pattern == "word":
@@ -107,10 +111,12 @@ class Vocabulary:
 
     def encode_tokens(self, tokens: Iterable[str]) -> list[int]:
         """The ids of tokens already cut."""
-        get, unk = self.ids.get, self.unk
+        tokens, get, unk = list(tokens), self.ids.get, self.unk
         ids = [get(token, unk) for token in tokens]
+        if self.eos is not None and self.eos in ids:
+            raise DataError(f"the text contains {self.tokens[self.eos]!r}, which marks the end and is no word")
         if None in ids:
-            unknown = list(tokens)[ids.index(None)]
+            unknown = tokens[ids.index(None)]
             raise DataError(f"{unknown!r} is not in this vocabulary, which has no token for unknown words")
         return ids  # type: ignore[return-value]
 
@@ -152,15 +158,25 @@ class TokenizerVocabulary(Vocabulary):
         if not isinstance(size, int) or size < 1:
             raise OptionError(f"the tokenizer {tokenizer!r} says its size neither by len() nor by vocab_size")
         self.tokenizer = tokenizer
-        eos = getattr(tokenizer, "eos_token_id", None)
+        eos, unk = (getattr(tokenizer, name, None) for name in ("eos_token_id", "unk_token_id"))
+        for special in (eos, unk):
+            if special is not None:
+                whole_number("eos_token_id or unk_token_id", special, least=0)
         names = [f"<{i}>" for i in range(size)] + ([EOS] if eos is None else [])
-        super().__init__(names, eos=size if eos is None else int(eos), unk=getattr(tokenizer, "unk_token_id", None))
+        super().__init__(names, eos=size if eos is None else int(eos), unk=unk)
         takes = _parameters(tokenizer.encode)
         self._encode_options = {"add_special_tokens": False} if "add_special_tokens" in takes else {}
 
     def encode(self, text: str) -> list[int]:
-        """The tokenizer's ids, special tokens left out."""
-        ids = [int(i) for i in self.tokenizer.encode(text, **self._encode_options)]
+        """The tokenizer's ids, without an EOS at the end."""
+        try:
+            ids = list(map(operator.index, self.tokenizer.encode(text, **self._encode_options)))
+        except TypeError as problem:
+            raise DataError(f"the tokenizer's encode() must return whole numbers: {problem}") from problem
+        if ids and ids[-1] == self.eos:
+            ids.pop()
+        if self.eos in ids:
+            raise DataError(f"{text[:60]!r} contains the tokenizer's own mark of the end")
         if ids and not 0 <= min(ids) <= max(ids) < len(self):
             raise DataError(f"the tokenizer gave the ids {min(ids)}..{max(ids)}, outside its own size {len(self)}")
         return ids

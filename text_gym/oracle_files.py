@@ -1,0 +1,157 @@
+"""Reading an oracle's published parameters, from .npz or from the published pickle, and nothing else.
+
+A pickle is a program. This one is read by an interpreter that knows the few instructions with
+which numpy writes arrays of numbers, and refuses the file before running it if there are
+others. What the instructions build are stand-ins, and the arrays are made from the stand-ins'
+bytes afterwards, so that no file can run code, or hand numpy a state of its own.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import pickletools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from text_gym.errors import DataError
+
+NAMES = ("embedding", "Wi", "Ui", "bi", "Wf", "Uf", "bf", "Wo", "Uo", "bo", "Wc", "Uc", "bc", "W_out", "b_out")
+"""The arrays of an oracle, in the order of the published file. Gates are x @ W + h @ U + b."""
+
+LARGEST = 1 << 30  # bytes of one array
+MOST_STEPS = 5_000  # of a pickle; the published one has 640
+_STEPS = """
+    PROTO FRAME STOP MARK GLOBAL STACK_GLOBAL REDUCE BUILD EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE
+    TUPLE1 TUPLE2 TUPLE3 NONE NEWTRUE NEWFALSE INT LONG LONG1 BININT BININT1 BININT2 STRING BINSTRING
+    SHORT_BINSTRING BINBYTES SHORT_BINBYTES UNICODE BINUNICODE SHORT_BINUNICODE PUT BINPUT LONG_BINPUT GET
+    BINGET LONG_BINGET MEMOIZE
+"""
+STEPS = frozenset(_STEPS.split())
+
+
+def load_parameters(path: str | Path) -> dict[str, npt.NDArray[np.float32]]:
+    """The arrays of an oracle from .npz or the published pickle, checked for form and size."""
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"no oracle at {str(path)!r}; give the path of an .npz or of the published .pkl")
+    try:
+        if path.suffix == ".npz":
+            arrays = _load_npz(path)
+        else:
+            with path.open("rb") as file:
+                arrays = dict(zip(NAMES, load_arrays(file), strict=True))
+    except DataError as problem:
+        raise DataError(f"{path}: {problem}") from problem
+    except Exception as problem:
+        raise DataError(
+            f"{path} is not an oracle: {problem}. It must be an .npz of the arrays {', '.join(NAMES)}, "
+            "or a pickled list of them in this order."
+        ) from problem
+    return _checked(arrays, path)
+
+
+def _load_npz(path: Path) -> dict[str, Any]:
+    with np.load(path, allow_pickle=False) as archive:
+        for name in NAMES:
+            if name in archive.files and archive.zip.getinfo(f"{name}.npy").file_size > LARGEST:
+                raise DataError(f"{name} is larger than any oracle's")
+        return {name: archive[name] for name in NAMES if name in archive.files}
+
+
+def shapes_of(vocab_size: int, embedding: int, hidden: int) -> dict[str, tuple[int, ...]]:
+    """The shape of each array, for these sizes."""
+    shapes: dict[str, tuple[int, ...]] = {"embedding": (vocab_size, embedding)}
+    for gate in "ifoc":
+        shapes |= {f"W{gate}": (embedding, hidden), f"U{gate}": (hidden, hidden), f"b{gate}": (hidden,)}
+    return shapes | {"W_out": (hidden, vocab_size), "b_out": (vocab_size,)}
+
+
+def _checked(arrays: dict[str, Any], path: Path) -> dict[str, npt.NDArray[np.float32]]:
+    missing = [name for name in NAMES if name not in arrays]
+    if missing:
+        raise DataError(f"{path} lacks the arrays {', '.join(missing)} of an oracle")
+    if np.ndim(arrays["embedding"]) != 2 or np.ndim(arrays["bi"]) != 1:
+        raise DataError(f"{path}: the embedding of an oracle has two axes and its biases one")
+    vocab_size, embedding = np.shape(arrays["embedding"])
+    wanted = shapes_of(vocab_size, embedding, len(arrays["bi"]))
+    for name in NAMES:
+        array = np.asarray(arrays[name])
+        if array.dtype.kind != "f" or array.shape != wanted[name] or not np.isfinite(array).all():
+            raise DataError(
+                f"{path}: {name} should be {wanted[name]} finite floats, and is {array.dtype} {array.shape}"
+            )
+    return {name: arrays[name].astype(np.float32) for name in NAMES}
+
+
+def load_arrays(file: BinaryIO) -> Sequence[npt.NDArray[Any]]:
+    """Unpickle a list of arrays of numbers; anything else is refused before it runs."""
+    content = file.read()
+    for count, (step, argument, _) in enumerate(pickletools.genops(content), 1):
+        if step.name not in STEPS:
+            raise DataError(
+                f"the pickle has a step {step.name}, which arrays of numbers do not need; save other oracles as .npz"
+            )
+        if count > MOST_STEPS or ("PUT" in step.name and int(argument or 0) > MOST_STEPS):
+            raise DataError(f"the pickle has more than {MOST_STEPS} steps; an oracle's has fewer")
+    loaded = _ArraysOnly(io.BytesIO(content), encoding="latin1").load()
+    if not isinstance(loaded, list) or not all(isinstance(part, _Array) for part in loaded):
+        raise DataError("the pickle holds something other than a list of arrays")
+    return [part.array() for part in loaded]
+
+
+class _Dtype:
+    """Stands in for numpy.dtype: a code such as "f4", and a byte order."""
+
+    def __init__(self, code: object, *_: object) -> None:
+        self.code, self.order = code, "<"
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = state[1]
+
+
+class _Array:
+    """Stands in for an array until its bytes are known."""
+
+    def __init__(self, *_: object) -> None:
+        self.state: tuple[Any, ...] = ()
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.state = state
+
+    def array(self) -> npt.NDArray[Any]:
+        """The array itself."""
+        _, shape, dtype, by_columns, content = self.state
+        if not isinstance(dtype, _Dtype) or dtype.code not in ("f2", "f4", "f8") or dtype.order not in "<>=":
+            raise DataError("the pickle holds an array of something other than floats")
+        content = content.encode("latin1") if isinstance(content, str) else content
+        shape = tuple(int(size) for size in shape)
+        kind = np.dtype(f"{dtype.order}{dtype.code}")
+        if len(content) != math.prod(shape) * kind.itemsize:
+            raise DataError(f"the pickle holds an array of shape {shape} with {len(content)} bytes")
+        return np.frombuffer(content, dtype=kind).reshape(shape, order="F" if by_columns else "C")
+
+
+def _to_bytes(text: object, *_: object) -> bytes:
+    return str(text).encode("latin1")
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Finds stand-ins under the few names that a pickled array mentions."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The stand-in, or an error."""
+        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+            return _Array
+        stand_ins = {("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype, ("_codecs", "encode"): _to_bytes}
+        if (module, name) in stand_ins:
+            return stand_ins[module, name]
+        raise DataError(
+            f"the pickle asks for {module}.{name}; only arrays are read, so that no file can run code; "
+            "save other oracles as .npz"
+        )
