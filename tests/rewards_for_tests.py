@@ -17,3 +17,7 @@ class Letters(text_gym.Reward):
 
 
 LETTERS = FunctionReward(letters)
+
+
+def fails(completions):
+    raise KeyError("no such word")

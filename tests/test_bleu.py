@@ -113,5 +113,12 @@ def test_mistakes_are_told():
         Bleu(["a sentence"])
     with pytest.raises(OptionError, match="hypotheses must be ids too"):
         Bleu([[1, 2]]).score([["a", "b"]])
+    for lengths in ([1], [-1, 1], [3, 3], [1.5, 1], [[1, 1]], "ab"):
+        with pytest.raises(OptionError, match="lengths must"):
+            Bleu([[1]]).score(np.ones((2, 2), dtype=int), lengths)
+    with pytest.raises(OptionError, match="list of lists"):
+        Bleu([1, 2])
+    with pytest.raises(OptionError, match="n must be"):
+        Bleu([[1]], n=True)
     with pytest.raises(OptionError, match="at least two"):
         self_bleu([[1, 2]])

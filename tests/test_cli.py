@@ -45,6 +45,13 @@ def test_score(capsys, write):
     code, out, err = run(capsys, "score", str(path))
     assert (code, out) == (2, "")
     assert err == "text-gym: 'big' is not in this vocabulary, which has no token for unknown words\n"
+    for name, content in [
+        ("latin.txt", b"caf\xe9\n"), ("eos.txt", b"the <eos> dogs\n"), ("long.txt", b"the " * 22), ("none.txt", b""),
+    ]:  # fmt: skip
+        code, out, err = run(capsys, "score", str(write(name, content)))
+        assert (code, out, err.count("\n")) == (2, "", 1), name
+    marked = write("marked.txt", b"\xef\xbb\xbfthe dogs run\r\n")
+    assert run(capsys, "score", str(marked), "--reward", "validity")[1].startswith("1\tthe dogs run\n")
     code, out, _ = run(capsys, "score", str(write("answers.txt", "1 2\n")), "--task", "answers")
     assert out.endswith("mean of 1 by bleu\n")
 
@@ -70,7 +77,11 @@ def test_the_audit_keeps_words_or_replaces_them(grammar, answers):
     "arguments",
     [
         ("sample", "--task", "gramar"), ("sample", "--split", "tset"), ("score", "absent.txt"),
-        ("audit", "--reward", "blue"), ("audit", "--reward", "exact_match"),
+        ("audit", "--reward", "blue"), ("audit", "--reward", "exact_match"), ("audit", "--n", "0"),
+        ("sample", "--n", "-3"), ("sample", "--seed", "-1"), ("sample", "--task", "grammar(seed=-1)"),
+        ("audit", "--reward", "bleu(n=True)"), ("audit", "--reward", "constant(value='x')"), ("sample", "--task", ":"),
+        ("audit", "--reward", "tests.rewards_for_tests:fails"), ("sample", "--task", "grammar(test_size=0)"),
+        ("audit", "--task", "grammar(test_size=0)"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(capsys, arguments):

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 import text_gym
 from text_gym import cache
-from text_gym.errors import DataError, OptionError
+from text_gym.errors import DataError, OptionError, RewardError
+from text_gym.rewards import Scorer
 
 LINES = [f"line {i} of {i % 7} and {i % 3}" for i in range(200)]
 
@@ -58,6 +59,41 @@ def test_splits_are_disjoint_deterministic_and_of_the_size_asked_for(write):
     assert texts_of(other, "test") != texts_of(task, "test")
     reversed_ = text_gym.make_task(write("other.txt", "\n".join(reversed(LINES))), valid=0.2, test=0.1)
     assert sorted(texts_of(reversed_, "test")) == sorted(texts_of(task, "test"))
+
+
+def test_seeds_hold_out_independently(write):
+    """Two seeds' test splits overlap as two random draws do."""
+    path = write("some.txt", "\n".join(f"{i:06d}" for i in range(2000)))
+    splits = [set(texts_of(text_gym.make_task(path, seed=s, tokenizer="char"), "test")) for s in range(12)]
+    shared = [len(a & b) for i, a in enumerate(splits) for b in splits[:i]]
+    assert all(len(split) == 200 for split in splits)
+    assert 5 < min(shared) <= max(shared) < 45
+
+
+def test_lines_that_differ_in_spacing_or_are_cut_to_the_same_stay_together(write):
+    spaced = write("spaced.txt", "\n".join(f"a {i}\na  {i} " for i in range(300)))
+    task = text_gym.make_task(spaced, tokenizer=r"\w", valid=0.2, test=0.2)
+    parts = [{tuple(r) for r in task.split(s).references.to_lists()} for s in ("train", "valid", "test")]
+    assert not any(a & b for a, b in [(parts[0], parts[1]), (parts[0], parts[2]), (parts[1], parts[2])])
+    cut = write("cut.txt", "\n".join(f"{i % 40} x {i}" for i in range(400)))
+    task = text_gym.make_task(cut, max_length=3, long_lines="cut", valid=0.2, test=0.2)
+    assert not set(texts_of(task, "train")) & set(texts_of(task, "test"))
+    asked = [f'{{"prompt": "p {i % 50}", "reference": "r {i}"}}' for i in range(300)]
+    task = text_gym.make_task(write("asked.jsonl", "\n".join(asked)), tokenizer="char", valid=0.2, test=0.2)
+    assert not set(task.batch("train").prompts) & set(task.batch("test").prompts)
+
+
+def test_a_split_that_gets_nothing_is_reported(write, caplog):
+    lines = ["a b"] * 60 + ["c d"] * 40
+    task = text_gym.make_task(write("two.txt", "\n".join(lines)))
+    assert (len(task.valid), len(task.test)) == (0, 0)
+    lines += [f"e {i}" for i in range(30)]
+    task = text_gym.make_task(write("more.txt", "\n".join(lines)))
+    assert (len(task.valid), len(task.test)) == (13, 13)
+    task = text_gym.make_task(write("three.txt", "\n".join(["a b"] * 50 + ["c d"] * 50 + ["e f"] * 50)))
+    assert "nothing left for test" in caplog.text
+    with pytest.raises(RewardError, match=r"'test' split .* is empty"):
+        Scorer("bleu(references='test')", task)(task.batch("train", [0]))
 
 
 def test_equal_lines_never_fall_in_two_splits(write):
@@ -153,6 +189,15 @@ def test_a_tokenizer_object(write):
     plain = text_gym.make_task(write("digits.txt", "012\n3\n"), tokenizer=Plain(), valid=0.0, test=0.0)
     assert (len(plain.vocab), plain.vocab.eos) == (5, 4)
     assert texts_of(plain, "train") == ["012", "3"]
+    assert task.encode("ab") == [97, 98]
+
+    class Ending(Bytes):
+        encode = staticmethod(lambda text: [97, 256, 98] if "|" in text else [97, 256])
+
+    assert text_gym.make_task(write("some.txt", "x\n"), tokenizer=Ending(), valid=0.0, test=0.0).train[0][1] == ((97,),)
+    with pytest.raises(DataError, match="mark of the end"):
+        text_gym.make_task(write("some.txt", "x|\n"), tokenizer=Ending())
+    assert gym.make("TextGen-v0", task=task, banned="a").unwrapped.action_masks()[97] == np.False_
     with pytest.raises(DataError, match="outside its own size"):
         text_gym.make_task(write("more.txt", "78\n"), tokenizer=Plain())
     with pytest.raises(OptionError, match=r"no encode\(\)"):
@@ -218,8 +263,11 @@ def test_files_that_cannot_be_read(write, tmp_path):
             text_gym.make_task(path)
     latin = text_gym.make_task(tmp_path / "latin.txt", encoding="latin-1")
     assert latin.report.lines == 5002
-    with pytest.raises(OptionError, match="unknown encoding"):
-        text_gym.make_task(tmp_path / "latin.txt", encoding="latin-99")
+    for encoding in ("latin-99", "base64", "", 8, "a\0b"):
+        with pytest.raises(OptionError, match="encoding="):
+            text_gym.make_task(tmp_path / "latin.txt", encoding=encoding)
+    with pytest.raises(DataError, match="not utf-16"):
+        text_gym.make_task(write("ascii.txt", "abc\n"), encoding="utf-16")
     asked, plain = write("asked.jsonl", '{"prompt": "p", "reference": "a"}\n'), write("plain.txt", "a\n")
     with pytest.raises(DataError, match="prompts"):
         text_gym.make_task(asked, test=str(plain))
@@ -228,6 +276,7 @@ def test_files_that_cannot_be_read(write, tmp_path):
 def test_marks_of_other_systems(write):
     path = write("windows.txt", b"\xef\xbb\xbfa b\r\nb\r\n")
     assert texts_of(text_gym.make_task(path, valid=0.0, test=0.0), "train") == ["a b", "b"]
+    assert texts_of(text_gym.make_task(path, encoding="UTF8", valid=0.0, test=0.0), "train") == ["a b", "b"]
     path = write("wide.txt", "a b\nb\n", "utf-16")
     assert texts_of(text_gym.make_task(path, encoding="utf-16", valid=0.0, test=0.0), "train") == ["a b", "b"]
 
@@ -235,10 +284,10 @@ def test_marks_of_other_systems(write):
 @pytest.mark.parametrize(
     "options",
     [{"max_length": 1}, {"min_count": 0}, {"max_vocab": 0}, {"valid": 1.0}, {"valid": 0.5, "test": 0.5}, {"test": -0.1},
-     {"long_lines": "keep"}],
+     {"long_lines": "keep"}, {"valid": None}, {"test": "much"}, {"seed": -1}, {"joiner": 3}, {"max_length": True}],
 )  # fmt: skip
 def test_options_that_make_no_sense(write, options):
-    with pytest.raises(OptionError):
+    with pytest.raises((OptionError, DataError)):
         text_gym.make_task(write("some.txt", "a\n"), **options)
 
 
@@ -251,6 +300,12 @@ def test_tunes(write):
         '[M:3/4] [K:G] e |: "G" d2 B, | ^c\'3/2 z2 (3 a b c :| [M:2/4] [1 A/2 |]',
         "[K:D] d2",
     ]
+
+
+def test_tunes_among_other_text(write):
+    tunes = 'Some words\n\nX:1\nM:4/4\nK:C\nAB "50%" c | % words\nd:|\n\nMore words, A B\n\nX:2\nK:D\nefg|\n'
+    task = text_gym.make_task(write("tunes.abc", tunes), valid=0.0, test=0.0)
+    assert texts_of(task, "train") == ['[M:4/4] [K:C] A B "50%" c | d :|', "[K:D] e f g |"]
 
 
 def test_real_tunes_poems_and_captions(data):

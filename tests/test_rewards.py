@@ -129,12 +129,44 @@ def test_bad_answers_name_the_reward(grammar, function, words):
     assert "'culprit'" in str(caught.value)
 
 
+def test_a_reward_that_fails_is_named_and_its_error_kept(grammar):
+    with pytest.raises(RewardError, match="'fails' failed with KeyError: 'no such word'") as caught:
+        score("tests.rewards_for_tests:fails", grammar, "the dogs run")
+    assert isinstance(caught.value.__cause__, KeyError)
+    with pytest.raises(RewardError, match="the weighted sum"):
+        score({"length": 1e308}, grammar, "the dogs run")
+
+
+def test_tensors_with_gradients_are_scores(grammar):
+    assert score(lambda completions: torch.ones(1, requires_grad=True) * 2, grammar, "the dogs run") == [2.0]
+
+
+def test_rewards_cannot_change_what_they_look_at(grammar):
+    def vandal(completions, tokens):
+        completions[0] = "changed"
+        tokens[0, 0] = 7
+        return [0.0]
+
+    env = gym.make("TextGen-v0", task=grammar, reward=vandal)
+    env.reset()
+    with pytest.raises(RewardError, match="read-only"):
+        env.step(0)
+
+
 def test_bad_rewards_are_refused_before_anything_is_played(grammar, answers):
     for spec, error, words in [
         ("blue", UnknownNameError, "Did you mean 'bleu'"),
         ("bleu(m=2)", OptionError, "no option 'm'"),
         ("bleu(n=0)", OptionError, "n must be a whole number"),
         ("bleu(n=two)", OptionError, "cannot read"),
+        ("bleu(n=True)", OptionError, "n must be"),
+        ("bleu(references=None)", OptionError, "references must be a finite number"),
+        ("bleu(references=[5])", OptionError, "are texts"),
+        ("length(target='a')", OptionError, "target must be"),
+        ("random(seed='a')", OptionError, "seed must be"),
+        ("likelihood(floor=None)", OptionError, "floor must be"),
+        (text_gym.Reward, OptionError, "has no score"),
+        ("json:dumps", RewardError, "asks for 'obj'"),
         ("bleu(2)", OptionError, "key=value"),
         ("bleu(references='tests')", OptionError, "is no split"),
         ("nowhere:reward", UnknownNameError, "cannot import 'nowhere'"),
@@ -175,8 +207,9 @@ def test_registered_names(grammar):
     text_gym.register_reward("vowels", vowels)
     assert score("vowels", grammar, "the dogs run") == [3.0]
     assert registered_rewards()["vowels"] == "Vowels in each text."
-    with pytest.raises(OptionError, match="identifier"):
-        text_gym.register_reward("my reward", vowels)
+    for name, reward, words in [("my reward", vowels, "identifier"), ("bleu", vowels, "already"), ("x", 5, "called")]:
+        with pytest.raises(OptionError, match=words):
+            text_gym.register_reward(name, reward)
 
 
 def test_bleu_of_the_training_split(grammar):

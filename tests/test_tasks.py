@@ -43,12 +43,36 @@ def test_names_paths_and_factories(write):
     assert text_gym.make_task("tiny", letters="xy").vocab.tokens == ("<eos>", "x", "y")
     made = text_gym.make_task("grammar")
     assert text_gym.make_task(made) is made
+    with pytest.raises(OptionError, match="already"):
+        register_task("grammar", tiny_task)
+    with pytest.raises(OptionError, match="cannot be called"):
+        register_task("five", 5)
+
+
+def test_the_same_task_is_made_once_while_it_is_in_use(write):
+    one = text_gym.make_task("grammar", seed=8)
+    assert text_gym.make_task("grammar(seed=8)") is one
+    assert text_gym.make_task("grammar", seed=9) is not one
+    path = write("some.txt", "a b\n")
+    first = text_gym.make_task(path)
+    assert text_gym.make_task(str(path)) is text_gym.make_task(str(path))
+    assert text_gym.make_task(path, max_length=9) is not first
+    path.write_text("a b c d\n")
+    assert text_gym.make_task(path).vocab.tokens != first.vocab.tokens
+    register_task("twin", tiny_task)
+    twin = text_gym.make_task("twin")
+    register_task("twin", lambda letters="zz": tiny_task("z"), replace=True)
+    assert text_gym.make_task("twin").vocab.tokens != twin.vocab.tokens
 
 
 def tiny_task(letters="ab"):
     """Two letters."""
     vocab = Vocabulary(["<eos>", *letters], eos=0)
     return Task("tiny", vocab, 3, {"train": Examples(Sequences.from_lists([[1], [2, 1]]))})
+
+
+def no_task(size):
+    return [size]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +84,17 @@ def tiny_task(letters="ab"):
         ("grammar(seed=__import__('os'))", {}, OptionError, "cannot read"),
         ("some/folder", {}, DataError, "a corpus ends in"),
         ("tests.test_tasks:LETTERS", {}, UnknownNameError, "cannot be called"),
-        ("tests.test_tasks:np.array", {"object": 1}, TaskError, "no text_gym.Task"),
+        ("tests.test_tasks:no_task", {"size": 1}, TaskError, "no text_gym.Task"),
+        ("tests.test_tasks:no_task", {}, OptionError, "missing a required argument: 'size'"),
+        ("os:path", {}, UnknownNameError, "cannot be called"),
+        (":b", {}, UnknownNameError, "cannot import ''"),
+        ("grammar", {"seed": -1}, OptionError, "seed must be"),
+        ("grammar", {"seed": "x"}, OptionError, "seed must be"),
+        ("grammar", {"train_size": 2.5}, OptionError, "train_size must be"),
+        ("grammar", {"max_length": "5"}, OptionError, "max_length must be"),
+        ("oracle", {"seed": 1.5}, OptionError, "seed must be"),
+        ("oracle", {"vocab_size": True}, OptionError, "vocab_size must be"),
+        ("answers", {"seed": None}, OptionError, "seed must be"),
         (3, {}, OptionError, "a name, a path"),
         (LETTERS, {}, OptionError, "a name, a path"),
     ],
