@@ -37,6 +37,7 @@ class Row(NamedTuple):
 def run(console: Console) -> None:
     """Measure everything, and print a table."""
     table = Table(*Row._fields, title=f"text_gym {text_gym.__version__}, best of {REPEATS}", title_justify="left")
+    table.columns[0].no_wrap = True
     measures = (import_time, scalar_steps, vector_steps, bleu_of_batches, self_bleu_of_2000, million_lines)
     for measure in measures:
         with console.status(measure.__name__.replace("_", " ")):
@@ -60,7 +61,7 @@ def import_time() -> list[Row]:
     """A fresh process that imports and makes, beside one that only imports gymnasium."""
     ours = best(lambda: _python("import gymnasium as gym, text_gym; gym.make('TextGen-v0')"))
     theirs = best(lambda: _python("import gymnasium"))
-    what = "import text_gym and make, beside import gymnasium"
+    what = "import and make / import gymnasium"
     return [Row(what, f"{ours * 1e3:.0f} ms", f"{theirs * 1e3:.0f} ms", f"{ours / theirs:.2f}", "at most 1.5")]
 
 
@@ -69,7 +70,7 @@ def scalar_steps() -> list[Row]:
     ours = gym.make("TextGen-v0", reward="constant").unwrapped
     theirs = gym.make("CartPole-v1").unwrapped
     ours_us, theirs_us = 1e6 * _scalar_step(ours), 1e6 * _scalar_step(theirs)
-    what = "scalar environment, one step, beside CartPole-v1"
+    what = "one step, scalar / CartPole-v1"
     return [Row(what, f"{ours_us:.2f} us", f"{theirs_us:.2f} us", f"{ours_us / theirs_us:.2f}", "at most 1")]
 
 
@@ -88,13 +89,13 @@ def _scalar_step(env: gym.Env[Any, Any], steps: int = 20_000) -> float:
 
 
 def vector_steps() -> list[Row]:
-    """Steps of 1,024 copies, for every autoreset mode that resets by itself."""
+    """Steps of 1,024 copies: all of 20 tokens with 5000 to choose from, and of lengths that differ."""
     theirs = _vector_steps(gym.make_vec("CartPole-v1", num_envs=COPIES))
     rows = []
-    for mode in ("NextStep", "SameStep"):
-        envs = gym.make_vec("TextGen-v0", num_envs=COPIES, task="oracle", reward="constant", autoreset_mode=mode)
+    for task, mode in (("oracle", "NextStep"), ("oracle", "SameStep"), ("grammar", "SameStep")):
+        envs = gym.make_vec("TextGen-v0", num_envs=COPIES, task=task, reward="constant", autoreset_mode=mode)
         ours = _vector_steps(envs)
-        what = f"vector environment, {COPIES:,} copies, {mode}, beside CartPoleVectorEnv"
+        what = f"{COPIES:,} copies, {task}, {mode} / CartPole"
         rows.append(Row(what, f"{ours / 1e6:.1f} M/s", f"{theirs / 1e6:.1f} M/s", f"{ours / theirs:.2f}", "at least 1"))
     return rows
 
@@ -125,16 +126,14 @@ def bleu_of_batches() -> list[Row]:
     batches = [hypotheses[i : i + BATCH] for i in range(0, len(hypotheses), BATCH)]
     ours = len(hypotheses) / best(lambda: [bleu.score(batch) for batch in batches])
     words = float(np.mean([len(s) for s in hypotheses]))
-    what = f"BLEU-4 of sentences of {words:.1f} words, 10,000 references"
-    rows = [Row(what, f"{ours:,.0f} /s", "-", "-", "at least 100,000 /s")]
+    what, wanted = f"BLEU-4, {words:.0f} words, 10,000 references / fast-bleu", "at least 3, 100,000 /s"
     fast_bleu = _fast_bleu()
     if fast_bleu is None:
-        return [*rows, Row(f"{what}, beside fast-bleu", f"{ours:,.0f} /s", "not installed", "-", "at least 3")]
+        return [Row(what, f"{ours:,.0f} /s", "not installed", "-", wanted)]
     other = fast_bleu.BLEU(_as_text(references), {"bleu": (0.25,) * 4})
     texts = [_as_text(batch) for batch in batches]
     theirs = len(hypotheses) / best(lambda: [other.get_score(batch) for batch in texts], repeats=3)
-    row = Row(f"{what}, beside fast-bleu", f"{ours:,.0f} /s", f"{theirs:,.0f} /s", f"{ours / theirs:.1f}", "at least 3")
-    return [*rows, row]
+    return [Row(what, f"{ours:,.0f} /s", f"{theirs:,.0f} /s", f"{ours / theirs:.1f}", wanted)]
 
 
 def self_bleu_of_2000() -> list[Row]:
@@ -142,7 +141,7 @@ def self_bleu_of_2000() -> list[Row]:
     _, hypotheses = _sentences()
     sentences = hypotheses[:2000]
     ours = best(lambda: self_bleu(sentences))
-    what, fast_bleu = "self-BLEU-4 of 2,000 sentences, beside fast-bleu", _fast_bleu()
+    what, fast_bleu = "self-BLEU-4 of 2,000 / fast-bleu", _fast_bleu()
     if fast_bleu is None:
         return [Row(what, f"{ours * 1e3:.0f} ms", "not installed", "-", "above 1")]
     texts = _as_text(sentences)
@@ -162,9 +161,9 @@ def million_lines() -> list[Row]:
             "print(t, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == 'darwin' else 2**-10))"
         )
         rows = []
-        for when in ("first", "from the cache"):
+        for when in ("first", "cached"):
             seconds, peak = map(float, _python(code).split())
-            what = f"1,000,000 lines of 10 words, {when}"
+            what = f"load 1,000,000 lines of 10 words, {when}"
             rows.append(Row(what, f"{seconds:.1f} s, {peak / 2**20:.0f} MiB", "-", "-", "under 20 s, 1 GB"))
     return rows
 

@@ -92,7 +92,7 @@ def bench() -> None:
     """Measure this machine: the environment beside CartPole, BLEU beside other implementations."""
     from agents.bench import run
 
-    run(Console())
+    run(Console() if sys.stdout.isatty() else Console(width=120))
 
 
 def _draw(task: Task, split: str, n: int, seed: int) -> Batch:

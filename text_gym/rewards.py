@@ -153,27 +153,26 @@ def make_reward(spec: RewardSpec, **options: Any) -> Reward:
     >>> make_reward("bleu", n=2).name
     'bleu'
     """
-    if isinstance(spec, Reward):
-        reward = spec
-    elif isinstance(spec, str):
+    label = None
+    if isinstance(spec, str):
         name, written = parse_call(spec)
-        factory, options = lookup("reward", name, _registry()), written | options
-        return make_reward(factory, **options)
-    elif inspect.isclass(spec) and issubclass(spec, Reward):
+        spec, options = lookup("reward", name, _registry()), written | options
+        label = None if ":" in name else name
+    if inspect.isclass(spec) and issubclass(spec, Reward):
         if inspect.isabstract(spec):
             raise OptionError(f"{spec.__name__} has no score() method")
-        check_options(f"reward {spec.__name__}", spec, options)
-        return make_reward(spec(**options))
-    elif callable(spec):
-        reward = FunctionReward(spec)
-    else:
-        raise OptionError(
-            f"{spec!r} is no reward: give a name, a function of completions, a text_gym.Reward, "
-            "a list of these, or a dict from these to weights"
-        )
+        check_options(f"reward {label or spec.__name__!r}", spec, options)
+        return spec(**options)
     if options:
-        raise OptionError(f"{spec!r} takes no options; only a Reward class does, or the name of one")
-    return reward
+        raise OptionError(f"{label or spec!r} takes no options; only a Reward class does, or the name of one")
+    if isinstance(spec, Reward):
+        return spec
+    if callable(spec):
+        return FunctionReward(spec, label)
+    raise OptionError(
+        f"{spec!r} is no reward: give a name, a function of completions, a text_gym.Reward, "
+        "a list of these, or a dict from these to weights"
+    )
 
 
 def register_reward(name: str, reward: type[Reward] | Callable[..., Any], replace: bool = False) -> None:
