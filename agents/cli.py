@@ -79,10 +79,12 @@ def audit(
     A reward that cannot tell these apart cannot teach an agent to write.
     """
     made = make_task(task)
-    table = Table(title=f"{escape(repr(made))}: mean reward of {n} sequences", title_justify="left")
+    results = audit_rewards(made, reward, n, seed)
+    Console().print(escape(f"Mean reward of {min(n, len(made.test.references))} sequences of {made!r}:"))
+    table = Table()
     for heading in ("reward", "real", "shuffled", "random"):
         table.add_column(heading, justify="left" if heading == "reward" else "right")
-    for name, means in audit_rewards(made, reward, n, seed).items():
+    for name, means in results.items():
         table.add_row(escape(name), *(f"{mean:.3f}" for mean in means))
     Console().print(table)
 
