@@ -21,3 +21,7 @@ LETTERS = FunctionReward(letters)
 
 def fails(completions):
     raise KeyError("no such word")
+
+
+def words_only(completion_ids):
+    return [float(0 not in ids) for ids in completion_ids]

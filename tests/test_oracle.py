@@ -8,11 +8,9 @@ import zipfile
 
 import numpy as np
 import pytest
-import torch
 
 import text_gym
 from text_gym.errors import DataError, OptionError, TaskError
-from text_gym.models import draw_tokens
 from text_gym.oracle import NAMES, Oracle, load_parameters
 
 
@@ -82,23 +80,6 @@ def test_seeds(small):
     assert (small.sample(5, seed=9).tokens == again.sample(5, seed=9).tokens).all()
     assert (small.sample(50, seed=9).tokens != other.sample(50, seed=9).tokens).any()
     assert (small.sample(50, seed=9).tokens != small.sample(50, seed=8).tokens).any()
-
-
-@pytest.mark.parametrize("size", [1, 2, 100, 128, 129, 5000])
-def test_drawing_is_exact(size):
-    """Chi-square against the softmax, for sizes that fill blocks and sizes that do not."""
-    logits = torch.randn(size, generator=torch.Generator().manual_seed(size)) * 2
-    logits[size // 2] = -math.inf if size > 1 else 0.0
-    n = 200_000
-    generator = torch.Generator().manual_seed(1)
-    drawn = torch.cat([draw_tokens(logits.expand(2000, size), generator) for _ in range(n // 2000)])
-    counts = torch.bincount(drawn, minlength=size).numpy()
-    expected = n * logits.double().softmax(0).numpy()
-    assert len(counts) == size
-    assert counts[expected == 0].sum() == 0
-    often = expected >= 5
-    statistic = ((counts - expected)[often] ** 2 / expected[often]).sum()
-    assert statistic < often.sum() + 5 * math.sqrt(2 * often.sum())
 
 
 def test_published_parameters(data):

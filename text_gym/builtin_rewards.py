@@ -241,7 +241,7 @@ class RandomReward(Reward):
             state = np.full(len(batch), _mixed(np.uint64(self.seed % 2**64)), dtype=np.uint64)
             for t in range(int(batch.content_lengths.max(initial=0))):
                 inside = t < batch.content_lengths
-                mixed = _mixed(state ^ _mixed(batch.tokens[:, t].astype(np.uint64) + np.uint64(t << 32)))
+                mixed = _mixed(state ^ _mixed(batch.tokens[:, t].astype(np.uint64)))
                 state = np.where(inside, mixed, state)
         return (state >> np.uint64(11)).astype(np.float64) / 2**53
 

@@ -5,72 +5,155 @@ This module imports torch; nothing imports it until a model is used.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from text_gym.errors import OptionError
+
 BLOCK = 128  # tokens in a block of the two-level search; a power of two near sqrt(V) for V = 5000 to 50,000
+
+State = Any
+"""What a model makes of prefixes: a tensor [n, ...], or a tuple of states."""
 
 
 class LanguageModel(Protocol):
-    """Anything that says what token comes next. A state is whatever the model makes of a prefix."""
+    """Anything that says what token comes next."""
 
-    def start(self, n: int) -> tuple[Tensor, Any]:
-        """The logits [n, V] of the first tokens of n sequences, and their state."""
+    def start(self, n: int, prompts: Tensor | None = None) -> tuple[Tensor, State]:
+        """The logits [n, V] of the first tokens of n sequences, and their state.
 
-    def step(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        `prompts` [n, P] are read first; they are right-padded with an id of at least V.
+        """
+
+    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """Read tokens [n]: the logits [n, V] of those that follow, and the new state."""
+
+    def log_prob(self, tokens: Tensor, valid_mask: Tensor, prompts: Tensor | None = None) -> Tensor:
+        """The log-probability of each token given those before it, [n, T]; 0 where valid_mask is False."""
+
+
+def map_state(function: Callable[[Tensor], Tensor], state: State) -> State:
+    """The state with a function applied to each of its tensors."""
+    if isinstance(state, tuple):
+        return tuple(map_state(function, part) for part in state)
+    return function(state)
 
 
 class LSTM(nn.Module):
-    """Embedding, one LSTM layer and a linear output, reading sequences after a start token."""
+    """Embedding, one LSTM layer and a linear output, reading sequences after a start token.
 
-    def __init__(self, vocab_size: int, embedding: int = 32, hidden: int = 32, start_token: int = 0) -> None:
+    >>> model = LSTM(vocab_size=10)
+    >>> logits, state = model.start(3)
+    >>> logits.shape, model.log_prob(torch.tensor([[1, 2]]), torch.tensor([[True, True]])).shape
+    (torch.Size([3, 10]), torch.Size([1, 2]))
+
+    Args:
+        vocab_size: Tokens.
+        embedding: Size of a token's embedding.
+        hidden: Size of the LSTM.
+        dropout: Share of values dropped before and after the LSTM, in training only.
+        start_token: What is read before the first token; SeqGAN reads token 0.
+    """
+
+    def __init__(
+        self, vocab_size: int, embedding: int = 32, hidden: int = 32, dropout: float = 0.0, start_token: int = 0
+    ) -> None:
         """Create the layers with torch's own initial weights."""
         super().__init__()
         self.start_token = start_token
         self.embed = nn.Embedding(vocab_size, embedding)
         self.lstm = nn.LSTM(embedding, hidden, batch_first=True)
         self.output = nn.Linear(hidden, vocab_size)
+        self.dropout = nn.Dropout(dropout)
 
-    def start(self, n: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Logits and state of n empty prefixes."""
+    def start(self, n: int, prompts: Tensor | None = None) -> tuple[Tensor, State]:
+        """Logits and state of n empty prefixes, behind their prompts."""
         weight = self.embed.weight
         zeros = weight.new_zeros(n, self.lstm.hidden_size)  # [n, H]
         tokens = torch.full((n,), self.start_token, device=weight.device)
-        return self.step(tokens, (zeros, zeros))
+        logits, state = self.step(tokens, (zeros, zeros))
+        if prompts is not None:
+            for column in prompts.unbind(dim=1):
+                real = (column < self.embed.num_embeddings)[:, None]  # [n, 1]
+                after, changed = self.step(column.where(real[:, 0], torch.zeros_like(column)), state)
+                logits = after.where(real, logits)
+                state = tuple(new.where(real, old) for new, old in zip(changed, state, strict=True))
+        return logits, state
 
-    def step(self, tokens: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """One token further: tokens [n] to logits [n, V]."""
-        hidden, cell = torch.lstm_cell(self.embed(tokens), state, *self.lstm.all_weights[0])
-        return self.output(hidden), (hidden, cell)
+        embedded = self.dropout(self.embed(tokens))
+        hidden, cell = torch.lstm_cell(embedded, state, *self.lstm.all_weights[0])
+        return self.output(self.dropout(hidden)), (hidden, cell)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """The logits before each token: tokens [n, T] to [n, T, V]."""
-        first = torch.full_like(tokens[:, :1], self.start_token)
-        inputs = torch.cat([first, tokens[:, :-1]], dim=1)
-        hidden, _ = self.lstm(self.embed(inputs))  # [n, T, H]
-        logits: Tensor = self.output(hidden)
+    def features(self, tokens: Tensor, prompts: Tensor | None = None) -> Tensor:
+        """What the output layer reads before each token: tokens [n, T] to [n, T, H]."""
+        real = tokens.clamp(max=self.embed.num_embeddings - 1)
+        if prompts is None:
+            first = torch.full_like(real[:, :1], self.start_token)
+            hidden, _ = self.lstm(self.dropout(self.embed(torch.cat([first, real[:, :-1]], dim=1))))
+            return self.dropout(hidden)  # type: ignore[no-any-return]
+        _, state = self.start(len(tokens), prompts)
+        begin = state[0][:, None]  # [n, 1, H], what the last of the prompt led to
+        hidden, _ = self.lstm(self.dropout(self.embed(real[:, :-1])), tuple(part[None] for part in state))
+        return self.dropout(torch.cat([begin, hidden], dim=1))  # type: ignore[no-any-return]
+
+    def log_prob(self, tokens: Tensor, valid_mask: Tensor, prompts: Tensor | None = None) -> Tensor:
+        """The log-probability of each token given those before it, [n, T]; 0 where valid_mask is False."""
+        logits: Tensor = self.output(self.features(tokens, prompts))  # [n, T, V]
+        picked = logits.gather(2, tokens.clamp(max=logits.shape[2] - 1)[:, :, None])[:, :, 0]
+        return (picked - logits.logsumexp(dim=2)).where(valid_mask, 0.0)
+
+
+class Sampling(NamedTuple):
+    """How tokens are drawn: from the whole softmax, or from a sharpened or shortened one."""
+
+    temperature: float = 1.0
+    """Logits are divided by it; below 1 favours likely tokens."""
+    top_k: int = 0
+    """Only so many of the likeliest tokens may be drawn; 0 for all."""
+    top_p: float = 1.0
+    """Only the fewest likeliest tokens with this much probability together may be drawn."""
+
+    def checked(self) -> Sampling:
+        """Itself, or an error."""
+        if not self.temperature > 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise OptionError(f"{self} needs temperature > 0, top_k >= 0 and 0 < top_p <= 1")
+        return self
+
+    def adjust(self, logits: Tensor) -> Tensor:
+        """The logits [n, V] of the distribution that is really drawn from."""
+        if self.temperature != 1:
+            logits = logits / self.temperature
+        if 0 < self.top_k < logits.shape[1]:
+            least = logits.topk(self.top_k, dim=1).values[:, -1:]
+            logits = logits.masked_fill(logits < least, -torch.inf)
+        if self.top_p < 1:
+            ordered, order = logits.sort(dim=1, descending=True)
+            probabilities = ordered.softmax(dim=1)
+            before = probabilities.cumsum(dim=1) - probabilities
+            dropped = torch.zeros_like(before, dtype=torch.bool).scatter(1, order, before >= self.top_p)
+            logits = logits.masked_fill(dropped, -torch.inf)
         return logits
 
-    def log_prob(self, tokens: Tensor, valid_mask: Tensor) -> Tensor:
-        """The summed log-probability of the tokens where valid_mask is True, [n]."""
-        real = tokens.where(valid_mask, torch.zeros_like(tokens))
-        logits: Tensor = self(real)  # [n, T, V]
-        picked = logits.gather(2, real[:, :, None])[:, :, 0]
-        per_token = picked - logits.logsumexp(dim=2)  # [n, T]
-        return per_token.double().where(valid_mask, 0.0).sum(dim=1)
+
+WHOLE_SOFTMAX = Sampling()
 
 
 @torch.no_grad()
-def draw_tokens(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """One token from each row's softmax: [n, V] to [n], by inverting its cumulative sum in two levels.
+def draw_tokens(
+    logits: Tensor, generator: torch.Generator, sampling: Sampling = WHOLE_SOFTMAX
+) -> tuple[Tensor, Tensor]:
+    """One token from each row, [n, V] to [n], and its log-probability in what was drawn from, [n].
 
-    The sums over blocks tell which block a uniform number falls in, and only that block is
-    summed up token by token. The draw is exact, and on a CPU many times faster than
-    torch.multinomial, which normalises and searches the whole row.
+    The cumulative sum is inverted in two levels: sums over blocks tell which block a uniform number
+    falls in, and only that block is summed up token by token. The draw is exact, and on a CPU many
+    times faster than torch.multinomial, which normalises and searches the whole row.
     """
+    logits = sampling.adjust(logits)
     n, size = logits.shape
     blocks = -(-size // BLOCK)
     weights = logits.new_empty(n, blocks * BLOCK)
@@ -87,16 +170,67 @@ def draw_tokens(logits: Tensor, generator: torch.Generator) -> Tensor:
     place = torch.searchsorted(sums, target - before, right=True)
     # Rounding may put the target at the very end of a block: take its last possible token.
     last = BLOCK - 1 - (inside > 0).flip(1).int().argmax(dim=1, keepdim=True)
-    return (block * BLOCK + torch.minimum(place, last))[:, 0]
+    place = torch.minimum(place, last)
+    log_prob = (inside.gather(1, place).double() / block_sums[:, -1:]).log()[:, 0]
+    return (block * BLOCK + place)[:, 0], log_prob
+
+
+class Drawn(NamedTuple):
+    """Sequences and what they were drawn with."""
+
+    tokens: Tensor
+    """[n, T], PAD = V after the end."""
+    lengths: Tensor
+    """[n], EOS included."""
+    log_probs: Tensor
+    """[n, T], of each token in the distribution that it was drawn from; 0 after the end."""
 
 
 @torch.no_grad()
-def draw_sequences(model: LanguageModel, n: int, length: int, generator: torch.Generator) -> Tensor:
-    """Draw n sequences of exactly `length` tokens, [n, length]."""
-    logits, state = model.start(n)
-    columns = []
-    for _ in range(length - 1):
-        columns.append(draw_tokens(logits, generator))
-        logits, state = model.step(columns[-1], state)
-    columns.append(draw_tokens(logits, generator))
-    return torch.stack(columns, dim=1)
+def complete(
+    model: LanguageModel,
+    prefixes: Tensor,
+    logits: Tensor,
+    state: State,
+    length: int,
+    eos: int | None,
+    generator: torch.Generator,
+    sampling: Sampling = WHOLE_SOFTMAX,
+) -> Drawn:
+    """Go on from prefixes [n, k], none of them ended, whose next logits and state are known, up to `length`."""
+    n, pad = len(prefixes), logits.shape[1]
+    tokens = torch.full((n, length), pad, dtype=torch.long, device=logits.device)
+    tokens[:, : prefixes.shape[1]] = prefixes
+    log_probs = torch.zeros(n, length, dtype=torch.float64, device=logits.device)
+    lengths = torch.full((n,), length, device=logits.device)
+    alive = torch.arange(n, device=logits.device)
+    for t in range(prefixes.shape[1], length):
+        drawn, log_prob = draw_tokens(logits, generator, sampling)
+        tokens[alive, t], log_probs[alive, t] = drawn, log_prob
+        if eos is not None:
+            ended = drawn == eos
+            lengths[alive[ended]] = t + 1
+            if ended.any():
+                going = (~ended).nonzero()[:, 0]
+                alive, drawn, state = alive[going], drawn[going], map_state(lambda part: part[going], state)  # noqa: B023
+                if not len(alive):
+                    break
+        if t + 1 < length:
+            logits, state = model.step(drawn, state)
+    return Drawn(tokens, lengths, log_probs)
+
+
+@torch.no_grad()
+def generate(
+    model: LanguageModel,
+    n: int,
+    length: int,
+    eos: int | None,
+    generator: torch.Generator,
+    sampling: Sampling = WHOLE_SOFTMAX,
+    prompts: Tensor | None = None,
+) -> Drawn:
+    """Draw n sequences of at most `length` tokens, behind their prompts [n, P] if there are any."""
+    logits, state = model.start(n, prompts)
+    nothing = torch.zeros(n, 0, dtype=torch.long, device=logits.device)
+    return complete(model, nothing, logits, state, length, eos, generator, sampling)

@@ -106,12 +106,12 @@ class Oracle:
         """Draw n sequences."""
         import torch
 
-        from text_gym.models import draw_sequences
+        from text_gym.models import generate
 
         random = np.random.default_rng(seed)
         generator = torch.Generator().manual_seed(int(random.integers(2**63)))
         sizes = [min(CHUNK, n - done) for done in range(0, n, CHUNK)]
-        parts = [draw_sequences(self.model, size, self.max_length, generator).numpy() for size in sizes]
+        parts = [generate(self.model, size, self.max_length, None, generator).tokens.numpy() for size in sizes]
         tokens = np.concatenate(parts) if parts else np.zeros((0, self.max_length), dtype=np.int64)
         return Batch(tokens, np.full(n, self.max_length), self.vocab)
 
@@ -124,7 +124,7 @@ class Oracle:
         chunk = max(1, CHUNK // max(1, rows.shape[1]))
         with torch.no_grad():
             parts = [
-                self.model.log_prob(rows[i : i + chunk], valid[i : i + chunk]).numpy()
+                self.model.log_prob(rows[i : i + chunk], valid[i : i + chunk]).double().sum(dim=1).numpy()
                 for i in range(0, len(rows), chunk)
             ]
         return np.concatenate(parts) if parts else np.zeros(0)
