@@ -6,8 +6,9 @@ INSTALLED := .venv/.installed
 .PHONY: demo test slow check format bench clean
 
 demo: $(INSTALLED)
-	$(BIN)/python examples/random_agent.py
-	$(BIN)/text-gym audit
+	@$(BIN)/python examples/random_agent.py
+	@echo
+	@$(BIN)/text-gym audit
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow" -n 2
@@ -34,6 +35,8 @@ clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@echo "Installing into .venv (a minute or two the first time)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		--config-settings editable_mode=compat -e ".[dev]"
 	touch $@

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from agents.audit import audit_rewards
-from text_gym import TextGymError, make_task
+from text_gym import TextGymError, __version__, make_task
 from text_gym.errors import DataError
 from text_gym.names import whole_number
 from text_gym.readers import read_lines
@@ -41,8 +41,8 @@ def rewards() -> None:
 
 
 @app.command
-def sample(task: TaskName = "grammar", n: int = 8, seed: int = 0, split: str = "test") -> None:
-    """Print real sequences of a task: n of a split, drawn by the seed."""
+def sample(task: TaskName = "grammar", n: int = 8, seed: int | None = None, split: str = "test") -> None:
+    """Print real sequences of a task: the first n of a split, or n drawn by a seed."""
     made = make_task(task)
     batch = _draw(made, split, n, seed)
     for prompt, text in zip(batch.prompts, batch.texts, strict=True):
@@ -57,7 +57,8 @@ def score(
 ) -> None:
     """Score each line of a text file with a reward; the last line is the mean.
 
-    For a task with prompts, line i answers the test split's prompt i.
+    For a task with prompts, line i answers prompt i of the test split, in the order of
+    `text-gym sample`. A blank line is an empty sequence.
     """
     made = make_task(task)
     batch = _read_batch(made, file)
@@ -76,17 +77,20 @@ def audit(
 ) -> None:
     """What rewards say of real sequences, of the same words shuffled, and of random tokens.
 
-    A reward that cannot tell these apart cannot teach an agent to write.
+    A reward that cannot tell these apart says nothing about the language.
     """
     made = make_task(task)
     results = audit_rewards(made, reward, n, seed)
-    Console().print(escape(f"Mean reward of {min(n, len(made.test.references))} sequences of {made!r}:"))
+    size = min(n, len(made.test.references))
+    _say(f"What rewards say of {size} sequences of task {made.name!r}, on average:")
     table = Table()
     for heading in ("reward", "real", "shuffled", "random"):
         table.add_column(heading, justify="left" if heading == "reward" else "right")
     for name, means in results.items():
         table.add_row(escape(name), *(f"{mean:.3f}" for mean in means))
     Console().print(table)
+    _say("real: from the test split. shuffled: the same words in another order. random: other words, as many.")
+    _say("A reward whose columns agree says nothing about the language.")
 
 
 @app.command
@@ -97,25 +101,31 @@ def bench() -> None:
     run(Console() if sys.stdout.isatty() else Console(width=120))
 
 
-def _draw(task: Task, split: str, n: int, seed: int) -> Batch:
+def _draw(task: Task, split: str, n: int, seed: int | None) -> Batch:
     whole_number("n", n, least=1)
     count = len(task.split(split).references)
     if not count:
         raise DataError(f"the {split!r} split of {task.name!r} is empty; choose another with --split")
-    rows = np.random.default_rng(whole_number("seed", seed, least=0)).permutation(count)[:n]
-    return task.batch(split, rows)
+    rows = np.arange(count)
+    if seed is not None:
+        rows = np.random.default_rng(whole_number("seed", seed, least=0)).permutation(count)
+    return task.batch(split, rows[:n])
 
 
 def _read_batch(task: Task, file: Path) -> Batch:
     """Lines of a file as finished sequences of a task."""
     if not file.is_file():
         raise DataError(f"no file {str(file)!r}; is the path right?")
-    ids = [task.encode(line) for _, line in read_lines(file, "utf-8")]
+    ids = []
+    for number, line in read_lines(file, "utf-8"):
+        try:
+            ids.append(task.encode(line))
+        except DataError as problem:
+            raise DataError(f"{file}, line {number}: {problem}") from problem
+        if len(ids[-1]) > task.max_length:
+            raise DataError(f"{file}, line {number}: {len(ids[-1])} tokens, and {task!r} takes no more")
     if not ids:
         raise DataError(f"{file} is empty; give a sequence a line")
-    for number, sentence in enumerate(ids, 1):
-        if len(sentence) > task.max_length:
-            raise DataError(f"{file}, line {number}: {len(sentence)} tokens, and {task!r} takes no more")
     tokens, lengths = Sequences.from_lists(ids).padded(task.max_length, task.vocab.pad, task.vocab.eos)
     examples: list[Example] | None = None
     if task.conditional:
@@ -139,11 +149,16 @@ def _say(line: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 2 for a user's mistake, told in one line. --debug shows where it came from."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given == ["--version"]:
+        _say(f"text_gym {__version__}")
+        return 0
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # so that module:attribute finds the user's own files
     debug = "--debug" in given
     try:
         app.cli(
             prog="text-gym",
-            description="Text generation as a reinforcement-learning environment. --debug shows tracebacks.",
+            description="Text generation as reinforcement learning. Also: --version; --debug, for tracebacks.",
             args=[argument for argument in given if argument != "--debug"],
         )
     except TextGymError as problem:

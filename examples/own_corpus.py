@@ -18,11 +18,11 @@ a rat saw the mat
 
 def main(path: Path) -> None:
     """Load the corpus, start from its first word, and score a sentence of it."""
-    task = text_gym.make_task(path, valid=0.0, test=0.0)
+    task = text_gym.make_task(path, valid=0.0, test=0.0)  # hold nothing out: four lines are too few
     print(task, "-", task.report)
     env = gym.make("TextGen-v0", task=task, reward="bleu(n=2)")
     sentence = task.train[0].references[0]
-    env.reset(options={"prefix": list(sentence[:1])})
+    env.reset(options={"prefix": list(sentence[:1])} | ({"prompt_index": 0} if task.conditional else {}))
     for token in [*sentence[1:], task.vocab.eos]:
         _, reward, _, _, info = env.step(token)
     print(f"{info['text']!r} is worth {reward:.2f}")

@@ -1,4 +1,4 @@
-"""A thousand sequences side by side in one process, and how fast that is."""
+"""A thousand sequences side by side in one process: masked random tokens, scored by BLEU as they end."""
 
 import time
 
@@ -8,18 +8,19 @@ import numpy as np
 import text_gym  # noqa: F401 - registers TextGen-v0
 
 
-def main(num_envs: int = 1000, steps: int = 200) -> None:
+def main(num_envs: int = 1000, steps: int = 60) -> None:
     """Step all copies with random tokens, and collect what finished sequences were worth."""
     envs = gym.make_vec("TextGen-v0", num_envs=num_envs, reward="bleu(n=2)", autoreset_mode="SameStep")
     envs.action_space.seed(0)
-    envs.reset(seed=0)
+    _, infos = envs.reset(seed=0)
     scores: list[float] = []
     started = time.perf_counter()
     for _ in range(steps):
-        _, rewards, terminated, _, _ = envs.step(envs.action_space.sample())
+        actions = envs.action_space.sample(tuple(infos["action_mask"]))  # Gymnasium wants a tuple of masks
+        _, rewards, terminated, _, infos = envs.step(actions)
         scores += rewards[terminated].tolist()
     seconds = time.perf_counter() - started
-    print(f"{num_envs * steps / seconds:,.0f} steps a second")
+    print(f"{num_envs * steps / seconds:,.0f} steps a second, drawing the tokens and BLEU included")
     print(f"{len(scores):,} sequences finished, with a mean BLEU-2 of {np.mean(scores):.3f}")
 
 

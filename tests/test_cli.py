@@ -27,13 +27,17 @@ def test_lists(capsys):
     assert all(name in out for name in ("bleu", "rouge_l", "constant"))
 
 
-def test_sample(capsys, grammar):
+def test_sample(capsys, grammar, answers):
     code, out, _ = run(capsys, "sample", "--n", "3", "--seed", "4")
     lines = out.splitlines()
     assert (code, len(lines)) == (0, 3)
     assert grammar.is_valid(grammar.encode(lines[0]))[0]
     assert out == run(capsys, "sample", "--n", "3", "--seed", "4")[1]
-    assert " ? -> " in run(capsys, "sample", "--task", "answers", "--n", "1")[1]
+    first = run(capsys, "sample", "--task", "answers", "--n", "1")[1]
+    assert first == "{} -> {}\n".format(
+        *(column[0] for column in (answers.batch("test").prompts, answers.batch("test").texts))
+    )
+    assert run(capsys, "--version")[1].startswith("text_gym 0.")
 
 
 def test_score(capsys, write):
@@ -44,7 +48,7 @@ def test_score(capsys, write):
     assert (code, out.splitlines()) == (0, ["1\tthe dogs run", "0\tthe dogs runs", "0.5\tmean of 2 by validity"])
     code, out, err = run(capsys, "score", str(path))
     assert (code, out) == (2, "")
-    assert err == "text-gym: 'big' is not in this vocabulary, which has no token for unknown words\n"
+    assert err.startswith(f"text-gym: {path}, line 2: 'big' is not in this vocabulary")
     for name, content in [
         ("latin.txt", b"caf\xe9\n"), ("eos.txt", b"the <eos> dogs\n"), ("long.txt", b"the " * 22), ("none.txt", b""),
     ]:  # fmt: skip

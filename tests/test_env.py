@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
+from stable_baselines3.common.env_util import make_vec_env
 
 import text_gym
 from text_gym.env import TextGenEnv
@@ -348,6 +349,9 @@ def test_arguments_are_checked():
         ({"task": "gramar"}, "Did you mean 'grammar'"),
         ({"reward": "blue"}, "Did you mean 'bleu'"),
         ({"task": 3}, "a name, a path"),
+        ({"rewards": "bleu"}, "no option 'rewards'.*Did you mean 'reward'"),
+        ({"task": "some.csv"}, "a corpus ends in .txt"),
+        ({"task": "some.txt", "tokeniser": "char"}, "Did you mean 'tokenizer'"),
     ]:
         with pytest.raises(text_gym.TextGymError, match=words):
             TextGenEnv(**arguments)
@@ -477,6 +481,14 @@ def test_plain_sb3_learns_without_an_adapter(task):
     policy = "MultiInputPolicy" if task == "answers" else "MlpPolicy"
     model = PPO(policy, make(task=task, reward="length"), n_steps=32, batch_size=16, n_epochs=1, seed=0, device="cpu")
     assert model.learn(64).num_timesteps == 64
+
+
+def test_sb3_makes_it_by_name():
+    """It asks for a way of rendering that there is not, and then goes on without."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert PPO("MlpPolicy", "TextGen-v0", n_steps=8, batch_size=8, device="cpu").n_envs == 1
+        assert make_vec_env("TextGen-v0", n_envs=2, env_kwargs={"reward": "length"}).num_envs == 2
 
 
 def test_a_corpus_as_a_task(write):

@@ -9,10 +9,12 @@ Task('grammar', 209 tokens, max_length=21)
 
 import gymnasium as _gym
 
+from text_gym.env import TextGenEnv
 from text_gym.errors import TextGymError
 from text_gym.rewards import Reward, make_reward, register_reward
 from text_gym.sequences import Batch
 from text_gym.tasks import Task, make_task, register_task
+from text_gym.vector_env import TextGenVectorEnv
 
 __version__ = "0.1.0"
 
@@ -26,6 +28,8 @@ __all__ = [
     "Batch",
     "Reward",
     "Task",
+    "TextGenEnv",
+    "TextGenVectorEnv",
     "TextGymError",
     "make_reward",
     "make_task",

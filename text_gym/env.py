@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 
 from text_gym.arrays import BoolArray, IntArray, Mask
-from text_gym.errors import InvalidActionError, OptionError, ResetNeededError
+from text_gym.errors import InvalidActionError, RenderModeError, ResetNeededError
 from text_gym.names import whole_number
 from text_gym.rewards import RewardSpec
 from text_gym.rules import Constraint, Final, Observation, Rules, check_reset_options
@@ -97,7 +97,7 @@ class TextGenEnv(gym.Env[Any, Any]):
     ) -> None:
         """Build the task and the reward, and check them against each other."""
         if render_mode not in (None, *self.metadata["render_modes"]):
-            raise OptionError(f"render_mode must be 'ansi', 'human' or None, not {render_mode!r}")
+            raise RenderModeError(f"render_mode must be 'ansi', 'human' or None, not {render_mode!r}")
         self.rules = Rules(task, reward, max_length, min_length, split, constraint, banned, **task_options)
         self.render_mode = render_mode
         self.action_space = self.rules.action_space
@@ -231,6 +231,7 @@ class TextGenEnv(gym.Env[Any, Any]):
         sys.stdout.write(text.removeprefix(self._written))
         self._written = text
         if "text" in info:
-            terms = ", ".join(f"{name} {score:.4g}" for name, score in info["reward_terms"].items())
-            sys.stdout.write(f"\n  reward {reward:.4g} ({terms})\n")
+            terms = info["reward_terms"]
+            shown = ", ".join(f"{name} {score:.4g}" if len(terms) > 1 else name for name, score in terms.items())
+            sys.stdout.write(f"\n  reward {reward:.4g} ({shown})\n")
         sys.stdout.flush()

@@ -19,6 +19,10 @@ class OptionError(TextGymError, ValueError):
     """An argument whose value makes no sense, or does not fit the others."""
 
 
+class RenderModeError(OptionError, TypeError):
+    """A way of rendering that there is not; a TypeError too, because Stable-Baselines3 then tries without."""
+
+
 class DataError(TextGymError, ValueError):
     """A file that is missing, empty, or does not say what it should."""
 

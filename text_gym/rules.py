@@ -20,7 +20,7 @@ from text_gym.errors import DataError, MaskError, OptionError
 from text_gym.names import load_attribute, suggest, whole_number
 from text_gym.rewards import RewardSpec, Scorer
 from text_gym.sequences import Batch, Example
-from text_gym.tasks import Task, find_task, make_task
+from text_gym.tasks import Task, make_task, option_names
 
 Observation = Any  # the prefix [T], or {"prompt": [P], "prefix": [T]}; with one axis more in the vector environment
 Constraint = Callable[..., npt.ArrayLike]
@@ -55,9 +55,14 @@ class Rules:
         **task_options: Any,
     ) -> None:
         """See `TextGenEnv` for what the arguments mean."""
+        known = frozenset[str]() if isinstance(task, Task) else option_names(task)
+        for name in task_options:
+            if known is not None and name not in known:
+                own = inspect.signature(Rules).parameters.keys() - {"task_options"}
+                raise OptionError(f"TextGen-v0 with this task has no option {name!r}." + suggest(name, {*own, *known}))
         if max_length is not None:
             max_length = whole_number("max_length", max_length, least=1)
-            if not isinstance(task, Task) and "max_length" in _option_names(task):
+            if known is None or "max_length" in known:
                 task_options["max_length"] = max_length
         self.task = make_task(task, **task_options)
         self.vocab = self.task.vocab
@@ -290,11 +295,3 @@ def check_reset_options(options: Mapping[str, Any] | None, known: Sequence[str] 
     if "prompt" in options and "prompt_index" in options:
         raise OptionError("give reset() either a prompt or a prompt_index, not both")
     return options
-
-
-def _option_names(spec: Any) -> frozenset[str]:
-    """The options of the task that a spec stands for."""
-    _, factory, _ = find_task(spec)
-    parameters = inspect.signature(factory).parameters.values()
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    return frozenset(p.name for p in parameters) | (frozenset({"max_length"}) if takes_any else frozenset())

@@ -205,9 +205,18 @@ def find_task(spec: str | Path) -> tuple[str, Callable[..., Task], dict[str, Any
     if not isinstance(spec, str):
         raise OptionError(f"a task is a name, a path or a text_gym.Task, not {spec!r}")
     name, written = (spec, {}) if spec.endswith(SUFFIXES) else parse_call(spec)
-    if name.endswith(SUFFIXES) or (":" not in name and ("/" in name or "\\" in name)):
+    if ":" not in name and (Path(name).suffix or "/" in name or "\\" in name):
         return name, partial(file_task, name), written
     return name, lookup("task", name, _REGISTRY), written
+
+
+def option_names(spec: str | Path) -> frozenset[str] | None:
+    """The options of the task that a spec stands for; None if it takes any."""
+    _, factory, _ = find_task(spec)
+    if isinstance(factory, partial):  # of file_task
+        return frozenset(CorpusOptions.__dataclass_fields__)
+    parameters = inspect.signature(factory).parameters.values()
+    return None if any(p.kind is p.VAR_KEYWORD for p in parameters) else frozenset(p.name for p in parameters)
 
 
 def _memory_key(name: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> str | None:

@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from text_gym.arrays import AnyArray, BoolArray, FloatArray, IntArray, Mask
-from text_gym.errors import InvalidActionError, OptionError, ResetNeededError
+from text_gym.errors import InvalidActionError, OptionError, RenderModeError, ResetNeededError
 from text_gym.names import whole_number
 from text_gym.rules import RESET_OPTIONS, Observation, Rules, check_reset_options
 from text_gym.sequences import Example
@@ -47,7 +47,7 @@ class TextGenVectorEnv(VectorEnv[Any, Any, AnyArray]):
         """Build the task and the reward once, for all copies."""
         self.num_envs = n = whole_number("num_envs", num_envs, least=1)
         if render_mode not in (None, "ansi"):
-            raise OptionError(f"the vector environment renders as 'ansi' or not at all, not as {render_mode!r}")
+            raise RenderModeError(f"the vector environment renders as 'ansi' or not at all, not as {render_mode!r}")
         try:
             self.autoreset_mode = AutoresetMode(autoreset_mode)
         except ValueError as problem:

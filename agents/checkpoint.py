@@ -1,0 +1,138 @@
+"""Training runs on disk: a folder that at every moment holds one whole checkpoint.
+
+    run/latest.json             names the newest whole one
+    run/step-000012/            tensors.safetensors and state.json
+
+Tensors are in safetensors and everything else is JSON, so that loading runs no code. A new
+checkpoint is written beside the old one, and becomes the newest when latest.json is replaced,
+which a file system does at once or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from text_gym.errors import TextGymError
+
+FORMAT = "text_gym checkpoint 1"
+
+
+class CheckpointError(TextGymError, ValueError):
+    """A checkpoint that is missing, damaged, or of something else."""
+
+
+class Checkpoint(NamedTuple):
+    """What was saved."""
+
+    kind: str
+    """The agent's name."""
+    step: int
+    """How many steps had been learned."""
+    state: dict[str, Any]
+    """Settings and whatever else JSON can hold."""
+    tensors: dict[str, Tensor]
+    """Parameters, and the state of optimisers."""
+
+
+def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
+    """Make this the folder's newest checkpoint, and remove the one before."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    before = _newest(folder)
+    name = f"step-{checkpoint.step:06d}"
+    if before == name:
+        name += "-again"  # never write into the one that latest.json names
+    target = folder / name
+    shutil.rmtree(target, ignore_errors=True)  # of a run that was killed while writing it
+    target.mkdir()
+    save_file({k: t.detach().contiguous() for k, t in checkpoint.tensors.items()}, target / "tensors.safetensors")
+    header = {"format": FORMAT, "kind": checkpoint.kind, "step": checkpoint.step, "state": checkpoint.state}
+    _write(target / "state.json", header)
+    _write(folder / "latest.json", {"format": FORMAT, "name": name})
+    if before is not None:
+        shutil.rmtree(folder / before, ignore_errors=True)
+
+
+def load_checkpoint(folder: str | Path, kind: str, device: str | torch.device = "cpu") -> Checkpoint:
+    """The newest checkpoint of a folder, which must be one of an agent of this kind."""
+    folder = Path(folder)
+    name = _newest(folder)
+    if name is None:
+        raise CheckpointError(f"no checkpoint in {str(folder)!r}; is the path right?")
+    header = _read(folder / name / "state.json")
+    if header.get("kind") != kind:
+        raise CheckpointError(f"{folder} holds a checkpoint of {header.get('kind')!r}, and not of {kind!r}")
+    try:
+        tensors = load_file(folder / name / "tensors.safetensors", device=str(device))
+        return Checkpoint(kind, int(header["step"]), dict(header["state"]), tensors)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as problem:
+        raise CheckpointError(f"the checkpoint in {folder} is damaged: {problem}") from problem
+
+
+def has_checkpoint(folder: str | Path) -> bool:
+    """Whether there is anything to load."""
+    return (Path(folder) / "latest.json").exists()
+
+
+def _newest(folder: Path) -> str | None:
+    if not has_checkpoint(folder):
+        return None
+    name = _read(folder / "latest.json").get("name")
+    if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_dir():
+        raise CheckpointError(f"{folder / 'latest.json'} names the checkpoint {name!r}, which is not there")
+    return name
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace a file as a whole."""
+    part = path.with_suffix(".part")
+    with part.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise ValueError(f"it is not a {FORMAT}")
+    except (OSError, ValueError) as problem:
+        raise CheckpointError(f"cannot read {path}: {problem}") from problem
+    return content
+
+
+def pack_optimizer(name: str, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """An optimiser's state as named tensors, and its groups' settings."""
+    state = optimizer.state_dict()
+    tensors = {
+        f"{name}.{number}.{key}": torch.as_tensor(value)
+        for number, values in state["state"].items()
+        for key, value in values.items()
+    }
+    return tensors, state["param_groups"]
+
+
+def unpack_optimizer(
+    name: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
+) -> None:
+    """Give an optimiser the state that was packed."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith(f"{name}."):
+            _, number, field = key.rsplit(".", 2)
+            state.setdefault(int(number), {})[field] = tensor
+    current = optimizer.state_dict()["param_groups"]
+    restored = [{**now, **saved, "params": now["params"]} for now, saved in zip(current, groups, strict=True)]
+    optimizer.load_state_dict({"state": state, "param_groups": restored})

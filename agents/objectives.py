@@ -1,0 +1,70 @@
+"""Losses that several learners share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_BYTES = 4 << 20  # of logits at a time on a CPU, so that they stay in its cache
+
+
+class _WeightedNLL(torch.autograd.Function):
+    """sum_i weight_i * -log softmax(hidden_i @ W.T + b)[target_i], and its gradient in the same pass.
+
+    The logits of all tokens of a batch are far larger than a CPU's cache. Here a few rows are taken
+    from logits to gradient before the next ones are begun, and nothing of size [rows, V] is kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, row_weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        rows, size = len(hidden), len(weight)
+        chunk = rows if hidden.is_cuda else max(1, CHUNK_BYTES // (4 * size))
+        losses = hidden.new_empty(rows)
+        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        grad_bias = torch.zeros_like(bias)
+        for begin in range(0, rows, max(chunk, 1)):
+            part = slice(begin, begin + chunk)
+            logits = torch.addmm(bias, hidden[part], weight.T)  # [chunk, V]
+            picked = logits.gather(1, targets[part, None])[:, 0]
+            total = logits.logsumexp(dim=1)
+            losses[part] = total - picked
+            share = row_weights[part, None]
+            slopes = logits.sub_(total[:, None]).exp_().mul_(share)
+            slopes.scatter_add_(1, targets[part, None], -share)
+            grad_hidden[part] = slopes @ weight
+            grad_weight.addmm_(slopes.T, hidden[part])
+            grad_bias += slopes.sum(dim=0)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.mark_non_differentiable(losses)
+        return (losses * row_weights).sum(), losses
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        return grads[0] * grad_hidden, grads[0] * grad_weight, grads[0] * grad_bias, None, None
+
+
+def weighted_nll(model: Any, tokens: Tensor, weights: Tensor, prompts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The weighted sum of a batch's negative log-probabilities, with gradient; and each of them, without.
+
+    Args:
+        model: A language model with features() and a linear `output` on top of them.
+        tokens: [n, T]; what stands where the weight is 0 does not matter.
+        weights: [n, T], constants.
+        prompts: [n, P], read first.
+
+    Returns:
+        The sum, and the negative log-probabilities [n, T], 0 where the weight is 0.
+    """
+    counted = weights != 0
+    hidden = model.features(tokens, prompts)[counted]  # [N, H]
+    loss, each = _WeightedNLL.apply(  # type: ignore[no-untyped-call]
+        hidden, model.output.weight, model.output.bias, tokens[counted], weights[counted].to(hidden.dtype)
+    )
+    losses = weights.new_zeros(weights.shape, dtype=hidden.dtype)
+    losses[counted] = each.detach()
+    return loss, losses

@@ -1,0 +1,43 @@
+"""Losses and their gradients against torch's own."""
+
+import pytest
+import torch
+
+from agents import objectives
+from agents.objectives import weighted_nll
+from text_gym.models import LSTM
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 4 * 11 * 3, 4 << 20])
+@pytest.mark.parametrize("with_prompts", [False, True])
+def test_the_loss_and_its_gradient_are_those_of_cross_entropy(monkeypatch, chunk_bytes, with_prompts):
+    monkeypatch.setattr(objectives, "CHUNK_BYTES", chunk_bytes)
+    torch.manual_seed(0)
+    model = LSTM(11, 5, 6).double()
+    tokens = torch.randint(0, 11, (4, 7))
+    weights = torch.randn(4, 7, dtype=torch.float64)
+    weights[1, 3:] = 0
+    weights[2] = 0
+    tokens[1, 3:] = 11
+    prompts = torch.tensor([[1, 2], [3, 11], [11, 11], [4, 5]]) if with_prompts else None
+
+    loss, each = weighted_nll(model, tokens, weights, prompts)
+    (3 * loss).backward()
+    ours = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+
+    logits = model.output(model.features(tokens, prompts))
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens.clamp(max=10), reduction="none")
+    expected = (losses * weights).sum()
+    (3 * expected).backward()
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
+    assert torch.allclose(each, losses.detach() * (weights != 0), atol=1e-12)
+    for mine, theirs in zip(ours, [p.grad for p in model.parameters()], strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-12)
+
+
+def test_nothing_to_learn_is_no_loss():
+    model = LSTM(5)
+    loss, each = weighted_nll(model, torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, 3))
+    assert (loss.item(), each.abs().sum().item()) == (0.0, 0.0)
+    loss.backward()
