@@ -22,19 +22,22 @@ class _WeightedNLL(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, row_weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         rows, size = len(hidden), len(weight)
-        chunk = rows if hidden.is_cuda else max(1, CHUNK_BYTES // (4 * size))
+        chunk = max(1, rows if hidden.is_cuda else CHUNK_BYTES // (4 * size))
         losses = hidden.new_empty(rows)
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         grad_bias = torch.zeros_like(bias)
-        for begin in range(0, rows, max(chunk, 1)):
+        columns = weight.T
+        rooms = hidden.new_empty(2, min(chunk, rows), size)  # for logits and probabilities, again and again
+        for begin in range(0, rows, chunk):
             part = slice(begin, begin + chunk)
-            logits = torch.addmm(bias, hidden[part], weight.T)  # [chunk, V]
-            picked = logits.gather(1, targets[part, None])[:, 0]
-            total = logits.logsumexp(dim=1)
-            losses[part] = total - picked
+            logits, slopes = rooms[:, : len(hidden[part])]
+            torch.addmm(bias, hidden[part], columns, out=logits)  # [chunk, V]
+            torch.softmax(logits, dim=1, out=slopes)
+            # The likeliest token's probability is at least 1 / V, so its logarithm is safe.
+            total = logits.amax(dim=1) - slopes.amax(dim=1).log()
+            losses[part] = total - logits.gather(1, targets[part, None])[:, 0]
             share = row_weights[part, None]
-            slopes = logits.sub_(total[:, None]).exp_().mul_(share)
-            slopes.scatter_add_(1, targets[part, None], -share)
+            slopes.mul_(share).scatter_add_(1, targets[part, None], -share)
             grad_hidden[part] = slopes @ weight
             grad_weight.addmm_(slopes.T, hidden[part])
             grad_bias += slopes.sum(dim=0)
