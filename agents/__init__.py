@@ -1,1 +1,25 @@
-"""Learners for TextGen-v0, and the `text-gym` command. Imports text_gym; text_gym does not know it."""
+"""Learners for TextGen-v0, and the `text-gym` command. Imports text_gym; text_gym does not know it.
+
+>>> import gymnasium as gym, text_gym
+>>> from agents import MLE
+>>> agent = MLE(gym.make("TextGen-v0"), seed=0, preset="demo")
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agents.mle import MLE
+
+_LEARNERS = {"MLE": "agents.mle"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a learner, and with it torch, when it is first asked for."""
+    if name not in _LEARNERS:
+        raise AttributeError(f"module 'agents' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_LEARNERS[name]), name)
+
+
+__all__ = ["MLE"]

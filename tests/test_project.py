@@ -64,9 +64,20 @@ def test_text_gym_imports_point_one_way():
                 assert HEIGHT[module] <= HEIGHT[path.stem], f"{path.name} imports {name}, which stands above it"
 
 
-def test_agents_do_not_import_tests_or_examples():
-    for path in sorted((ROOT / "agents").rglob("*.py")):
-        assert not [n for n, _ in imports_of(path) if n.partition(".")[0] in ("tests", "examples")]
+AGENT_LAYERS = ["checkpoint objectives evaluate audit bench", "agent", "mle", "cli", "__init__"]
+AGENT_HEIGHT = {name: height for height, names in enumerate(AGENT_LAYERS) for name in names.split()}
+
+
+def test_agents_imports_point_one_way_and_learners_do_not_import_each_other():
+    files = sorted((ROOT / "agents").glob("*.py"))
+    assert {f.stem for f in files} == set(AGENT_HEIGHT)
+    for path in files:
+        for name, _ in imports_of(path):
+            package, _, rest = name.partition(".")
+            module = rest.partition(".")[0]
+            assert package not in ("tests", "examples"), f"{path.name} imports {name}"
+            if package == "agents" and module in AGENT_HEIGHT:
+                assert AGENT_HEIGHT[module] < AGENT_HEIGHT[path.stem] or path.stem == "cli", f"{path.name}: {name}"
 
 
 def test_making_the_default_environment_imports_neither_torch_nor_agents():

@@ -1,0 +1,90 @@
+"""Checkpoints: whole at every moment, and refused when they are not."""
+
+import json
+
+import pytest
+import torch
+
+from agents.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    has_checkpoint,
+    load_checkpoint,
+    pack_optimizer,
+    save_checkpoint,
+    unpack_optimizer,
+)
+
+
+def some(step=1, value=1.0):
+    return Checkpoint("mle", step, {"a": [1, None]}, {"w": torch.full((3, 2), value), "step": torch.tensor(4)})
+
+
+def test_what_was_saved_is_loaded(tmp_path):
+    for step in (1, 2, 2, 3):
+        save_checkpoint(tmp_path / "run", some(step, float(step)))
+        loaded = load_checkpoint(tmp_path / "run", "mle")
+        assert (loaded.kind, loaded.step, loaded.state) == ("mle", step, {"a": [1, None]})
+        assert (loaded.tensors["w"] == step).all()
+        assert loaded.tensors["step"].item() == 4
+    assert len(list((tmp_path / "run").iterdir())) == 2
+
+
+@pytest.mark.parametrize("moment", ["save_file", "_write"])
+def test_a_save_that_dies_leaves_the_one_before(tmp_path, monkeypatch, moment):
+    save_checkpoint(tmp_path, some(1, 1.0))
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"agents.checkpoint.{moment}", die)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(tmp_path, some(2, 2.0))
+    assert load_checkpoint(tmp_path, "mle").step == 1
+    save_checkpoint(tmp_path, some(2, 2.0))
+    assert load_checkpoint(tmp_path, "mle").step == 2
+
+
+def test_damaged_truncated_and_foreign_ones_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint in"):
+        load_checkpoint(tmp_path / "absent", "mle")
+    save_checkpoint(tmp_path, some())
+    with pytest.raises(CheckpointError, match="of 'mle', and not of 'seqgan'"):
+        load_checkpoint(tmp_path, "seqgan")
+    state, latest = tmp_path / "step-000001" / "state.json", tmp_path / "latest.json"
+    tensors = tmp_path / "step-000001" / "tensors.safetensors"
+    for path in (state, latest, tensors):
+        whole = path.read_bytes()
+        for damage in (b"", whole[: len(whole) // 2], b"null", b"\x80\x04N."):
+            path.write_bytes(damage)
+            with pytest.raises(CheckpointError):
+                load_checkpoint(tmp_path, "mle")
+        path.unlink()
+        if path != latest:
+            with pytest.raises(CheckpointError):
+                load_checkpoint(tmp_path, "mle")
+        path.write_bytes(whole)
+    for name in ("../elsewhere", "absent", 3, None):
+        latest.write_text(json.dumps({"format": "text_gym checkpoint 1", "name": name}))
+        with pytest.raises(CheckpointError, match="which is not there"):
+            load_checkpoint(tmp_path, "mle")
+    assert has_checkpoint(tmp_path)
+
+
+def test_an_optimiser_goes_on_where_it_was():
+    def trained(steps, optimizer_state=None, start=None):
+        weight = torch.nn.Parameter(torch.ones(3) if start is None else start.clone())
+        optimizer = torch.optim.Adam([weight], lr=0.5)
+        if optimizer_state is not None:
+            unpack_optimizer("adam", optimizer, *optimizer_state)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            (weight**4).sum().backward()
+            optimizer.step()
+        return weight.detach(), pack_optimizer("adam", optimizer)
+
+    whole, _ = trained(5)
+    half, state = trained(3)
+    assert (trained(2, state, half)[0] == whole).all()
+    assert (trained(2, None, half)[0] != whole).any()
