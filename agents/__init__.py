@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agents.mle import MLE
+    from agents.reinforce import Reinforce
 
-_LEARNERS = {"MLE": "agents.mle"}
+_LEARNERS = {"MLE": "agents.mle", "Reinforce": "agents.reinforce"}
 
 
 def __getattr__(name: str) -> Any:
@@ -22,4 +23,4 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(_LEARNERS[name]), name)
 
 
-__all__ = ["MLE"]
+__all__ = ["MLE", "Reinforce"]

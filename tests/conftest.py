@@ -4,8 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 import text_gym
+
+torch.set_num_threads(1)  # several test processes share the cores
 
 
 @pytest.fixture(autouse=True)

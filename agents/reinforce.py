@@ -1,0 +1,290 @@
+"""REINFORCE with Monte-Carlo rollouts; on a BLEU reward this is PG-BLEU.
+
+For each update: write a batch of sequences; value each of them after each of its tokens by
+completing it many times; subtract a baseline; raise the log-probability of each token in
+proportion to what is left.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from agents.agent import Agent
+from agents.checkpoint import pack_optimizer, unpack_optimizer
+from agents.objectives import weighted_nll
+from agents.rollout import rollout_values
+from text_gym.errors import OptionError
+from text_gym.models import LSTM, Drawn, Sampling, generate
+from text_gym.names import finite_number, whole_number
+from text_gym.sequences import Batch, Example
+
+Baseline = Literal["none", "moving_average", "position_mean", "leave_one_out", "greedy", "prefix"]
+BASELINES = ("none", "moving_average", "position_mean", "leave_one_out", "greedy", "prefix")
+MEMORY = 0.9  # of the moving average, from one update to the next
+
+
+@dataclass(frozen=True)
+class ReinforceSettings:
+    """The hyper-parameters of `Reinforce`."""
+
+    updates: int = 100
+    """Updates of the policy that learn() makes if it is not told."""
+    rollouts: int = 16
+    """Completions of each prefix; 0 credits every token with the whole sequence's reward."""
+    rollout_rate: float | None = None
+    """None: the live policy completes. Else one that moves towards it by this share after every update."""
+    baseline: Baseline = "leave_one_out"
+    """What is subtracted: nothing; a moving average of rewards; the batch's mean at each position, with
+    or without the sequence itself; the reward of the likeliest sequence; the value one token earlier."""
+    normalize: bool = False
+    """Whether advantages are brought to mean 0 and standard deviation 1."""
+    entropy_weight: float = 0.0
+    """The weight of the policy's entropy, to be raised."""
+    kl_weight: float = 0.0
+    """The weight of the divergence from the policy at the start, to be kept low."""
+    teacher_forcing: float = 0.0
+    """The weight of the likelihood of as many real sequences."""
+    loss: Literal["sum", "mean"] = "mean"
+    """Over the tokens of a batch: their sum, as published, or their mean."""
+    batch_size: int = 64
+    """Sequences in a batch."""
+    learning_rate: float = 2e-3
+    """Of Adam."""
+    clip: float = 5.0
+    """The largest norm of the gradient."""
+    embedding: int = 64
+    """Size of a token's embedding; that of the policy to start from, if one is given."""
+    hidden: int = 64
+    """Size of the LSTM; likewise."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        for name, least in (("updates", 0), ("rollouts", 0), ("batch_size", 1), ("embedding", 1), ("hidden", 1)):
+            whole_number(name, getattr(self, name), least)
+        for name in ("entropy_weight", "kl_weight", "teacher_forcing"):
+            if finite_number(name, getattr(self, name)) < 0:
+                raise OptionError(f"{name} must not be negative, and is {getattr(self, name)}")
+        if finite_number("learning_rate", self.learning_rate) <= 0 or finite_number("clip", self.clip) <= 0:
+            raise OptionError(f"learning_rate={self.learning_rate} and clip={self.clip} must be above 0")
+        if self.rollout_rate is not None and not 0 < finite_number("rollout_rate", self.rollout_rate) <= 1:
+            raise OptionError(f"rollout_rate={self.rollout_rate} must lie in (0, 1], or be None")
+        if self.baseline not in BASELINES or self.loss not in ("sum", "mean"):
+            raise OptionError(f"baseline={self.baseline!r} must be one of {BASELINES}, loss={self.loss!r} sum or mean")
+        if self.baseline == "leave_one_out" and self.batch_size < 2:
+            raise OptionError("the baseline leave_one_out needs a batch_size of at least 2")
+        if self.baseline == "prefix" and not self.rollouts:
+            raise OptionError("the baseline prefix compares values of prefixes, which needs rollouts")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # SeqGAN's generator update: 16 rollouts by the live policy, no baseline, the sum over batch and time,
+    # batch 64, Adam at 0.01, clip 5; 200 updates, one a round.
+    "paper": {"updates": 200, "baseline": "none", "loss": "sum", "learning_rate": 1e-2, "embedding": 32, "hidden": 32},
+    "fast": {},
+    # The grammar in well under a minute, from a policy that MLE has trained.
+    "demo": {"updates": 40, "rollouts": 4},
+}
+
+
+class Reinforce(Agent):
+    """REINFORCE on the environment's reward. A step of learn() is one update of the policy.
+
+    >>> import gymnasium as gym, text_gym
+    >>> env = gym.make("TextGen-v0", task="oracle(vocab_size=9, max_length=4)", reward="likelihood")
+    >>> agent = Reinforce(env, seed=0, rollouts=2, progress=False).learn(2)
+    >>> agent.steps_done, agent.sample(3).tokens.shape
+    (2, (3, 4))
+
+    Args:
+        env: The environment.
+        start: An agent whose policy is where this one begins; usually one that `MLE` has trained.
+        **arguments: See `Agent` and `ReinforceSettings`.
+    """
+
+    name = "reinforce"
+    settings_type = ReinforceSettings
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    settings: ReinforceSettings
+    policy: LSTM
+
+    def __init__(self, env: Any, seed: int | None = None, start: Agent | None = None, **arguments: Any) -> None:
+        """Begin with a copy of start's policy, or with a random one."""
+        self._start_policy: Any = None
+        if start is not None:
+            if not isinstance(start.policy, LSTM):
+                raise OptionError(f"start must be an agent with an LSTM, and not {start!r}")
+            self._start_policy = start.policy
+            sizes = {"embedding": start.policy.embed.embedding_dim, "hidden": start.policy.lstm.hidden_size}
+            arguments = {**arguments, **sizes}
+        super().__init__(env, seed=seed, **arguments)
+
+    def build(self) -> None:
+        """The policy and its optimiser, and the policies that do not learn by themselves."""
+        policy = LSTM(len(self.task.vocab), self.settings.embedding, self.settings.hidden)
+        if self._start_policy is not None:
+            policy.load_state_dict(self._start_policy.state_dict())
+        self.policy = policy.to(self.device)
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), self.settings.learning_rate)
+        self.at_start = _frozen(self.policy) if self.settings.kl_weight else None
+        self.completer = _frozen(self.policy) if self.settings.rollout_rate is not None else None
+        self.average_reward = 0.0
+
+    @property
+    def steps_of_preset(self) -> int:
+        """The updates of the settings."""
+        return self.settings.updates
+
+    def one_step(self, step: int) -> bool:
+        """One update."""
+        generator = torch.Generator(self.device).manual_seed(int(self.numpy_random(step).integers(2**63)))
+        examples = self._draw_examples(self.settings.batch_size, generator) if self.task.conditional else None
+        drawn, values = self.write(self.settings.batch_size, generator, examples)
+        advantages = self.advantages(drawn, values, examples)
+        loss = self.loss(drawn, advantages, examples)
+        if self.settings.teacher_forcing:
+            loss = loss + self.settings.teacher_forcing * self._teacher_loss(step)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.settings.clip)
+        self.optimizer.step()
+        self._follow()
+        self.logger.record("train/reward", float(values[:, -1].mean()))
+        self.logger.record("train/entropy", float(-drawn.log_probs.sum() / drawn.lengths.sum()))
+        self.logger.record("train/gradient_norm", float(norm))
+        return True
+
+    def write(self, n: int, generator: torch.Generator, examples: list[Example] | None) -> tuple[Drawn, Tensor]:
+        """A batch of sequences, and the value of each after each of its tokens, [n, T + 1]."""
+        self.policy.eval()
+        prompts = None if examples is None else self._prompt_rows(examples)
+        drawn = generate(self.policy, n, self.rules.limit, self.rules.eos, generator, prompts=prompts)
+        values = rollout_values(
+            self.completer or self.policy,
+            drawn.tokens,
+            drawn.lengths,
+            lambda tokens, lengths, rows: self.score(tokens, lengths, _those(examples, rows)),
+            self.settings.rollouts,
+            self.rules.eos,
+            generator,
+            prompts,
+            from_start=self.settings.baseline == "prefix",
+        )
+        return drawn, values
+
+    def score(self, tokens: Tensor, lengths: Tensor, examples: list[Example] | None) -> Tensor:
+        """The environment's reward of finished sequences, [m]."""
+        batch = Batch(tokens.cpu().numpy(), lengths.cpu().numpy(), self.task.vocab, examples)
+        return torch.from_numpy(self.rules.scorer(batch).total).to(self.device)
+
+    def advantages(self, drawn: Drawn, values: Tensor, examples: list[Example] | None) -> Tensor:
+        """How much better each token made its sequence than the baseline expected, [n, T]; 0 after the end."""
+        settings = self.settings
+        valid = torch.arange(values.shape[1] - 1, device=values.device) < drawn.lengths[:, None]  # [n, T]
+        advantages = values[:, 1:] - self._baseline(values, valid, examples)
+        if settings.normalize:
+            spread = advantages[valid].std() if int(valid.sum()) > 1 else advantages.new_tensor(0.0)
+            advantages = (advantages - advantages[valid].mean()) / (spread + 1e-8)
+        # Entropy and divergence are expectations over whole sequences: each token answers for what follows it.
+        penalty = settings.entropy_weight * drawn.log_probs
+        if self.at_start is not None:
+            prompts = None if examples is None else self._prompt_rows(examples)
+            with torch.no_grad():
+                before = self.at_start.log_prob(drawn.tokens, valid, prompts)
+            ratio = drawn.log_probs - before
+            self.logger.record("train/kl_to_start", float(ratio.sum() / len(ratio)))
+            penalty = penalty + settings.kl_weight * ratio
+        to_go = penalty.flip(1).cumsum(dim=1).flip(1)
+        return torch.where(valid, advantages - to_go, 0.0)
+
+    def _baseline(self, values: Tensor, valid: Tensor, examples: list[Example] | None) -> Tensor:
+        """What is expected of each token, [n, T] or something that broadcasts to it."""
+        after = values[:, 1:]
+        match self.settings.baseline:
+            case "moving_average":
+                expected = self.average_reward
+                mean = float(values[:, -1].mean())
+                self.average_reward = MEMORY * expected + (1 - MEMORY) * mean if expected else mean
+                return after.new_tensor(expected)
+            case "position_mean":
+                counted = after.where(valid, 0.0)
+                return counted.sum(dim=0) / valid.sum(dim=0).clamp(min=1)
+            case "leave_one_out":
+                counted = after.where(valid, 0.0)
+                others = valid.sum(dim=0) - valid.long()
+                return (counted.sum(dim=0) - counted) / others.clamp(min=1)
+            case "greedy":
+                return self._greedy_rewards(examples)[:, None].to(after.dtype)
+            case "prefix":
+                return values[:, :-1]
+            case _:
+                return after.new_zeros(())
+
+    def _greedy_rewards(self, examples: list[Example] | None) -> Tensor:
+        """The reward of the likeliest sequence: one for all rows, or one for each row's prompt."""
+        prompts = None if examples is None else self._prompt_rows(examples)
+        count, generator = (1 if examples is None else len(examples)), torch.Generator(self.device)
+        likeliest = generate(
+            self.policy, count, self.rules.limit, self.rules.eos, generator, Sampling(top_k=1), prompts
+        )
+        return self.score(likeliest.tokens, likeliest.lengths, examples)
+
+    def loss(self, drawn: Drawn, advantages: Tensor, examples: list[Example] | None) -> Tensor:
+        """Minus the advantages times the log-probabilities, summed or averaged over the batch's tokens."""
+        weights = advantages.float()
+        if self.settings.loss == "mean":
+            weights = weights / drawn.lengths.sum()
+        prompts = None if examples is None else self._prompt_rows(examples)
+        return weighted_nll(self.policy, drawn.tokens, weights, prompts)[0]
+
+    def _teacher_loss(self, step: int) -> Tensor:
+        """The mean negative log-likelihood of a batch of real sequences."""
+        pool = len(self.task.train.references)
+        rows = self.numpy_random(step).integers(pool, size=self.settings.batch_size)
+        batch = self.task.batch("train", rows)
+        valid = self._tensor(batch.valid_mask)
+        prompts = None if batch.examples is None else self._prompt_rows(list(batch.examples))
+        return weighted_nll(self.policy, self._tensor(batch.tokens), valid / valid.sum(), prompts)[0]
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Let the policy that completes move towards the live one."""
+        rate = self.settings.rollout_rate
+        if self.completer is not None and rate is not None:
+            for slow, live in zip(self.completer.parameters(), self.policy.parameters(), strict=True):
+                slow.lerp_(live, rate)
+
+    def trained_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Weights of all policies, and Adam's state."""
+        adam, groups = pack_optimizer("adam", self.optimizer)
+        policies = {"policy": self.policy, "at_start": self.at_start, "completer": self.completer}
+        tensors = {
+            f"{name}.{key}": value.clone()
+            for name, policy in policies.items()
+            if policy is not None
+            for key, value in policy.state_dict().items()
+        }
+        return tensors | adam, {"groups": groups, "average_reward": self.average_reward}
+
+    def restore_trained_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Put them back."""
+        policies = {"policy": self.policy, "at_start": self.at_start, "completer": self.completer}
+        for name, policy in policies.items():
+            if policy is not None:
+                own = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
+                policy.load_state_dict(own)
+        unpack_optimizer("adam", self.optimizer, tensors, state["groups"])
+        self.average_reward = float(state["average_reward"])
+
+
+def _frozen(policy: LSTM) -> LSTM:
+    return copy.deepcopy(policy).requires_grad_(False).eval()
+
+
+def _those(examples: list[Example] | None, rows: Tensor) -> list[Example] | None:
+    return None if examples is None else [examples[i] for i in rows.tolist()]
