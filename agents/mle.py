@@ -32,7 +32,7 @@ class MLESettings:
     """Size of the LSTM."""
     dropout: float = 0.5
     """Share of values dropped before and after the LSTM while training."""
-    initial_std: float | None = None
+    initial_std: float | None = 0.1
     """Standard deviation of all initial weights; torch's own initial weights if None."""
     batch_size: int = 64
     """Sequences in a batch."""
@@ -76,7 +76,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "embedding": 32,
         "hidden": 32,
         "dropout": 0.0,
-        "initial_std": 0.1,
         "schedule": ((120, 1e-2),),
         "early_stopping": False,
     },

@@ -123,6 +123,13 @@ def test_examples(name, words):
     assert all(word in done.stdout for word in words), done.stdout
 
 
+def test_training_examples(tmp_path):
+    command = [sys.executable, ROOT / "examples" / "train_reinforce.py", "--updates", "2", "--train-size", "300"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.index("MLE: BLEU") < done.stdout.index("PG-BLEU: BLEU")
+
+
 def test_an_example_on_ones_own_file(write):
     path = write("mine.txt", "uno dos\ndos tres\n")
     done = subprocess.run(
