@@ -38,7 +38,7 @@ def run(console: Console) -> None:
     """Measure everything, and print a table."""
     table = Table(*Row._fields, title=f"text_gym {text_gym.__version__}, best of {REPEATS}", title_justify="left")
     table.columns[0].no_wrap = True
-    measures = (import_time, scalar_steps, vector_steps, bleu_of_batches, self_bleu_of_2000, million_lines)
+    measures = (import_time, scalar_steps, vector_steps, bleu_of_batches, self_bleu_of_2000, million_lines, learning)
     for measure in measures:
         with console.status(measure.__name__.replace("_", " ")):
             rows = measure()
@@ -147,6 +147,17 @@ def self_bleu_of_2000() -> list[Row]:
     texts = _as_text(sentences)
     theirs = best(lambda: fast_bleu.SelfBLEU(texts, {"bleu": (0.25,) * 4}).get_score(), repeats=3)
     return [Row(what, f"{ours * 1e3:.0f} ms", f"{theirs * 1e3:.0f} ms", f"{theirs / ours:.0f}", "above 1")]
+
+
+def learning() -> list[Row]:
+    """The learners' parts, beside a textbook's."""
+    from agents.bench_learning import measure
+
+    works = measure(lambda work: best(work, repeats=3))
+    return [
+        Row(f"{w.what} / textbook", f"{w.ours:.2f} s", f"{w.textbook:.1f} s", f"{w.textbook / w.ours:.1f}", w.wanted)
+        for w in works
+    ]
 
 
 def million_lines() -> list[Row]:

@@ -64,7 +64,14 @@ def test_text_gym_imports_point_one_way():
                 assert HEIGHT[module] <= HEIGHT[path.stem], f"{path.name} imports {name}, which stands above it"
 
 
-AGENT_LAYERS = ["checkpoint objectives rollout evaluate audit bench", "agent", "mle reinforce", "cli", "__init__"]
+AGENT_LAYERS = [
+    "checkpoint objectives rollout evaluate audit",
+    "bench_learning",
+    "bench agent",
+    "mle reinforce",
+    "cli",
+    "__init__",
+]
 AGENT_HEIGHT = {name: height for height, names in enumerate(AGENT_LAYERS) for name in names.split()}
 
 

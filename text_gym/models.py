@@ -6,6 +6,7 @@ This module imports torch; nothing imports it until a model is used.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from text_gym.errors import OptionError
 
-BLOCK = 128  # tokens in a block of the two-level search; a power of two near sqrt(V) for V = 5000 to 50,000
+BLOCK = 128  # tokens in a block of the two-level search, or about as many; near sqrt(V) for V = 5000 to 50,000
 
 State = Any
 """What a model makes of prefixes: a tensor [n, ...], or a tuple of states."""
@@ -143,6 +144,13 @@ class Sampling(NamedTuple):
 WHOLE_SOFTMAX = Sampling()
 
 
+@lru_cache(maxsize=64)
+def _block_width(size: int) -> int:
+    """The number nearest to BLOCK that divides a vocabulary evenly; BLOCK where there is none in reach."""
+    near = sorted(range(BLOCK // 2, 2 * BLOCK + 1), key=lambda width: abs(width - BLOCK))
+    return next((width for width in near if size % width == 0), BLOCK)
+
+
 @torch.no_grad()
 def draw_tokens(
     logits: Tensor, generator: torch.Generator, sampling: Sampling = WHOLE_SOFTMAX
@@ -155,24 +163,24 @@ def draw_tokens(
     """
     logits = sampling.adjust(logits)
     n, size = logits.shape
-    blocks = -(-size // BLOCK)
-    weights = logits.new_empty(n, blocks * BLOCK)
-    weights[:, size:] = 0
-    torch.sub(logits, logits.amax(dim=1, keepdim=True), out=weights[:, :size]).exp_()
-    weights = weights.view(n, blocks, BLOCK)
+    width = _block_width(size)
+    blocks = -(-size // width)
+    if size % width:
+        logits = nn.functional.pad(logits, (0, blocks * width - size), value=-torch.inf)
+    weights = logits.softmax(dim=1).view(n, blocks, width)
     block_sums = weights.sum(dim=2).double().cumsum(dim=1)  # [n, blocks]
     uniform = torch.rand(n, 1, generator=generator, dtype=torch.float64, device=logits.device)
     target = uniform * block_sums[:, -1:]
     block = torch.searchsorted(block_sums, target, right=True).clamp_(max=blocks - 1)  # [n, 1]
     before = nn.functional.pad(block_sums, (1, 0)).gather(1, block)
-    inside = weights.gather(1, block[:, :, None].expand(n, 1, BLOCK))[:, 0]  # [n, BLOCK]
+    inside = weights.gather(1, block[:, :, None].expand(n, 1, width))[:, 0]  # [n, width]
     sums = inside.double().cumsum(dim=1)
     place = torch.searchsorted(sums, target - before, right=True)
     # Rounding may put the target at the very end of a block: take its last possible token.
-    last = BLOCK - 1 - (inside > 0).flip(1).int().argmax(dim=1, keepdim=True)
+    last = width - 1 - (inside > 0).flip(1).int().argmax(dim=1, keepdim=True)
     place = torch.minimum(place, last)
     log_prob = (inside.gather(1, place).double() / block_sums[:, -1:]).log()[:, 0]
-    return (block * BLOCK + place)[:, 0], log_prob
+    return (block * width + place)[:, 0], log_prob
 
 
 class Drawn(NamedTuple):
