@@ -7,11 +7,12 @@ is resumed from the checkpoint after any step repeats the uninterrupted one bit 
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import signal
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -29,15 +30,15 @@ from tqdm import tqdm
 
 from agents.checkpoint import Checkpoint, CheckpointError, has_checkpoint, load_checkpoint, save_checkpoint
 from text_gym.arrays import FloatArray, IntArray
-from text_gym.errors import OptionError
+from text_gym.errors import OptionError, TrainingError
 from text_gym.models import Sampling, draw_tokens, generate
 from text_gym.names import suggest, whole_number
 from text_gym.rules import Rules
 from text_gym.sequences import Batch, Example, make_batch
 
 AgentT = TypeVar("AgentT", bound="Agent")
-Callback = BaseCallback | list[BaseCallback] | Callable[[dict[str, Any], dict[str, Any]], bool] | None
-SAMPLE_CHUNK = 256  # sequences drawn at a time, which bounds the memory for logits
+Callback = BaseCallback | Sequence[BaseCallback] | Callable[[dict[str, Any], dict[str, Any]], bool] | None
+SAMPLE_CHUNK = 512  # sequences drawn at a time, which bounds the memory for logits
 
 
 class Agent(ABC):
@@ -45,13 +46,14 @@ class Agent(ABC):
 
     Args:
         env: A TextGen-v0 environment, scalar or vector; it says what the task and the reward are.
-        seed: Decides everything random; drawn if not given.
+        seed: Decides everything random. If not given, that of the run in the folder, or a new one.
         preset: The name of a set of hyper-parameters.
         folder: Where the run is kept. If one of this agent is there already, it goes on from its last
             step. CSV and JSON logs are written beside the checkpoint.
         device: "cpu", "cuda", or "auto" for a GPU where there is one.
         threads: For torch on a CPU; as many as torch chooses if not given.
         progress: Whether learn() shows a progress bar.
+        log: Where metrics go, as Stable-Baselines3's logger names them: "csv", "json", "stdout", "tensorboard".
         **hyper: Single hyper-parameters, over those of the preset.
     """
 
@@ -70,26 +72,32 @@ class Agent(ABC):
         device: str = "auto",
         threads: int | None = None,
         progress: bool = True,
+        log: Sequence[str] = ("csv", "json"),
         **hyper: Any,
     ) -> None:
         """Set the agent up; nothing is learned yet."""
         self.env = env
-        self.rules: Rules = _rules_of(env)
+        self.rules: Rules = rules_of(env)
         self.task = self.rules.task
         self.settings = self._choose_settings(preset, hyper)
+        self.folder = None if folder is None else Path(folder)
+        going_on = self.folder is not None and has_checkpoint(self.folder)
+        if seed is None and going_on and self.folder is not None:
+            seed = load_checkpoint(self.folder, self.name).state.get("seed")
         self.seed = secrets.randbits(31) if seed is None else whole_number("seed", seed, least=0)
         if threads is not None:
             torch.set_num_threads(whole_number("threads", threads, least=1))
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        self.progress = progress
-        self.folder = None if folder is None else Path(folder)
+        self.progress, self.log = progress, tuple(log)
         self.steps_done = 0
         self.finished = False  # whether a step has said that it was the last
         self.logger = Logger(None, [])
-        self._sampler = torch.Generator(self.device).manual_seed(self.seed)
+        self._own_logger = True
+        self._sampler = torch.Generator(self.device)
+        self._reseed_sampler()
         with self.randomness(-1):
             self.build()
-        if self.folder is not None and has_checkpoint(self.folder):
+        if going_on and self.folder is not None:
             self._restore(self.folder)
 
     # What a learner must say.
@@ -127,24 +135,56 @@ class Agent(ABC):
             callback: As in Stable-Baselines3; on_step() is called after every step.
         """
         last = self.steps_of_preset if steps is None else self.steps_done + whole_number("steps", steps, least=0)
+        total_timesteps = last  # a name that callbacks look for
         called = self._prepare_callback(callback)
         self.logger = self._open_logger()
-        called.on_training_start(locals(), globals())
-        bar = tqdm(total=last, initial=self.steps_done, desc=self.name, disable=not self.progress or None)
-        with bar, _stop_on_interrupt() as interrupted:
-            while self.steps_done < last and not interrupted.is_set() and not (self.finished and steps is None):
+        try:
+            called.on_training_start(locals(), globals())
+            self.begin_learning(anew=steps is not None and self.finished)
+            with _stop_on_interrupt() as interrupted:
+                self._learn_until(total_timesteps, called, interrupted)
+            self.end_learning()
+            self.checkpoint()
+            called.on_training_end()
+        finally:
+            self.logger.close()
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        return self
+
+    def _learn_until(self, last: int, called: BaseCallback, interrupted: threading.Event) -> None:
+        """Step after step, each with its row of metrics and its checkpoint."""
+        with tqdm(total=last, initial=self.steps_done, desc=self.name, disable=not self.progress or None) as bar:
+            while self.steps_done < last and not self.finished and not interrupted.is_set():
                 with self.randomness(self.steps_done):
                     self.finished = not self.one_step(self.steps_done)
                 self.steps_done += 1
+                self._reseed_sampler()
                 bar.update()
                 bar.set_postfix({key.split("/")[-1]: f"{value:.4g}" for key, value in self._recorded().items()})
+                called.update_locals(locals())
+                goes_on = called.on_step()
+                self.logger.record("time/step", self.steps_done)
                 self.logger.dump(self.steps_done)
                 self.checkpoint()
-                if not called.on_step() or self.finished:
+                if not goes_on:
                     break
-        called.on_training_end()
-        self.logger.close()
-        return self
+
+    def begin_learning(self, anew: bool) -> None:
+        """Called when learn() begins; `anew` if the run had ended by itself and is to go on nevertheless."""
+        self.finished = self.finished and not anew
+
+    def end_learning(self) -> None:  # noqa: B027 - most learners have nothing to do
+        """Called when learn() ends, however it does."""
+
+    @staticmethod
+    def check_finite(loss: Tensor, norm: Tensor) -> None:
+        """Refuse to learn from, and so to save, what is not finite."""
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            raise TrainingError(
+                f"the loss is {float(loss.detach())} and its gradient's norm {float(norm)}: training has diverged. "
+                "Lower the learning rate; the last checkpoint is from before."
+            )
 
     def sample(
         self, n: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int | None = None
@@ -171,6 +211,8 @@ class Agent(ABC):
     ) -> FloatArray:
         """The log-probability of each sequence in nats, [n]; with prompts, given those of the examples."""
         batch = make_batch(tokens, lengths, self.task.vocab)
+        if self.task.conditional and (examples is None or len(examples) != len(batch)):
+            raise OptionError(f"task {self.task.name!r} has prompts: give log_prob() the example of each sequence")
         self.policy.eval()
         model: Any = self.policy
         scores = np.zeros(len(batch))
@@ -195,10 +237,9 @@ class Agent(ABC):
         prefix = np.atleast_2d(np.asarray(parts["prefix"], dtype=np.int64))
         prompts = self._tensor(np.atleast_2d(parts["prompt"]).astype(np.int64)) if "prompt" in parts else None
         logits = self._logits_after(prefix, prompts)
-        if self.rules.restricts and self.rules.constraint is None:
-            lengths = (prefix != self.task.vocab.pad).sum(axis=1)
-            everyone = np.ones(len(prefix), dtype=np.bool_)
-            mask = self.rules.masks(prefix, lengths, everyone, np.zeros_like(lengths), None)
+        if self.rules.restricts:  # by banned tokens and min_length; a constraint is the environment's affair
+            short = (prefix != self.task.vocab.pad).sum(axis=1) < self.rules.min_length
+            mask = np.where(short[:, None], self.rules.early_mask, self.rules.later_mask)
             logits = logits.masked_fill(self._tensor(mask == 0), -torch.inf)
         if deterministic:
             actions = logits.argmax(dim=1)
@@ -228,8 +269,7 @@ class Agent(ABC):
         """Save everything that learning goes on from."""
         tensors, state = self.trained_state()
         described = {"settings": _as_json(asdict(self.settings)), "seed": self.seed, "trained": state}
-        described["finished"] = self.finished
-        described["vocabulary"] = len(self.task.vocab)
+        described |= {"finished": self.finished, "task": self._described_task()}
         save_checkpoint(folder, Checkpoint(self.name, self.steps_done, described, tensors))
 
     @classmethod
@@ -237,14 +277,14 @@ class Agent(ABC):
         cls: type[AgentT],
         folder: str | Path,
         env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any],
-        device: str = "auto",
+        **options: Any,
     ) -> AgentT:
-        """An agent that was saved, for the same task."""
+        """An agent that was saved, for the same task; options are folder, device, threads, progress and log."""
         saved = load_checkpoint(folder, cls.name)
         settings, seed = saved.state.get("settings"), saved.state.get("seed")
         if not isinstance(settings, dict) or not isinstance(seed, int):
             raise CheckpointError(f"the checkpoint in {folder} is damaged: it lacks its settings")
-        agent = cls(env, seed=seed, device=device, **settings)
+        agent = cls(env, seed=seed, **options, **settings)
         agent._restore(Path(folder))
         return agent
 
@@ -252,6 +292,14 @@ class Agent(ABC):
         """The environment as Stable-Baselines3's callbacks want it, where it is a scalar one."""
         env: Any = self.env
         return DummyVecEnv([lambda: env]) if isinstance(env, gym.Env) else None
+
+    def get_vec_normalize_env(self) -> None:
+        """No environment here is normalised; callbacks ask."""
+        return
+
+    def set_logger(self, logger: Logger) -> None:
+        """Record metrics with this logger from now on, as in Stable-Baselines3."""
+        self.logger, self._own_logger = logger, False
 
     @property
     def num_timesteps(self) -> int:
@@ -272,7 +320,7 @@ class Agent(ABC):
 
     def _restore(self, folder: Path) -> None:
         saved = load_checkpoint(folder, self.name, self.device)
-        ours = {"settings": _as_json(asdict(self.settings)), "seed": self.seed, "vocabulary": len(self.task.vocab)}
+        ours = {"settings": _as_json(asdict(self.settings)), "seed": self.seed, "task": self._described_task()}
         for what, value in ours.items():
             if saved.state.get(what) != value:
                 raise CheckpointError(
@@ -284,6 +332,7 @@ class Agent(ABC):
         except (KeyError, RuntimeError, TypeError, ValueError) as problem:
             raise CheckpointError(f"the checkpoint in {folder} is damaged: {problem}") from problem
         self.steps_done, self.finished = saved.step, bool(saved.state.get("finished"))
+        self._reseed_sampler()
 
     def _choose_settings(self, preset: str | None, hyper: dict[str, Any]) -> Any:
         if preset is not None and preset not in self.presets:
@@ -292,22 +341,34 @@ class Agent(ABC):
         for option in hyper:
             if option not in known:
                 raise OptionError(f"{self.name} has no hyper-parameter {option!r}." + suggest(option, known))
+        hyper = {k: v.item() if isinstance(v, np.generic) else v for k, v in hyper.items()}
         settings = self.settings_type(**(self.presets[preset] if preset else {}))
         return replace(settings, **hyper)
 
     def _prepare_callback(self, callback: Callback) -> BaseCallback:
-        if isinstance(callback, list):
-            callback = CallbackList(callback)
+        if isinstance(callback, Sequence):
+            callback = CallbackList(list(callback))
         if not isinstance(callback, BaseCallback):
             callback = ConvertCallback(callback)
         model: Any = self
         callback.init_callback(model)
         return callback
 
+    def _reseed_sampler(self) -> None:
+        """Let what sample() draws depend on the seed and the steps learned alone."""
+        self._sampler.manual_seed(int(np.random.default_rng([self.seed, self.steps_done, 1]).integers(2**63)))
+
+    def _described_task(self) -> dict[str, Any]:
+        """What a policy cannot do without: the same tokens, and room for as many."""
+        tokens = hashlib.blake2b("\0".join(self.task.vocab.tokens).encode("utf-8", "surrogatepass"), digest_size=8)
+        return {"tokens": tokens.hexdigest(), "length": self.rules.limit, "prompt_length": self.task.prompt_length}
+
     def _open_logger(self) -> Logger:
-        """CSV and JSON files in the folder; a run that goes on writes new ones, named after its first step."""
+        """Files in the folder; a run that goes on writes new ones, named after its first step."""
+        if not self._own_logger:
+            return self.logger
         if self.folder is None:
-            return Logger(None, [])
+            return Logger(None, [make_output_format(kind, "") for kind in self.log if kind == "stdout"])
         self.folder.mkdir(parents=True, exist_ok=True)
         suffix = f"-{self.steps_done:06d}" if self.steps_done else ""
         return Logger(
@@ -329,10 +390,14 @@ class Agent(ABC):
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
 
-def _rules_of(env: Any) -> Rules:
+def rules_of(env: Any) -> Rules:
+    """The rules of a TextGen-v0 environment, scalar or vector."""
     rules = getattr(env.unwrapped, "rules", None)
     if not isinstance(rules, Rules):
-        raise OptionError(f"an agent learns in a TextGen-v0 environment, and not in {env!r}")
+        raise OptionError(
+            f"an agent learns in a TextGen-v0 environment, scalar or from gym.make_vec without vectorization_mode, "
+            f"and not in {env!r}"
+        )
     return rules
 
 

@@ -49,18 +49,25 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     before = _newest(folder)
+    if before is not None and (kind := _read(folder / before / "state.json").get("kind")) != checkpoint.kind:
+        raise CheckpointError(f"{folder} holds a run of {kind!r}; give {checkpoint.kind!r} another folder")
     name = f"step-{checkpoint.step:06d}"
     if before == name:
         name += "-again"  # never write into the one that latest.json names
     target = folder / name
     shutil.rmtree(target, ignore_errors=True)  # of a run that was killed while writing it
     target.mkdir()
-    save_file({k: t.detach().contiguous() for k, t in checkpoint.tensors.items()}, target / "tensors.safetensors")
+    tensors = target / "tensors.safetensors"
+    save_file({k: t.detach().contiguous() for k, t in checkpoint.tensors.items()}, tensors)
+    _flush(tensors)
     header = {"format": FORMAT, "kind": checkpoint.kind, "step": checkpoint.step, "state": checkpoint.state}
     _write(target / "state.json", header)
+    _flush(target)
     _write(folder / "latest.json", {"format": FORMAT, "name": name})
-    if before is not None:
-        shutil.rmtree(folder / before, ignore_errors=True)
+    _flush(folder)
+    for other in folder.glob("step-*"):
+        if other.name != name:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def load_checkpoint(folder: str | Path, kind: str, device: str | torch.device = "cpu") -> Checkpoint:
@@ -101,6 +108,15 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)
+
+
+def _flush(path: Path) -> None:
+    """Have a file or a folder on the disk before going on."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -50,7 +50,8 @@ def evaluate(model: Model, n: int = 9_984, seed: int = 0, split: str = "test") -
         "nll_test": _per_token(model.log_prob(real.tokens, real.lengths, _listed(real)), real),
         "entropy": _per_token(model.log_prob(drawn.tokens, drawn.lengths, _listed(drawn)), drawn),
     }
-    if task.knows("log_prob"):
+    same_language = drawn.tokens.shape[1] == task.max_length  # not if the environment limits the length
+    if task.knows("log_prob") and same_language:
         results["nll_oracle"] = _per_token(task.log_prob(drawn.tokens, drawn.lengths), drawn)
         results["data_entropy"] = _per_token(task.log_prob(real.tokens, real.lengths), real)
         results["kl_model_data"] = results["nll_oracle"] - results["entropy"]

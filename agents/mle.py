@@ -41,13 +41,20 @@ class MLESettings:
     clip: float = 5.0
     """The largest norm of the gradient."""
     early_stopping: bool = True
-    """Whether to keep the weights of the epoch with the lowest validation loss, and to stop after it."""
+    """Whether learn() ends with the weights of the lowest validation loss, and no later than `patience` epochs on."""
     patience: int = 10
     """Epochs without improvement after which an early-stopped run ends."""
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
-        object.__setattr__(self, "schedule", tuple((epochs, rate) for epochs, rate in self.schedule))
+        try:
+            object.__setattr__(self, "schedule", tuple((epochs, float(rate)) for epochs, rate in self.schedule))
+        except (TypeError, ValueError) as problem:
+            raise OptionError(f"schedule={self.schedule!r} must be pairs of epochs and a learning rate") from problem
+        if not isinstance(self.early_stopping, bool):
+            raise OptionError(f"early_stopping must be True or False, not {self.early_stopping!r}")
+        if self.initial_std is not None and finite_number("initial_std", self.initial_std) < 0:
+            raise OptionError(f"initial_std must not be negative, and is {self.initial_std}")
         for name in ("embedding", "hidden", "batch_size", "patience"):
             whole_number(name, getattr(self, name), least=1)
         if not 0 <= finite_number("dropout", self.dropout) < 1 or finite_number("clip", self.clip) <= 0:
@@ -110,9 +117,12 @@ class MLE(Agent):
                 nn.init.normal_(parameter, 0.0, settings.initial_std)
         self.policy = policy.to(self.device)
         self.optimizer = torch.optim.Adam(self.policy.parameters(), settings.learning_rate(0))
+        if not len(self.task.train.references):
+            raise OptionError(f"the 'train' split of task {self.task.name!r} has no sequences to learn from")
         self.best_loss = float("inf")
-        self.best_epoch = 0
+        self.best_epoch = self.epochs_waited = 0
         self.best_weights: dict[str, Tensor] = {}
+        self.latest_weights: dict[str, Tensor] = {}  # while the policy has the best ones
 
     @property
     def steps_of_preset(self) -> int:
@@ -140,25 +150,42 @@ class MLE(Agent):
         loss, _ = weighted_nll(self.policy, self._tensor(batch.tokens), valid / valid.sum(), prompts)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.policy.parameters(), self.settings.clip)
+        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.settings.clip)
+        self.check_finite(loss, norm)
         self.optimizer.step()
         return float(loss.detach()), int(valid.sum())
 
     def _validate(self, step: int) -> bool:
         """Measure on the validation split; when stopping early, keep the best weights, and say when to end."""
-        if not len(self.task.valid):
+        if not len(self.task.valid.references):
             return True
         loss = self.nll("valid")
         self.logger.record("valid/nll", loss)
         if not self.settings.early_stopping:
             return True
+        self.epochs_waited += 1
         if loss < self.best_loss:
-            self.best_loss, self.best_epoch = loss, step
-            self.best_weights = {name: value.clone() for name, value in self.policy.state_dict().items()}
-        if step - self.best_epoch < self.settings.patience and step + 1 < self.steps_of_preset:
-            return True
-        self.policy.load_state_dict(self.best_weights)
-        return False
+            self.best_loss, self.best_epoch, self.epochs_waited = loss, step, 0
+            self.best_weights = self._weights()
+        return self.epochs_waited < self.settings.patience
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self.policy.state_dict().items()}
+
+    def begin_learning(self, anew: bool) -> None:
+        """Go on from the latest weights, and wait again for an improvement if asked to go on."""
+        super().begin_learning(anew)
+        if anew:
+            self.epochs_waited = 0
+        if self.latest_weights:
+            self.policy.load_state_dict(self.latest_weights)
+            self.latest_weights = {}
+
+    def end_learning(self) -> None:
+        """Give the policy the weights that were best in validation."""
+        if self.best_weights:
+            self.latest_weights = self._weights()
+            self.policy.load_state_dict(self.best_weights)
 
     def nll(self, split: str = "test") -> float:
         """The mean negative log-likelihood of a split's tokens, EOS included, in nats."""
@@ -172,17 +199,19 @@ class MLE(Agent):
         """Weights, the best ones so far, and Adam's state."""
         tensors = {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in self.best_weights.items()}
+        tensors |= {f"latest.{name}": value for name, value in self.latest_weights.items()}
         adam, groups = pack_optimizer("adam", self.optimizer)
         best = None if np.isinf(self.best_loss) else self.best_loss
-        return tensors | adam, {"groups": groups, "best_loss": best, "best_epoch": self.best_epoch}
+        counts = {"best_epoch": self.best_epoch, "epochs_waited": self.epochs_waited}
+        return tensors | adam, {"groups": groups, "best_loss": best} | counts
 
     def restore_trained_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Put them back."""
         self.policy.load_state_dict(_of("policy.", tensors))
-        self.best_weights = _of("best.", tensors)
+        self.best_weights, self.latest_weights = _of("best.", tensors), _of("latest.", tensors)
         unpack_optimizer("adam", self.optimizer, tensors, state["groups"])
         self.best_loss = float("inf") if state["best_loss"] is None else float(state["best_loss"])
-        self.best_epoch = int(state["best_epoch"])
+        self.best_epoch, self.epochs_waited = int(state["best_epoch"]), int(state["epochs_waited"])
 
 
 def _of(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

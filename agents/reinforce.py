@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from agents.agent import Agent
+from agents.agent import Agent, rules_of
 from agents.checkpoint import pack_optimizer, unpack_optimizer
 from agents.objectives import weighted_nll
 from agents.rollout import rollout_values
@@ -37,6 +37,8 @@ class ReinforceSettings:
     """Updates of the policy that learn() makes if it is not told."""
     rollouts: int = 16
     """Completions of each prefix; 0 credits every token with the whole sequence's reward."""
+    rollout_chunk: int = 512
+    """Completions made at a time; logits of so many rows are the most memory that rollouts take."""
     rollout_rate: float | None = None
     """None: the live policy completes. Else one that moves towards it by this share after every update."""
     baseline: Baseline = "leave_one_out"
@@ -65,7 +67,14 @@ class ReinforceSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
-        for name, least in (("updates", 0), ("rollouts", 0), ("batch_size", 1), ("embedding", 1), ("hidden", 1)):
+        for name, least in (
+            ("updates", 0),
+            ("rollouts", 0),
+            ("rollout_chunk", 1),
+            ("batch_size", 1),
+            ("embedding", 1),
+            ("hidden", 1),
+        ):
             whole_number(name, getattr(self, name), least)
         for name in ("entropy_weight", "kl_weight", "teacher_forcing"):
             if finite_number(name, getattr(self, name)) < 0:
@@ -104,7 +113,7 @@ class Reinforce(Agent):
     Args:
         env: The environment.
         start: An agent whose policy is where this one begins; usually one that `MLE` has trained.
-        **arguments: See `Agent` and `ReinforceSettings`.
+        **options: See `Agent` and `ReinforceSettings`.
     """
 
     name = "reinforce"
@@ -113,7 +122,15 @@ class Reinforce(Agent):
     settings: ReinforceSettings
     policy: LSTM
 
-    def __init__(self, env: Any, seed: int | None = None, start: Agent | None = None, **arguments: Any) -> None:
+    def __init__(
+        self,
+        env: Any,
+        seed: int | None = None,
+        preset: str | None = None,
+        *,
+        start: Agent | None = None,
+        **options: Any,
+    ) -> None:
         """Begin with a copy of start's policy, or with a random one."""
         self._start_policy: Any = None
         if start is not None:
@@ -121,8 +138,12 @@ class Reinforce(Agent):
                 raise OptionError(f"start must be an agent with an LSTM, and not {start!r}")
             self._start_policy = start.policy
             sizes = {"embedding": start.policy.embed.embedding_dim, "hidden": start.policy.lstm.hidden_size}
-            arguments = {**arguments, **sizes}
-        super().__init__(env, seed=seed, **arguments)
+            for name, size in sizes.items():
+                if options.setdefault(name, size) != size:
+                    raise OptionError(f"{name}={options[name]}, but the policy to start from has {size}")
+            if start.task.vocab.tokens != rules_of(env).vocab.tokens:
+                raise OptionError(f"start was made for the tokens of {start.task!r}, which are not those of {env!r}")
+        super().__init__(env, seed=seed, preset=preset, **options)
 
     def build(self) -> None:
         """The policy and its optimiser, and the policies that do not learn by themselves."""
@@ -152,6 +173,7 @@ class Reinforce(Agent):
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.settings.clip)
+        self.check_finite(loss, norm)
         self.optimizer.step()
         self._follow()
         self.logger.record("train/reward", float(values[:, -1].mean()))
@@ -174,33 +196,42 @@ class Reinforce(Agent):
             generator,
             prompts,
             from_start=self.settings.baseline == "prefix",
+            chunk=self.settings.rollout_chunk,
         )
         return drawn, values
 
     def score(self, tokens: Tensor, lengths: Tensor, examples: list[Example] | None) -> Tensor:
         """The environment's reward of finished sequences, [m]."""
-        batch = Batch(tokens.cpu().numpy(), lengths.cpu().numpy(), self.task.vocab, examples)
-        return torch.from_numpy(self.rules.scorer(batch).total).to(self.device)
+        arrays = [tensor.cpu().numpy().copy() for tensor in (tokens, lengths)]
+        for array in arrays:
+            array.flags.writeable = False  # rewards look, and do not touch
+        total = self.rules.scorer(Batch(arrays[0], arrays[1], self.task.vocab, examples)).total
+        return torch.from_numpy(total).to(self.device)
 
     def advantages(self, drawn: Drawn, values: Tensor, examples: list[Example] | None) -> Tensor:
         """How much better each token made its sequence than the baseline expected, [n, T]; 0 after the end."""
         settings = self.settings
         valid = torch.arange(values.shape[1] - 1, device=values.device) < drawn.lengths[:, None]  # [n, T]
         advantages = values[:, 1:] - self._baseline(values, valid, examples)
+        # Entropy and divergence are expectations over whole sequences: each token answers for what follows it.
+        to_go = self._penalty(drawn, valid, examples).flip(1).cumsum(dim=1).flip(1)
+        advantages = advantages - (to_go - _mean_of_others(to_go, valid))
         if settings.normalize:
             spread = advantages[valid].std() if int(valid.sum()) > 1 else advantages.new_tensor(0.0)
             advantages = (advantages - advantages[valid].mean()) / (spread + 1e-8)
-        # Entropy and divergence are expectations over whole sequences: each token answers for what follows it.
-        penalty = settings.entropy_weight * drawn.log_probs
-        if self.at_start is not None:
-            prompts = None if examples is None else self._prompt_rows(examples)
-            with torch.no_grad():
-                before = self.at_start.log_prob(drawn.tokens, valid, prompts)
-            ratio = drawn.log_probs - before
-            self.logger.record("train/kl_to_start", float(ratio.sum() / len(ratio)))
-            penalty = penalty + settings.kl_weight * ratio
-        to_go = penalty.flip(1).cumsum(dim=1).flip(1)
-        return torch.where(valid, advantages - to_go, 0.0)
+        return torch.where(valid, advantages, 0.0)
+
+    def _penalty(self, drawn: Drawn, valid: Tensor, examples: list[Example] | None) -> Tensor:
+        """What each token costs: being expected, and being more likely than at the start, [n, T]."""
+        penalty = self.settings.entropy_weight * drawn.log_probs
+        if self.at_start is None:
+            return penalty
+        prompts = None if examples is None else self._prompt_rows(examples)
+        with torch.no_grad():
+            before = self.at_start.log_prob(drawn.tokens, valid, prompts)
+        ratio = drawn.log_probs - before
+        self.logger.record("train/kl_to_start", float(ratio.sum() / drawn.lengths.sum()))
+        return penalty + self.settings.kl_weight * ratio
 
     def _baseline(self, values: Tensor, valid: Tensor, examples: list[Example] | None) -> Tensor:
         """What is expected of each token, [n, T] or something that broadcasts to it."""
@@ -215,9 +246,9 @@ class Reinforce(Agent):
                 counted = after.where(valid, 0.0)
                 return counted.sum(dim=0) / valid.sum(dim=0).clamp(min=1)
             case "leave_one_out":
-                counted = after.where(valid, 0.0)
-                others = valid.sum(dim=0) - valid.long()
-                return (counted.sum(dim=0) - counted) / others.clamp(min=1)
+                own = values[:, -1]
+                alone = (own.sum() - own) / max(len(own) - 1, 1)  # where no other sequence is as long
+                return _mean_of_others(after, valid, alone[:, None])
             case "greedy":
                 return self._greedy_rewards(examples)[:, None].to(after.dtype)
             case "prefix":
@@ -243,13 +274,16 @@ class Reinforce(Agent):
         return weighted_nll(self.policy, drawn.tokens, weights, prompts)[0]
 
     def _teacher_loss(self, step: int) -> Tensor:
-        """The mean negative log-likelihood of a batch of real sequences."""
+        """The negative log-likelihood of a batch of real sequences, summed or averaged as the loss is."""
         pool = len(self.task.train.references)
+        if not pool:
+            raise OptionError(f"teacher_forcing needs sequences in the 'train' split of {self.task!r}")
         rows = self.numpy_random(step).integers(pool, size=self.settings.batch_size)
         batch = self.task.batch("train", rows)
         valid = self._tensor(batch.valid_mask)
         prompts = None if batch.examples is None else self._prompt_rows(list(batch.examples))
-        return weighted_nll(self.policy, self._tensor(batch.tokens), valid / valid.sum(), prompts)[0]
+        weights = valid / valid.sum() if self.settings.loss == "mean" else valid.float()
+        return weighted_nll(self.policy, self._tensor(batch.tokens), weights, prompts)[0]
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -280,6 +314,14 @@ class Reinforce(Agent):
                 policy.load_state_dict(own)
         unpack_optimizer("adam", self.optimizer, tensors, state["groups"])
         self.average_reward = float(state["average_reward"])
+
+
+def _mean_of_others(values: Tensor, valid: Tensor, alone: Tensor | float = 0.0) -> Tensor:
+    """At each position the mean over the other sequences that reach it, [n, T]; `alone` where there is none."""
+    counted = values.where(valid, 0.0)
+    others = valid.sum(dim=0) - valid.long()
+    mean = (counted.sum(dim=0) - counted) / others.clamp(min=1)
+    return torch.where(others > 0, mean, alone)
 
 
 def _frozen(policy: LSTM) -> LSTM:

@@ -72,6 +72,15 @@ def test_damaged_truncated_and_foreign_ones_are_refused(tmp_path):
     assert has_checkpoint(tmp_path)
 
 
+def test_a_run_of_another_kind_is_not_written_over(tmp_path):
+    save_checkpoint(tmp_path, some())
+    with pytest.raises(CheckpointError, match="holds a run of 'mle'"):
+        save_checkpoint(tmp_path, some()._replace(kind="reinforce"))
+    (tmp_path / "step-000099").mkdir()
+    save_checkpoint(tmp_path, some(2))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest.json", "step-000002"]
+
+
 def test_an_optimiser_goes_on_where_it_was():
     def trained(steps, optimizer_state=None, start=None):
         weight = torch.nn.Parameter(torch.ones(3) if start is None else start.clone())

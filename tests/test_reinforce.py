@@ -14,7 +14,7 @@ from agents.mle import MLE
 from agents.reinforce import BASELINES, Reinforce, ReinforceSettings
 from agents.rollout import rollout_values
 from tests.test_models import probability, seeded, small_model
-from text_gym.errors import OptionError
+from text_gym.errors import OptionError, RewardError
 from text_gym.models import LSTM
 from text_gym.sequences import Examples, Sequences
 from text_gym.tasks import Task
@@ -159,7 +159,41 @@ def test_the_gradients_of_entropy_and_divergence_are_the_exact_ones():
         # The expectation of minus log p has the gradient of minus p * (log p); the score term is in it.
         return rewards - 0.7 * logs - 0.4 * (logs - before)
 
-    assert_within_standard_error(estimated_gradients(agent, 60, 500), exact_gradient(agent, objective))
+    estimates = estimated_gradients(agent, 60, 500)
+    assert_within_standard_error(estimates, exact_gradient(agent, objective))
+    plain = tiny_agent(baseline="leave_one_out", rollouts=0, loss="sum", batch_size=500)
+    plain.policy.load_state_dict(agent.policy.state_dict())
+    assert estimates.std(0).norm() < 3 * estimated_gradients(plain, 60, 500).std(0).norm()
+
+
+def test_a_constant_reward_teaches_nothing_under_leave_one_out():
+    """Not even where only one sequence of the batch is so long."""
+    env = gym.make("TextGen-v0", reward="constant")
+    agent = Reinforce(env, seed=0, progress=False, rollouts=0, batch_size=8)
+    for batch in range(30):
+        drawn, values = agent.write(8, seeded(batch), None)
+        assert agent.advantages(drawn, values, None).abs().max() == 0
+
+
+def test_rewards_cannot_change_what_is_learned_from():
+    def vandal(tokens):
+        tokens[:] = 0
+        return [1.0] * len(tokens)
+
+    with pytest.raises(RewardError, match="read-only"):
+        Reinforce(tiny_env(vandal), seed=0, progress=False, rollouts=0).learn(1)
+
+
+@pytest.mark.parametrize("loss", ["sum", "mean"])
+def test_teacher_forcing_weighs_as_the_loss_does(loss):
+    """With a weight of one it is the likelihood's gradient, summed or averaged over the tokens."""
+    agent = tiny_agent(loss=loss, teacher_forcing=1.0, batch_size=40, rollouts=0)
+    rows = agent.numpy_random(0).integers(2, size=40)
+    batch = agent.task.batch("train", rows)
+    valid = torch.tensor(batch.valid_mask)
+    expected = -agent.policy.log_prob(torch.tensor(batch.tokens), valid).sum()
+    expected = expected / valid.sum() if loss == "mean" else expected
+    assert agent._teacher_loss(0).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_the_divergence_of_a_policy_from_itself_is_zero():
@@ -277,6 +311,13 @@ def test_mistakes_are_told():
     ]:
         with pytest.raises(OptionError, match=words):
             ReinforceSettings(**settings)
+    start = MLE(gym.make("TextGen-v0", task="answers"), seed=0, progress=False)
+    with pytest.raises(OptionError, match="which are not those"):
+        Reinforce(tiny_env(), start=start)
+    with pytest.raises(OptionError, match="hidden=9, but"):
+        Reinforce(start.env, start=start, hidden=9)
+    with pytest.raises(OptionError, match="give log_prob"):
+        start.log_prob([[1, 2]])
     with pytest.raises(OptionError, match="agent with an LSTM"):
         Reinforce(tiny_env(), start=type("Other", (), {"policy": torch.nn.Linear(1, 1)})())
     assert isinstance(Reinforce(tiny_env(), preset="paper", progress=False).policy, LSTM)

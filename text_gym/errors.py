@@ -39,6 +39,10 @@ class MaskError(TextGymError, ValueError):
     """A constraint whose mask has the wrong form, or allows nothing."""
 
 
+class TrainingError(TextGymError, ArithmeticError):
+    """A model whose numbers are no longer finite."""
+
+
 class InvalidActionError(TextGymError, gym_error.InvalidAction):
     """An action outside the action space."""
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from text_gym.errors import OptionError
+from text_gym.errors import OptionError, TrainingError
 
 BLOCK = 128  # tokens in a block of the two-level search, or about as many; near sqrt(V) for V = 5000 to 50,000
 
@@ -74,21 +74,21 @@ class LSTM(nn.Module):
         """Logits and state of n empty prefixes, behind their prompts."""
         weight = self.embed.weight
         zeros = weight.new_zeros(n, self.lstm.hidden_size)  # [n, H]
-        tokens = torch.full((n,), self.start_token, device=weight.device)
-        logits, state = self.step(tokens, (zeros, zeros))
-        if prompts is not None:
-            for column in prompts.unbind(dim=1):
-                real = (column < self.embed.num_embeddings)[:, None]  # [n, 1]
-                after, changed = self.step(column.where(real[:, 0], torch.zeros_like(column)), state)
-                logits = after.where(real, logits)
-                state = tuple(new.where(real, old) for new, old in zip(changed, state, strict=True))
-        return logits, state
+        state = self._read(torch.full((n,), self.start_token, device=weight.device), (zeros, zeros))
+        for column in () if prompts is None else prompts.unbind(dim=1):
+            real = (column < self.embed.num_embeddings)[:, None]  # [n, 1]
+            after = self._read(column.where(real[:, 0], torch.zeros_like(column)), state)
+            state = tuple(new.where(real, old) for new, old in zip(after, state, strict=True))
+        return self.output(self.dropout(state[0])), state
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """One token further: tokens [n] to logits [n, V]."""
-        embedded = self.dropout(self.embed(tokens))
-        hidden, cell = torch.lstm_cell(embedded, state, *self.lstm.all_weights[0])
-        return self.output(self.dropout(hidden)), (hidden, cell)
+        state = self._read(tokens, state)
+        return self.output(self.dropout(state[0])), state
+
+    def _read(self, tokens: Tensor, state: State) -> State:
+        """The state after tokens [n]."""
+        return torch.lstm_cell(self.dropout(self.embed(tokens)), state, *self.lstm.all_weights[0])
 
     def features(self, tokens: Tensor, prompts: Tensor | None = None) -> Tensor:
         """What the output layer reads before each token: tokens [n, T] to [n, T, H]."""
@@ -121,8 +121,8 @@ class Sampling(NamedTuple):
 
     def checked(self) -> Sampling:
         """Itself, or an error."""
-        if not self.temperature > 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise OptionError(f"{self} needs temperature > 0, top_k >= 0 and 0 < top_p <= 1")
+        if not self.temperature >= 1e-3 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise OptionError(f"{self} needs temperature of at least 0.001, top_k >= 0 and 0 < top_p <= 1")
         return self
 
     def adjust(self, logits: Tensor) -> Tensor:
@@ -169,6 +169,8 @@ def draw_tokens(
         logits = nn.functional.pad(logits, (0, blocks * width - size), value=-torch.inf)
     weights = logits.softmax(dim=1).view(n, blocks, width)
     block_sums = weights.sum(dim=2).double().cumsum(dim=1)  # [n, blocks]
+    if not block_sums[:, -1:].isfinite().all():
+        raise TrainingError("the model's logits are not finite; it cannot be sampled from")
     uniform = torch.rand(n, 1, generator=generator, dtype=torch.float64, device=logits.device)
     target = uniform * block_sums[:, -1:]
     block = torch.searchsorted(block_sums, target, right=True).clamp_(max=blocks - 1)  # [n, 1]
