@@ -39,6 +39,7 @@ from text_gym.sequences import Batch, Example, make_batch
 AgentT = TypeVar("AgentT", bound="Agent")
 Callback = BaseCallback | Sequence[BaseCallback] | Callable[[dict[str, Any], dict[str, Any]], bool] | None
 SAMPLE_CHUNK = 512  # sequences drawn at a time, which bounds the memory for logits
+LOGITS_AT_ONCE = 1 << 21  # when sequences are scored: 8 MiB, which a CPU keeps near
 
 
 class Agent(ABC):
@@ -216,8 +217,9 @@ class Agent(ABC):
         self.policy.eval()
         model: Any = self.policy
         scores = np.zeros(len(batch))
-        for begin in range(0, len(batch), SAMPLE_CHUNK):
-            rows = slice(begin, begin + SAMPLE_CHUNK)
+        chunk = max(1, LOGITS_AT_ONCE // max(1, batch.tokens.shape[1] * len(self.task.vocab)))
+        for begin in range(0, len(batch), chunk):
+            rows = slice(begin, begin + chunk)
             prompts = None if examples is None else self._prompt_rows(examples[rows])
             inputs = (self._tensor(batch.tokens[rows]), self._tensor(batch.valid_mask[rows]))
             scores[rows] = model.log_prob(*inputs, prompts).double().sum(dim=1).cpu().numpy()
