@@ -28,7 +28,15 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from agents.checkpoint import Checkpoint, CheckpointError, has_checkpoint, load_checkpoint, save_checkpoint
+from agents.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    has_checkpoint,
+    load_checkpoint,
+    read_state,
+    save_checkpoint,
+)
+from agents.objectives import weighted_nll
 from text_gym.arrays import FloatArray, IntArray
 from text_gym.errors import OptionError, TrainingError
 from text_gym.models import Sampling, draw_tokens, generate
@@ -63,6 +71,7 @@ class Agent(ABC):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     settings: Any
     policy: nn.Module
+    optimizer: torch.optim.Optimizer
 
     def __init__(
         self,
@@ -84,7 +93,7 @@ class Agent(ABC):
         self.folder = None if folder is None else Path(folder)
         going_on = self.folder is not None and has_checkpoint(self.folder)
         if seed is None and going_on and self.folder is not None:
-            seed = load_checkpoint(self.folder, self.name).state.get("seed")
+            seed = read_state(self.folder, self.name).get("seed")
         self.seed = secrets.randbits(31) if seed is None else whole_number("seed", seed, least=0)
         if threads is not None:
             torch.set_num_threads(whole_number("threads", threads, least=1))
@@ -178,14 +187,28 @@ class Agent(ABC):
     def end_learning(self) -> None:  # noqa: B027 - most learners have nothing to do
         """Called when learn() ends, however it does."""
 
-    @staticmethod
-    def check_finite(loss: Tensor, norm: Tensor) -> None:
-        """Refuse to learn from, and so to save, what is not finite."""
+    def descend(self, loss: Tensor) -> float:
+        """One step of the optimiser down a loss; the norm of its gradient.
+
+        What is not finite is refused before anything is learned from it, and so is never saved.
+        """
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.settings.clip)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             raise TrainingError(
                 f"the loss is {float(loss.detach())} and its gradient's norm {float(norm)}: training has diverged. "
                 "Lower the learning rate; the last checkpoint is from before."
             )
+        self.optimizer.step()
+        return float(norm)
+
+    def likelihood_loss(self, batch: Batch, mean: bool = True) -> Tensor:
+        """The negative log-likelihood of a batch's tokens, averaged or summed."""
+        valid = self._tensor(batch.valid_mask)
+        prompts = None if batch.examples is None else self._prompt_rows(list(batch.examples))
+        weights = valid / valid.sum() if mean else valid.float()
+        return weighted_nll(self.policy, self._tensor(batch.tokens), weights, prompts)[0]
 
     def sample(
         self, n: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int | None = None
@@ -282,8 +305,8 @@ class Agent(ABC):
         **options: Any,
     ) -> AgentT:
         """An agent that was saved, for the same task; options are folder, device, threads, progress and log."""
-        saved = load_checkpoint(folder, cls.name)
-        settings, seed = saved.state.get("settings"), saved.state.get("seed")
+        state = read_state(folder, cls.name)
+        settings, seed = state.get("settings"), state.get("seed")
         if not isinstance(settings, dict) or not isinstance(seed, int):
             raise CheckpointError(f"the checkpoint in {folder} is damaged: it lacks its settings")
         agent = cls(env, seed=seed, **options, **settings)
@@ -373,9 +396,7 @@ class Agent(ABC):
             return Logger(None, [make_output_format(kind, "") for kind in self.log if kind == "stdout"])
         self.folder.mkdir(parents=True, exist_ok=True)
         suffix = f"-{self.steps_done:06d}" if self.steps_done else ""
-        return Logger(
-            str(self.folder), [make_output_format(kind, str(self.folder), suffix) for kind in ("csv", "json")]
-        )
+        return Logger(str(self.folder), [make_output_format(kind, str(self.folder), suffix) for kind in self.log])
 
     def _recorded(self) -> dict[str, float]:
         return {k: v for k, v in self.logger.name_to_value.items() if isinstance(v, float) and "time" not in k}

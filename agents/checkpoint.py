@@ -72,18 +72,29 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
 
 def load_checkpoint(folder: str | Path, kind: str, device: str | torch.device = "cpu") -> Checkpoint:
     """The newest checkpoint of a folder, which must be one of an agent of this kind."""
-    folder = Path(folder)
+    path, header = _find(Path(folder), kind)
+    try:
+        tensors = load_file(path / "tensors.safetensors", device=str(device))
+        return Checkpoint(kind, int(header["step"]), dict(header["state"]), tensors)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as problem:
+        raise CheckpointError(f"the checkpoint in {folder} is damaged: {problem}") from problem
+
+
+def read_state(folder: str | Path, kind: str) -> dict[str, Any]:
+    """What JSON holds of the newest checkpoint, without its tensors."""
+    state = _find(Path(folder), kind)[1].get("state")
+    return state if isinstance(state, dict) else {}
+
+
+def _find(folder: Path, kind: str) -> tuple[Path, dict[str, Any]]:
+    """Where the newest checkpoint is, and its header."""
     name = _newest(folder)
     if name is None:
         raise CheckpointError(f"no checkpoint in {str(folder)!r}; is the path right?")
     header = _read(folder / name / "state.json")
     if header.get("kind") != kind:
         raise CheckpointError(f"{folder} holds a checkpoint of {header.get('kind')!r}, and not of {kind!r}")
-    try:
-        tensors = load_file(folder / name / "tensors.safetensors", device=str(device))
-        return Checkpoint(kind, int(header["step"]), dict(header["state"]), tensors)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as problem:
-        raise CheckpointError(f"the checkpoint in {folder} is damaged: {problem}") from problem
+    return folder / name, header
 
 
 def has_checkpoint(folder: str | Path) -> bool:
@@ -129,6 +140,11 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
+def tensors_of(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those named `name.something`, as `something`."""
+    return {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
+
+
 def pack_optimizer(name: str, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """An optimiser's state as named tensors, and its groups' settings."""
     state = optimizer.state_dict()
@@ -145,10 +161,9 @@ def unpack_optimizer(
 ) -> None:
     """Give an optimiser the state that was packed."""
     state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        if key.startswith(f"{name}."):
-            _, number, field = key.rsplit(".", 2)
-            state.setdefault(int(number), {})[field] = tensor
+    for key, tensor in tensors_of(name, tensors).items():
+        number, field = key.split(".")
+        state.setdefault(int(number), {})[field] = tensor
     current = optimizer.state_dict()["param_groups"]
     restored = [{**now, **saved, "params": now["params"]} for now, saved in zip(current, groups, strict=True)]
     optimizer.load_state_dict({"state": state, "param_groups": restored})

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from agents.agent import Agent
-from agents.checkpoint import pack_optimizer, unpack_optimizer
-from agents.objectives import weighted_nll
+from agents.checkpoint import pack_optimizer, tensors_of, unpack_optimizer
 from text_gym.errors import OptionError
 from text_gym.models import LSTM
 from text_gym.names import finite_number, whole_number
+from text_gym.sequences import Batch
 
 
 @dataclass(frozen=True)
@@ -143,17 +143,11 @@ class MLE(Agent):
         self.logger.record("train/nll", total / max(tokens, 1))
         return self._validate(step)
 
-    def _update(self, batch: Any) -> tuple[float, int]:
+    def _update(self, batch: Batch) -> tuple[float, int]:
         """One step of Adam on the mean negative log-likelihood of the batch's tokens."""
-        valid = self._tensor(batch.valid_mask)
-        prompts = None if batch.examples is None else self._prompt_rows(batch.examples)
-        loss, _ = weighted_nll(self.policy, self._tensor(batch.tokens), valid / valid.sum(), prompts)
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.settings.clip)
-        self.check_finite(loss, norm)
-        self.optimizer.step()
-        return float(loss.detach()), int(valid.sum())
+        loss = self.likelihood_loss(batch)
+        self.descend(loss)
+        return float(loss.detach()), int(batch.lengths.sum())
 
     def _validate(self, step: int) -> bool:
         """Measure on the validation split; when stopping early, keep the best weights, and say when to end."""
@@ -207,12 +201,8 @@ class MLE(Agent):
 
     def restore_trained_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Put them back."""
-        self.policy.load_state_dict(_of("policy.", tensors))
-        self.best_weights, self.latest_weights = _of("best.", tensors), _of("latest.", tensors)
+        self.policy.load_state_dict(tensors_of("policy", tensors))
+        self.best_weights, self.latest_weights = tensors_of("best", tensors), tensors_of("latest", tensors)
         unpack_optimizer("adam", self.optimizer, tensors, state["groups"])
         self.best_loss = float("inf") if state["best_loss"] is None else float(state["best_loss"])
         self.best_epoch, self.epochs_waited = int(state["best_epoch"]), int(state["epochs_waited"])
-
-
-def _of(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents.agent import Agent, rules_of
-from agents.checkpoint import pack_optimizer, unpack_optimizer
+from agents.checkpoint import pack_optimizer, tensors_of, unpack_optimizer
 from agents.objectives import weighted_nll
 from agents.rollout import rollout_values
 from text_gym.errors import OptionError
@@ -170,15 +170,11 @@ class Reinforce(Agent):
         loss = self.loss(drawn, advantages, examples)
         if self.settings.teacher_forcing:
             loss = loss + self.settings.teacher_forcing * self._teacher_loss(step)
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.settings.clip)
-        self.check_finite(loss, norm)
-        self.optimizer.step()
+        norm = self.descend(loss)
         self._follow()
         self.logger.record("train/reward", float(values[:, -1].mean()))
         self.logger.record("train/entropy", float(-drawn.log_probs.sum() / drawn.lengths.sum()))
-        self.logger.record("train/gradient_norm", float(norm))
+        self.logger.record("train/gradient_norm", norm)
         return True
 
     def write(self, n: int, generator: torch.Generator, examples: list[Example] | None) -> tuple[Drawn, Tensor]:
@@ -279,11 +275,7 @@ class Reinforce(Agent):
         if not pool:
             raise OptionError(f"teacher_forcing needs sequences in the 'train' split of {self.task!r}")
         rows = self.numpy_random(step).integers(pool, size=self.settings.batch_size)
-        batch = self.task.batch("train", rows)
-        valid = self._tensor(batch.valid_mask)
-        prompts = None if batch.examples is None else self._prompt_rows(list(batch.examples))
-        weights = valid / valid.sum() if self.settings.loss == "mean" else valid.float()
-        return weighted_nll(self.policy, self._tensor(batch.tokens), weights, prompts)[0]
+        return self.likelihood_loss(self.task.batch("train", rows), mean=self.settings.loss == "mean")
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -310,8 +302,7 @@ class Reinforce(Agent):
         policies = {"policy": self.policy, "at_start": self.at_start, "completer": self.completer}
         for name, policy in policies.items():
             if policy is not None:
-                own = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
-                policy.load_state_dict(own)
+                policy.load_state_dict(tensors_of(name, tensors))
         unpack_optimizer("adam", self.optimizer, tensors, state["groups"])
         self.average_reward = float(state["average_reward"])
 

@@ -169,6 +169,12 @@ def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path):
     assert process.communicate()[0] == whole
 
 
+def test_metrics_go_where_log_says(env, tmp_path, capsys):
+    small(env, folder=tmp_path, log=("json", "stdout")).learn(1)
+    assert sorted(p.name for p in tmp_path.glob("progress*")) == ["progress.json"]
+    assert "valid/" in capsys.readouterr().out
+
+
 def test_ctrl_c_ends_after_the_step(env, tmp_path):
     class Interrupt(BaseCallback):
         def _on_step(self):
