@@ -8,19 +8,28 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from agents.agent import Agent
     from agents.mle import MLE
     from agents.reinforce import Reinforce
+    from agents.scheduled_sampling import ScheduledSampling
+    from agents.seqgan import SeqGAN
 
-_LEARNERS = {"MLE": "agents.mle", "Reinforce": "agents.reinforce"}
+_HOMES = {
+    "Agent": "agents.agent",
+    "MLE": "agents.mle",
+    "Reinforce": "agents.reinforce",
+    "ScheduledSampling": "agents.scheduled_sampling",
+    "SeqGAN": "agents.seqgan",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import a learner, and with it torch, when it is first asked for."""
-    if name not in _LEARNERS:
+    if name not in _HOMES:
         raise AttributeError(f"module 'agents' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(_LEARNERS[name]), name)
+    return getattr(importlib.import_module(_HOMES[name]), name)
 
 
-__all__ = ["MLE", "Reinforce"]
+__all__ = ["MLE", "Agent", "Reinforce", "ScheduledSampling", "SeqGAN"]

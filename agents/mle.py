@@ -6,34 +6,28 @@ of its tokens by one step of Adam; then measure it on the validation split.
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from agents.agent import Agent
-from agents.checkpoint import pack_optimizer, tensors_of, unpack_optimizer
+from agents.policies import PolicySettings, make_policy
 from text_gym.errors import OptionError
-from text_gym.models import LSTM
 from text_gym.names import finite_number, whole_number
 from text_gym.sequences import Batch
 
 
 @dataclass(frozen=True)
-class MLESettings:
+class MLESettings(PolicySettings):
     """The hyper-parameters of `MLE`. The defaults regularise, and stop when validation does not improve."""
 
-    embedding: int = 64
-    """Size of a token's embedding."""
-    hidden: int = 64
-    """Size of the LSTM."""
     dropout: float = 0.5
-    """Share of values dropped before and after the LSTM while training."""
-    initial_std: float | None = 0.1
-    """Standard deviation of all initial weights; torch's own initial weights if None."""
+    """Share of values dropped before and after the LSTM, or in a Transformer, while training."""
     batch_size: int = 64
     """Sequences in a batch."""
     schedule: tuple[tuple[int, float], ...] = ((30, 5e-3), (30, 2e-3))
@@ -47,18 +41,17 @@ class MLESettings:
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
+        super().__post_init__()
         try:
             object.__setattr__(self, "schedule", tuple((epochs, float(rate)) for epochs, rate in self.schedule))
         except (TypeError, ValueError) as problem:
             raise OptionError(f"schedule={self.schedule!r} must be pairs of epochs and a learning rate") from problem
         if not isinstance(self.early_stopping, bool):
             raise OptionError(f"early_stopping must be True or False, not {self.early_stopping!r}")
-        if self.initial_std is not None and finite_number("initial_std", self.initial_std) < 0:
-            raise OptionError(f"initial_std must not be negative, and is {self.initial_std}")
-        for name in ("embedding", "hidden", "batch_size", "patience"):
+        for name in ("batch_size", "patience"):
             whole_number(name, getattr(self, name), least=1)
-        if not 0 <= finite_number("dropout", self.dropout) < 1 or finite_number("clip", self.clip) <= 0:
-            raise OptionError(f"dropout={self.dropout} must lie in [0, 1), and clip={self.clip} above 0")
+        if finite_number("clip", self.clip) <= 0:
+            raise OptionError(f"clip={self.clip} must lie above 0")
         if not self.schedule or any(whole_number("epochs", n, 1) and not lr > 0 for n, lr in self.schedule):
             raise OptionError(f"schedule={self.schedule!r} must be pairs of epochs and a learning rate above 0")
 
@@ -106,23 +99,19 @@ class MLE(Agent):
     settings_type = MLESettings
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
     settings: MLESettings
-    policy: LSTM
 
     def build(self) -> None:
         """The LSTM, with Adam, and the data."""
         settings = self.settings
-        policy = LSTM(len(self.task.vocab), settings.embedding, settings.hidden, settings.dropout)
-        if settings.initial_std is not None:
-            for parameter in policy.parameters():
-                nn.init.normal_(parameter, 0.0, settings.initial_std)
-        self.policy = policy.to(self.device)
+        self.policy = make_policy(settings, len(self.task.vocab)).to(self.device)
+        self.best_policy = copy.deepcopy(self.policy)
+        self.latest_policy = copy.deepcopy(self.policy)  # while `policy` is the best one
         self.optimizer = torch.optim.Adam(self.policy.parameters(), settings.learning_rate(0))
         if not len(self.task.train.references):
             raise OptionError(f"the 'train' split of task {self.task.name!r} has no sequences to learn from")
-        self.best_loss = float("inf")
+        self.best_loss = math.inf
         self.best_epoch = self.epochs_waited = 0
-        self.best_weights: dict[str, Tensor] = {}
-        self.latest_weights: dict[str, Tensor] = {}  # while the policy has the best ones
+        self.resting = False  # whether `policy` is the best one, and not the latest
 
     @property
     def steps_of_preset(self) -> int:
@@ -160,26 +149,24 @@ class MLE(Agent):
         self.epochs_waited += 1
         if loss < self.best_loss:
             self.best_loss, self.best_epoch, self.epochs_waited = loss, step, 0
-            self.best_weights = self._weights()
+            self.best_policy.load_state_dict(self.policy.state_dict())
         return self.epochs_waited < self.settings.patience
-
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in self.policy.state_dict().items()}
 
     def begin_learning(self, anew: bool) -> None:
         """Go on from the latest weights, and wait again for an improvement if asked to go on."""
         super().begin_learning(anew)
         if anew:
             self.epochs_waited = 0
-        if self.latest_weights:
-            self.policy.load_state_dict(self.latest_weights)
-            self.latest_weights = {}
+        if self.resting:
+            self.policy.load_state_dict(self.latest_policy.state_dict())
+            self.resting = False
 
     def end_learning(self) -> None:
         """Give the policy the weights that were best in validation."""
-        if self.best_weights:
-            self.latest_weights = self._weights()
-            self.policy.load_state_dict(self.best_weights)
+        if self.best_loss < math.inf:
+            self.latest_policy.load_state_dict(self.policy.state_dict())
+            self.policy.load_state_dict(self.best_policy.state_dict())
+            self.resting = True
 
     def nll(self, split: str = "test") -> float:
         """The mean negative log-likelihood of a split's tokens, EOS included, in nats."""
@@ -189,20 +176,22 @@ class MLE(Agent):
         examples = None if batch.examples is None else list(batch.examples)
         return float(-self.log_prob(batch.tokens, batch.lengths, examples).sum() / batch.lengths.sum())
 
-    def trained_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Weights, the best ones so far, and Adam's state."""
-        tensors = {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
-        tensors |= {f"best.{name}": value for name, value in self.best_weights.items()}
-        tensors |= {f"latest.{name}": value for name, value in self.latest_weights.items()}
-        adam, groups = pack_optimizer("adam", self.optimizer)
-        best = None if np.isinf(self.best_loss) else self.best_loss
-        counts = {"best_epoch": self.best_epoch, "epochs_waited": self.epochs_waited}
-        return tensors | adam, {"groups": groups, "best_loss": best} | counts
+    def trained_parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
+        """The policy with Adam, and the best one and the latest one where they differ."""
+        best = {"best": self.best_policy} if self.best_loss < math.inf else {}
+        return super().trained_parts() | best | ({"latest": self.latest_policy} if self.resting else {})
 
-    def restore_trained_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Put them back."""
-        self.policy.load_state_dict(tensors_of("policy", tensors))
-        self.best_weights, self.latest_weights = tensors_of("best", tensors), tensors_of("latest", tensors)
-        unpack_optimizer("adam", self.optimizer, tensors, state["groups"])
-        self.best_loss = float("inf") if state["best_loss"] is None else float(state["best_loss"])
-        self.best_epoch, self.epochs_waited = int(state["best_epoch"]), int(state["epochs_waited"])
+    def trained_numbers(self) -> dict[str, Any]:
+        """Where early stopping stands."""
+        return {
+            "best_loss": None if math.isinf(self.best_loss) else self.best_loss,
+            "best_epoch": self.best_epoch,
+            "epochs_waited": self.epochs_waited,
+            "resting": self.resting,
+        }
+
+    def restore_trained_numbers(self, numbers: Mapping[str, Any]) -> None:
+        """Put it back."""
+        self.best_loss = math.inf if numbers["best_loss"] is None else float(numbers["best_loss"])
+        self.best_epoch, self.epochs_waited = int(numbers["best_epoch"]), int(numbers["epochs_waited"])
+        self.resting = bool(numbers["resting"])

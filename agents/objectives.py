@@ -19,7 +19,14 @@ class _WeightedNLL(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, row_weights: Tensor
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        targets: Tensor,
+        row_weights: Tensor,
+        penalty: Tensor | None,
+        places: Tensor,
     ) -> tuple[Tensor, Tensor]:
         rows, size = len(hidden), len(weight)
         chunk = max(1, rows if hidden.is_cuda else CHUNK_BYTES // (4 * size))
@@ -32,6 +39,8 @@ class _WeightedNLL(torch.autograd.Function):
             part = slice(begin, begin + chunk)
             logits, slopes = rooms[:, : len(hidden[part])]
             torch.addmm(bias, hidden[part], columns, out=logits)  # [chunk, V]
+            if penalty is not None:
+                logits += penalty[places[part]]
             torch.softmax(logits, dim=1, out=slopes)
             # The likeliest token's probability is at least 1 / V, so its logarithm is safe.
             total = logits.amax(dim=1) - slopes.amax(dim=1).log()
@@ -46,12 +55,19 @@ class _WeightedNLL(torch.autograd.Function):
         return (losses * row_weights).sum(), losses
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
-        return grads[0] * grad_hidden, grads[0] * grad_weight, grads[0] * grad_bias, None, None
+        return grads[0] * grad_hidden, grads[0] * grad_weight, grads[0] * grad_bias, None, None, None, None
 
 
-def weighted_nll(model: Any, tokens: Tensor, weights: Tensor, prompts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def weighted_nll(
+    model: Any,
+    tokens: Tensor,
+    weights: Tensor,
+    prompts: Tensor | None = None,
+    inputs: Tensor | None = None,
+    penalty: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """The weighted sum of a batch's negative log-probabilities, with gradient; and each of them, without.
 
     Args:
@@ -59,14 +75,22 @@ def weighted_nll(model: Any, tokens: Tensor, weights: Tensor, prompts: Tensor | 
         tokens: [n, T]; what stands where the weight is 0 does not matter.
         weights: [n, T], constants.
         prompts: [n, P], read first.
+        inputs: [n, T], what the model reads in place of the tokens.
+        penalty: [T, V], added to the logits at each place.
 
     Returns:
         The sum, and the negative log-probabilities [n, T], 0 where the weight is 0.
     """
     counted = weights != 0
-    hidden = model.features(tokens, prompts)[counted]  # [N, H]
+    hidden = model.features(tokens if inputs is None else inputs, prompts)[counted]  # [N, H]
     loss, each = _WeightedNLL.apply(  # type: ignore[no-untyped-call]
-        hidden, model.output.weight, model.output.bias, tokens[counted], weights[counted].to(hidden.dtype)
+        hidden,
+        model.output.weight,
+        model.output.bias,
+        tokens[counted],
+        weights[counted].to(hidden.dtype),
+        penalty,
+        counted.nonzero()[:, 1],
     )
     losses = weights.new_zeros(weights.shape, dtype=hidden.dtype)
     losses[counted] = each.detach()

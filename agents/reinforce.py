@@ -12,15 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from agents.agent import Agent, rules_of
-from agents.checkpoint import pack_optimizer, tensors_of, unpack_optimizer
+from agents.agent import Agent
 from agents.objectives import weighted_nll
+from agents.policies import PolicySettings, Restricted, architecture_of, make_policy
 from agents.rollout import rollout_values
+from agents.writer import rules_of
 from text_gym.errors import OptionError
-from text_gym.models import LSTM, Drawn, Sampling, generate
+from text_gym.models import Drawn, Sampling, generate
 from text_gym.names import finite_number, whole_number
 from text_gym.sequences import Batch, Example
 
@@ -30,11 +32,9 @@ MEMORY = 0.9  # of the moving average, from one update to the next
 
 
 @dataclass(frozen=True)
-class ReinforceSettings:
-    """The hyper-parameters of `Reinforce`."""
+class GradientSettings(PolicySettings):
+    """The hyper-parameters of an update of the policy."""
 
-    updates: int = 100
-    """Updates of the policy that learn() makes if it is not told."""
     rollouts: int = 16
     """Completions of each prefix; 0 credits every token with the whole sequence's reward."""
     rollout_chunk: int = 512
@@ -60,21 +60,11 @@ class ReinforceSettings:
     """Of Adam."""
     clip: float = 5.0
     """The largest norm of the gradient."""
-    embedding: int = 64
-    """Size of a token's embedding; that of the policy to start from, if one is given."""
-    hidden: int = 64
-    """Size of the LSTM; likewise."""
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
-        for name, least in (
-            ("updates", 0),
-            ("rollouts", 0),
-            ("rollout_chunk", 1),
-            ("batch_size", 1),
-            ("embedding", 1),
-            ("hidden", 1),
-        ):
+        super().__post_init__()
+        for name, least in (("rollouts", 0), ("rollout_chunk", 1), ("batch_size", 1)):
             whole_number(name, getattr(self, name), least)
         for name in ("entropy_weight", "kl_weight", "teacher_forcing"):
             if finite_number(name, getattr(self, name)) < 0:
@@ -89,6 +79,19 @@ class ReinforceSettings:
             raise OptionError("the baseline leave_one_out needs a batch_size of at least 2")
         if self.baseline == "prefix" and not self.rollouts:
             raise OptionError("the baseline prefix compares values of prefixes, which needs rollouts")
+
+
+@dataclass(frozen=True)
+class ReinforceSettings(GradientSettings):
+    """The hyper-parameters of `Reinforce`."""
+
+    updates: int = 100
+    """Updates of the policy that learn() makes if it is not told."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        super().__post_init__()
+        whole_number("updates", self.updates, least=0)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -117,10 +120,9 @@ class Reinforce(Agent):
     """
 
     name = "reinforce"
-    settings_type = ReinforceSettings
+    settings_type: ClassVar[type] = ReinforceSettings
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
-    settings: ReinforceSettings
-    policy: LSTM
+    settings: Any  # ReinforceSettings
 
     def __init__(
         self,
@@ -134,56 +136,66 @@ class Reinforce(Agent):
         """Begin with a copy of start's policy, or with a random one."""
         self._start_policy: Any = None
         if start is not None:
-            if not isinstance(start.policy, LSTM):
-                raise OptionError(f"start must be an agent with an LSTM, and not {start!r}")
             self._start_policy = start.policy
-            sizes = {"embedding": start.policy.embed.embedding_dim, "hidden": start.policy.lstm.hidden_size}
-            for name, size in sizes.items():
-                if options.setdefault(name, size) != size:
-                    raise OptionError(f"{name}={options[name]}, but the policy to start from has {size}")
+            for name, value in architecture_of(start.policy).items():
+                if options.setdefault(name, value) != value:
+                    raise OptionError(f"{name}={options[name]!r}, but the policy to start from has {value!r}")
             if start.task.vocab.tokens != rules_of(env).vocab.tokens:
                 raise OptionError(f"start was made for the tokens of {start.task!r}, which are not those of {env!r}")
         super().__init__(env, seed=seed, preset=preset, **options)
 
     def build(self) -> None:
         """The policy and its optimiser, and the policies that do not learn by themselves."""
-        policy = LSTM(len(self.task.vocab), self.settings.embedding, self.settings.hidden)
-        if self._start_policy is not None:
-            policy.load_state_dict(self._start_policy.state_dict())
-        self.policy = policy.to(self.device)
+        self.policy = make_policy(self.settings, len(self.task.vocab)).to(self.device)
         self.optimizer = torch.optim.Adam(self.policy.parameters(), self.settings.learning_rate)
         self.at_start = _frozen(self.policy) if self.settings.kl_weight else None
         self.completer = _frozen(self.policy) if self.settings.rollout_rate is not None else None
         self.average_reward = 0.0
+        if self._start_policy is not None:
+            self.begin_with(self._start_policy)
+
+    def begin_with(self, policy: nn.Module) -> None:
+        """Give the policy, and those that do not learn by themselves, the weights of another."""
+        for mine in (self.policy, self.at_start, self.completer):
+            if mine is not None:
+                mine.load_state_dict(policy.state_dict())
 
     @property
     def steps_of_preset(self) -> int:
         """The updates of the settings."""
-        return self.settings.updates
+        updates: int = self.settings.updates
+        return updates
 
     def one_step(self, step: int) -> bool:
         """One update."""
-        generator = torch.Generator(self.device).manual_seed(int(self.numpy_random(step).integers(2**63)))
-        examples = self._draw_examples(self.settings.batch_size, generator) if self.task.conditional else None
-        drawn, values = self.write(self.settings.batch_size, generator, examples)
+        random = self.numpy_random(step)
+        self.update(self.torch_random(random), random)
+        return True
+
+    def update(self, generator: torch.Generator, random: np.random.Generator) -> None:
+        """Write a batch, value it, and make what was better than expected likelier."""
+        examples = self.draw_examples(self.settings.batch_size, generator) if self.task.conditional else None
+        drawn, values = self.write_and_value(self.settings.batch_size, generator, examples)
         advantages = self.advantages(drawn, values, examples)
         loss = self.loss(drawn, advantages, examples)
         if self.settings.teacher_forcing:
-            loss = loss + self.settings.teacher_forcing * self._teacher_loss(step)
+            loss = loss + self.settings.teacher_forcing * self._teacher_loss(random)
         norm = self.descend(loss)
         self._follow()
         self.logger.record("train/reward", float(values[:, -1].mean()))
         self.logger.record("train/entropy", float(-drawn.log_probs.sum() / drawn.lengths.sum()))
         self.logger.record("train/gradient_norm", norm)
-        return True
 
-    def write(self, n: int, generator: torch.Generator, examples: list[Example] | None) -> tuple[Drawn, Tensor]:
+    def write_and_value(
+        self, n: int, generator: torch.Generator, examples: list[Example] | None
+    ) -> tuple[Drawn, Tensor]:
         """A batch of sequences, and the value of each after each of its tokens, [n, T + 1]."""
         self.policy.eval()
-        prompts = None if examples is None else self._prompt_rows(examples)
-        drawn = generate(self.policy, n, self.rules.limit, self.rules.eos, generator, prompts=prompts)
+        prompts = None if examples is None else self.prompt_rows(examples)
+        policy = self.restricted(self.policy)
+        drawn = generate(policy, n, self.rules.limit, self.rules.eos, generator, prompts=prompts)
         values = rollout_values(
-            self.completer or self.policy,
+            policy if self.completer is None else self.restricted(self.completer),
             drawn.tokens,
             drawn.lengths,
             lambda tokens, lengths, rows: self.score(tokens, lengths, _those(examples, rows)),
@@ -219,15 +231,17 @@ class Reinforce(Agent):
 
     def _penalty(self, drawn: Drawn, valid: Tensor, examples: list[Example] | None) -> Tensor:
         """What each token costs: being expected, and being more likely than at the start, [n, T]."""
-        penalty = self.settings.entropy_weight * drawn.log_probs
+        penalty = drawn.log_probs * float(self.settings.entropy_weight)
         if self.at_start is None:
             return penalty
-        prompts = None if examples is None else self._prompt_rows(examples)
+        prompts = None if examples is None else self.prompt_rows(examples)
         with torch.no_grad():
-            before = self.at_start.log_prob(drawn.tokens, valid, prompts)
-        ratio = drawn.log_probs - before
+            penalty_of_places = self._penalty_of_places()
+            weights = valid.to(drawn.log_probs.dtype)
+            nll: Tensor = weighted_nll(self.at_start, drawn.tokens, weights, prompts, penalty=penalty_of_places)[1]
+        ratio = drawn.log_probs + nll
         self.logger.record("train/kl_to_start", float(ratio.sum() / drawn.lengths.sum()))
-        return penalty + self.settings.kl_weight * ratio
+        return penalty + ratio * float(self.settings.kl_weight)
 
     def _baseline(self, values: Tensor, valid: Tensor, examples: list[Example] | None) -> Tensor:
         """What is expected of each token, [n, T] or something that broadcasts to it."""
@@ -254,10 +268,10 @@ class Reinforce(Agent):
 
     def _greedy_rewards(self, examples: list[Example] | None) -> Tensor:
         """The reward of the likeliest sequence: one for all rows, or one for each row's prompt."""
-        prompts = None if examples is None else self._prompt_rows(examples)
+        prompts = None if examples is None else self.prompt_rows(examples)
         count, generator = (1 if examples is None else len(examples)), torch.Generator(self.device)
         likeliest = generate(
-            self.policy, count, self.rules.limit, self.rules.eos, generator, Sampling(top_k=1), prompts
+            self.restricted(self.policy), count, self.rules.limit, self.rules.eos, generator, Sampling(top_k=1), prompts
         )
         return self.score(likeliest.tokens, likeliest.lengths, examples)
 
@@ -266,15 +280,20 @@ class Reinforce(Agent):
         weights = advantages.float()
         if self.settings.loss == "mean":
             weights = weights / drawn.lengths.sum()
-        prompts = None if examples is None else self._prompt_rows(examples)
-        return weighted_nll(self.policy, drawn.tokens, weights, prompts)[0]
+        prompts = None if examples is None else self.prompt_rows(examples)
+        return weighted_nll(self.policy, drawn.tokens, weights, prompts, penalty=self._penalty_of_places())[0]
 
-    def _teacher_loss(self, step: int) -> Tensor:
+    def _penalty_of_places(self) -> Tensor | None:
+        """What keeps the policy from writing what is banned, [T, V], where anything is."""
+        restricted = self.restricted(self.policy)
+        return restricted.penalty(self.rules.limit) if isinstance(restricted, Restricted) else None
+
+    def _teacher_loss(self, random: np.random.Generator) -> Tensor:
         """The negative log-likelihood of a batch of real sequences, summed or averaged as the loss is."""
         pool = len(self.task.train.references)
         if not pool:
             raise OptionError(f"teacher_forcing needs sequences in the 'train' split of {self.task!r}")
-        rows = self.numpy_random(step).integers(pool, size=self.settings.batch_size)
+        rows = random.integers(pool, size=self.settings.batch_size)
         return self.likelihood_loss(self.task.batch("train", rows), mean=self.settings.loss == "mean")
 
     @torch.no_grad()
@@ -285,26 +304,18 @@ class Reinforce(Agent):
             for slow, live in zip(self.completer.parameters(), self.policy.parameters(), strict=True):
                 slow.lerp_(live, rate)
 
-    def trained_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Weights of all policies, and Adam's state."""
-        adam, groups = pack_optimizer("adam", self.optimizer)
-        policies = {"policy": self.policy, "at_start": self.at_start, "completer": self.completer}
-        tensors = {
-            f"{name}.{key}": value.clone()
-            for name, policy in policies.items()
-            if policy is not None
-            for key, value in policy.state_dict().items()
-        }
-        return tensors | adam, {"groups": groups, "average_reward": self.average_reward}
+    def trained_parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
+        """All policies, and Adam."""
+        policies = {"at_start": self.at_start, "completer": self.completer}
+        return super().trained_parts() | {name: policy for name, policy in policies.items() if policy is not None}
 
-    def restore_trained_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Put them back."""
-        policies = {"policy": self.policy, "at_start": self.at_start, "completer": self.completer}
-        for name, policy in policies.items():
-            if policy is not None:
-                policy.load_state_dict(tensors_of(name, tensors))
-        unpack_optimizer("adam", self.optimizer, tensors, state["groups"])
-        self.average_reward = float(state["average_reward"])
+    def trained_numbers(self) -> dict[str, Any]:
+        """The moving average."""
+        return {"average_reward": self.average_reward}
+
+    def restore_trained_numbers(self, numbers: Mapping[str, Any]) -> None:
+        """Put it back."""
+        self.average_reward = float(numbers["average_reward"])
 
 
 def _mean_of_others(values: Tensor, valid: Tensor, alone: Tensor | float = 0.0) -> Tensor:
@@ -315,7 +326,7 @@ def _mean_of_others(values: Tensor, valid: Tensor, alone: Tensor | float = 0.0) 
     return torch.where(others > 0, mean, alone)
 
 
-def _frozen(policy: LSTM) -> LSTM:
+def _frozen(policy: Any) -> Any:
     return copy.deepcopy(policy).requires_grad_(False).eval()
 
 

@@ -276,7 +276,7 @@ def test_training_that_diverges_is_told_and_not_saved(env, tmp_path):
     agent = small(env, folder=tmp_path).learn(1)
     with torch.no_grad():
         agent.policy.embed.weight.fill_(float("nan"))
-        agent.latest_weights = {}
+        agent.resting = False
     with pytest.raises(TrainingError, match="diverged"):
         agent.learn(1)
     with pytest.raises(TrainingError, match="not finite"):

@@ -65,10 +65,12 @@ def test_text_gym_imports_point_one_way():
 
 
 AGENT_LAYERS = [
-    "checkpoint objectives rollout evaluate audit",
-    "bench_learning",
-    "bench agent",
+    "checkpoint objectives rollout transformer discriminators evaluate audit runs",
+    "policies bench_learning",
+    "writer bench",
+    "agent",
     "mle reinforce",
+    "scheduled_sampling seqgan",
     "cli",
     "__init__",
 ]

@@ -49,3 +49,7 @@ class InvalidActionError(TextGymError, gym_error.InvalidAction):
 
 class ResetNeededError(TextGymError, gym_error.ResetNeeded):
     """A step before the first reset, or after the end of an episode."""
+
+
+class DependencyError(TextGymError, ImportError):
+    """A library that only this feature needs, and that is not installed."""

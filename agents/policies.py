@@ -1,0 +1,110 @@
+"""The policies that learners train: their sizes as settings, and how they are kept to what may be written.
+
+Every policy is a `text_gym.models.LanguageModel` with features() and a linear `output`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agents.transformer import Transformer
+from text_gym.errors import OptionError
+from text_gym.models import LSTM, LanguageModel, State
+from text_gym.names import finite_number, suggest, whole_number
+
+POLICIES = ("lstm", "transformer")
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """What policy a learner trains."""
+
+    policy: str = "lstm"
+    """"lstm" or "transformer"."""
+    embedding: int = 64
+    """Size of a token's embedding; the width of a Transformer."""
+    hidden: int = 64
+    """Size of the LSTM; of a Transformer's inner layers."""
+    layers: int = 2
+    """Layers of a Transformer."""
+    heads: int = 4
+    """Heads of a Transformer."""
+    dropout: float = 0.0
+    """Share of values dropped while training by likelihood; a policy gradient goes without."""
+    initial_std: float | None = 0.1
+    """Standard deviation of an LSTM's initial weights; torch's own if None, as a Transformer's always are."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        if self.policy not in POLICIES:
+            raise OptionError(f"there is no policy {self.policy!r}." + suggest(str(self.policy), POLICIES))
+        for name in ("embedding", "hidden", "layers", "heads"):
+            whole_number(name, getattr(self, name), least=1)
+        if not 0 <= finite_number("dropout", self.dropout) < 1:
+            raise OptionError(f"dropout={self.dropout} must lie in [0, 1)")
+        if self.initial_std is not None and finite_number("initial_std", self.initial_std) < 0:
+            raise OptionError(f"initial_std must not be negative, and is {self.initial_std}")
+
+
+def make_policy(settings: PolicySettings, vocab_size: int) -> nn.Module:
+    """A policy with random weights."""
+    if settings.policy == "transformer":
+        sizes = (settings.embedding, settings.hidden, settings.layers, settings.heads)
+        return Transformer(vocab_size, *sizes, settings.dropout)
+    policy = LSTM(vocab_size, settings.embedding, settings.hidden, settings.dropout)
+    if settings.initial_std is not None:
+        for parameter in policy.parameters():
+            nn.init.normal_(parameter, 0.0, settings.initial_std)
+    return policy
+
+
+def architecture_of(policy: Any) -> dict[str, Any]:
+    """The settings that make a policy like this one."""
+    if isinstance(policy, LSTM):
+        return {"policy": "lstm", "embedding": policy.embed.embedding_dim, "hidden": policy.lstm.hidden_size}
+    if isinstance(policy, Transformer):
+        sizes = {"embedding": policy.embed.embedding_dim, "hidden": policy.inner, "heads": policy.heads}
+        return {"policy": "transformer", "layers": len(policy.blocks), **sizes}
+    raise OptionError(f"only an LSTM or a Transformer of this package can be gone on from, not {policy!r}")
+
+
+class Restricted:
+    """A language model as it writes where some tokens are banned, and EOS before the least length.
+
+    Args:
+        model: What is restricted; its log_prob() stays as it is.
+        early: True at the tokens that may not be written at places before `min_length`, [V].
+        later: The same from there on, [V].
+        min_length: How many tokens a sequence has at least before EOS.
+    """
+
+    def __init__(self, model: LanguageModel, early: Tensor, later: Tensor, min_length: int) -> None:
+        """Keep the parts."""
+        self.model, self.min_length = model, min_length
+        zeros = torch.zeros(len(early), device=early.device)
+        self._early, self._later = (zeros.masked_fill(mask, -torch.inf) for mask in (early, later))
+        self.log_prob = model.log_prob
+
+    def penalty(self, length: int) -> Tensor:
+        """What is added to the logits of each place: 0, or minus infinity, [T, V]."""
+        early = torch.arange(length, device=self._early.device) < self.min_length
+        return torch.where(early[:, None], self._early, self._later)
+
+    def start(self, n: int, prompts: Tensor | None = None) -> tuple[Tensor, State]:
+        """As the model, without what may not be written."""
+        logits, state = self.model.start(n, prompts)
+        place = torch.zeros(n, dtype=torch.long, device=logits.device)
+        return logits + (self._early if self.min_length else self._later), (state, place)
+
+    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        """As the model, without what may not be written."""
+        logits, inner = self.model.step(tokens, state[0])
+        place = state[1] + 1
+        if not self.min_length:
+            return logits + self._later, (inner, place)
+        penalty = torch.where((place < self.min_length)[:, None], self._early, self._later)
+        return logits + penalty, (inner, place)

@@ -1,0 +1,71 @@
+"""What surrounds a run of learn(): where its metrics go, who is called back, and how Ctrl-C ends it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.logger import Logger, make_output_format
+
+from text_gym.errors import DependencyError, OptionError
+from text_gym.names import suggest
+
+Callback = BaseCallback | Sequence[BaseCallback] | Callable[[dict[str, Any], dict[str, Any]], bool] | None
+LOGS = ("csv", "json", "stdout", "log", "tensorboard")
+
+
+def checked_logs(kinds: Sequence[str]) -> tuple[str, ...]:
+    """The names of logs, or an error that says which there are."""
+    kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    for kind in kinds:
+        if kind not in LOGS:
+            raise OptionError(f"there is no log {kind!r}." + suggest(str(kind), LOGS))
+    if "tensorboard" in kinds:
+        try:
+            import torch.utils.tensorboard  # noqa: F401
+        except ImportError as problem:
+            raise DependencyError(
+                "log='tensorboard' needs TensorBoard: pip install 'text-gym[tensorboard]'"
+            ) from problem
+    return kinds
+
+
+def open_logger(folder: Path | None, kinds: Sequence[str], steps_done: int) -> Logger:
+    """Files in the folder; a run that goes on writes new ones, named after its first step."""
+    if folder is None:
+        return Logger(None, [make_output_format(kind, ".") for kind in kinds if kind == "stdout"])
+    folder.mkdir(parents=True, exist_ok=True)
+    suffix = f"-{steps_done:06d}" if steps_done else ""
+    return Logger(str(folder), [make_output_format(kind, str(folder), suffix) for kind in kinds])
+
+
+def as_callback(callback: Callback) -> BaseCallback:
+    """One callback, whatever was given."""
+    if isinstance(callback, Sequence):
+        return CallbackList(list(callback))
+    return callback if isinstance(callback, BaseCallback) else ConvertCallback(callback)
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets; the second Ctrl-C interrupts as usual."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def stop(*_: object) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,129 @@
+"""Settings that make policies, and policies kept to what may be written."""
+
+import math
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from agents import MLE, Reinforce
+from agents.policies import PolicySettings, Restricted, architecture_of, make_policy
+from agents.transformer import Transformer
+from tests.test_models import probability, seeded, small_model
+from tests.test_reinforce import SEQUENCES, exact_gradient, worth
+from text_gym.errors import OptionError
+from text_gym.models import LSTM, generate
+from text_gym.sequences import Examples, Sequences
+from text_gym.tasks import Task
+from text_gym.vocab import Vocabulary
+
+
+@pytest.mark.parametrize("policy", ["lstm", "transformer"])
+def test_a_policys_sizes_make_another_like_it(policy):
+    settings = PolicySettings(policy=policy, embedding=8, hidden=12, layers=3, heads=2)
+    made = make_policy(settings, 10)
+    again = make_policy(PolicySettings(**architecture_of(made)), 10)
+    again.load_state_dict(made.state_dict())
+    assert isinstance(again, Transformer if policy == "transformer" else LSTM)
+    with pytest.raises(OptionError, match="can be gone on from"):
+        architecture_of(torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("policy", ["lstm", "transformer"])
+def test_every_policy_goes_through_learning_and_saving(policy, tmp_path):
+    env = gym.make("TextGen-v0", task="answers", size=200)
+    sizes = {"policy": policy, "embedding": 16, "hidden": 16, "progress": False}
+    start = MLE(env, seed=0, schedule=((3, 1e-2),), **sizes)
+    before = start.nll("train")
+    start.learn(2)
+    assert start.nll("train") < before
+    agent = Reinforce(env, seed=0, start=start, rollouts=1, batch_size=8, progress=False).learn(2)
+    assert agent.settings.policy == policy
+    agent.save(tmp_path)
+    again = Reinforce.load(tmp_path, env)
+    assert (again.sample(9, seed=0).tokens == agent.sample(9, seed=0).tokens).all()
+
+
+def test_initial_weights_are_drawn_as_told():
+    weights = torch.cat([p.flatten() for p in make_policy(PolicySettings(initial_std=0.1), 500).parameters()])
+    assert weights.std().item() == pytest.approx(0.1, rel=0.02)
+    for settings, words in [
+        ({"policy": "lstn"}, "Did you mean 'lstm'"),
+        ({"hidden": 0}, "hidden"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"initial_std": -1}, "initial_std"),
+    ]:
+        with pytest.raises(OptionError, match=words):
+            PolicySettings(**settings)
+
+
+EOS = 2
+
+
+def restricted_env(**limits):
+    vocab = Vocabulary(["a", "b", "<eos>"], eos=EOS)
+    splits = {s: Examples(Sequences.from_lists([[0], [1, 0]])) for s in ("train", "valid", "test")}
+    return gym.make("TextGen-v0", task=Task("tiny", vocab, 3, splits), reward=worth, **limits)
+
+
+def allowed(sequence):
+    """With min_length=2 and nothing banned: no EOS in the first two places."""
+    return EOS not in sequence[:2]
+
+
+def test_a_restricted_policy_is_the_policy_given_that_nothing_forbidden_is_written():
+    """Token by token, it is what enumeration gives for the renormalised distribution."""
+    model = small_model(3, seed=1)
+    none, eos = torch.zeros(3, dtype=torch.bool), torch.tensor([False, False, True])
+    drawn = generate(Restricted(model, eos, none, 2), 4000, 3, EOS, seeded(0))
+    written = [tuple(t for t in row if t != 3) for row in drawn.tokens.tolist()]
+    assert all(allowed(s) for s in written)
+    own = {s: probability(model, s) for s in SEQUENCES}
+    prefix_mass = {
+        (): sum(math.exp(p) for s, p in own.items() if s[0] != EOS),
+        (0,): sum(math.exp(p) for s, p in own.items() if s[0] == 0 and s[1] != EOS) / _mass(own, (0,)),
+        (1,): sum(math.exp(p) for s, p in own.items() if s[0] == 1 and s[1] != EOS) / _mass(own, (1,)),
+    }
+    for row, sequence in enumerate(written[:50]):
+        expected = own[sequence] - math.log(prefix_mass[()]) - math.log(prefix_mass[sequence[:1]])
+        assert drawn.log_probs[row].sum().item() == pytest.approx(expected, abs=1e-5)
+
+
+def _mass(own, prefix):
+    return sum(math.exp(p) for s, p in own.items() if s[: len(prefix)] == prefix)
+
+
+def test_the_gradient_under_restrictions_is_the_exact_one():
+    """Of the expected reward of what the policy really writes."""
+    agent = Reinforce(
+        restricted_env(min_length=2), seed=0, progress=False, embedding=3, hidden=5, initial_std=None,
+        rollouts=0, loss="sum", baseline="none",
+    )  # fmt: skip
+    agent.policy.load_state_dict(small_model(3, seed=1).state_dict())
+    model = agent.policy.double()
+    kept = [s for s in SEQUENCES if allowed(s)]
+    tokens = torch.tensor([[*s, *[3] * (3 - len(s))] for s in kept])
+    logits = model.output(model.features(tokens))
+    logits = logits + agent._penalty_of_places().double()
+    logs = logits.log_softmax(dim=2).gather(2, tokens.clamp(max=2)[:, :, None])[:, :, 0].where(tokens < 3, 0.0).sum(1)
+    assert logs.exp().sum().item() == pytest.approx(1)
+    exact = torch.autograd.grad((logs.exp() * torch.tensor(worth(tokens))).sum(), list(model.parameters()))
+    exact = torch.cat([g.flatten() for g in exact])
+    agent.policy.float()
+    from tests.test_reinforce import assert_within_standard_error, estimated_gradients
+
+    assert_within_standard_error(estimated_gradients(agent, 100, 500), exact)
+    unrestricted = exact_gradient(agent, lambda tokens, *_: torch.tensor(worth(tokens)))
+    assert (unrestricted - exact).abs().max() > 0.1 * exact.abs().max()
+
+
+def test_agents_write_nothing_that_is_banned():
+    env = restricted_env(min_length=2, banned=["a"])
+    agent = MLE(env, seed=0, progress=False)
+    assert (agent.sample(50).tokens == 1).sum() >= 100
+    assert not np.isin(agent.sample(50).tokens, [0]).any()
+    assert (agent.sample(50).lengths >= 2).all()
+    assert np.isfinite(agent.log_prob([[0, EOS, 3]])).all()  # the policy's own
+    observation, _ = env.reset()
+    assert agent.predict(observation, deterministic=True)[0] == 1
