@@ -159,8 +159,8 @@ class Agent(Writer, ABC):
         if self._own_logger:
             self.logger = open_logger(self.folder, self.log, self.steps_done)
         try:
-            called.on_training_start(locals(), globals())
             self.begin_learning(anew=steps is not None and self.finished)
+            called.on_training_start(locals(), globals())
             with stop_on_interrupt() as interrupted:
                 self._learn_until(total_timesteps, called, interrupted)
             self.end_learning()

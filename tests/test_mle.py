@@ -20,7 +20,7 @@ import text_gym
 from agents.checkpoint import CheckpointError
 from agents.evaluate import evaluate
 from agents.mle import MLE, MLESettings
-from text_gym.errors import OptionError, TrainingError
+from text_gym.errors import DependencyError, OptionError, TrainingError
 
 SMALL = {"embedding": 8, "hidden": 8, "dropout": 0.2, "schedule": ((6, 1e-2),)}
 
@@ -173,6 +173,25 @@ def test_metrics_go_where_log_says(env, tmp_path, capsys):
     small(env, folder=tmp_path, log=("json", "stdout")).learn(1)
     assert sorted(p.name for p in tmp_path.glob("progress*")) == ["progress.json"]
     assert "valid/" in capsys.readouterr().out
+
+
+def test_metrics_go_to_the_console_without_a_folder(env, capsys):
+    small(env, log="stdout").learn(1)
+    assert "valid/" in capsys.readouterr().out
+
+
+def test_metrics_go_to_tensorboard(env, tmp_path, monkeypatch):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    agent = small(env, folder=tmp_path, log=("csv", "tensorboard")).learn(2)
+    read = events.EventAccumulator(str(tmp_path)).Reload()
+    logged = [event.value for event in read.Scalars("valid/nll")]
+    assert logged == pytest.approx([float(v) for v in read_column(tmp_path, "valid/nll")], rel=1e-6)
+    assert agent.steps_done == len(logged) == 2
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(DependencyError, match=r"pip install 'text-gym\[tensorboard\]'"):
+        small(env, log="tensorboard")
+    with pytest.raises(OptionError, match="Did you mean 'csv'"):
+        small(env, log="cvs")
 
 
 def test_ctrl_c_ends_after_the_step(env, tmp_path):
