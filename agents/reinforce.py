@@ -209,12 +209,11 @@ class Reinforce(Agent):
         return drawn, values
 
     def score(self, tokens: Tensor, lengths: Tensor, examples: list[Example] | None) -> Tensor:
-        """The environment's reward of finished sequences, [m]."""
+        """The rewards of finished sequences, [m]."""
         arrays = [tensor.cpu().numpy().copy() for tensor in (tokens, lengths)]
         for array in arrays:
             array.flags.writeable = False  # rewards look, and do not touch
-        total = self.rules.scorer(Batch(arrays[0], arrays[1], self.task.vocab, examples)).total
-        return torch.from_numpy(total).to(self.device)
+        return self.tensor(self.rewards(Batch(arrays[0], arrays[1], self.task.vocab, examples)))
 
     def advantages(self, drawn: Drawn, values: Tensor, examples: list[Example] | None) -> Tensor:
         """How much better each token made its sequence than the baseline expected, [n, T]; 0 after the end."""

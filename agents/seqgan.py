@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from agents.agent import Agent
@@ -23,10 +23,11 @@ from agents.mle import MLE
 from agents.mle import PRESETS as MLE_PRESETS
 from agents.reinforce import PRESETS as REINFORCE_PRESETS
 from agents.reinforce import GradientSettings, Reinforce
+from text_gym.arrays import FloatArray
 from text_gym.errors import OptionError
 from text_gym.names import finite_number, suggest, whole_number
 from text_gym.rewards import Scorer
-from text_gym.sequences import Batch, Example
+from text_gym.sequences import Batch
 
 JUDGED = 1000  # unseen sequences that the discriminator's accuracy is measured on
 PRETRAINING = 2  # the name of a stream of random numbers
@@ -70,6 +71,8 @@ class SeqGANSettings(GradientSettings):
     """Of the discriminator's Adam."""
     discriminator_l2: float = 0.2
     """The weight of the output layer's squared weights, halved, in the discriminator's loss."""
+    bfloat16: bool = True
+    """Whether the discriminator multiplies in bfloat16, where the device does so in hardware."""
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
@@ -179,11 +182,12 @@ class SeqGAN(Reinforce):
             settings.discriminator_dropout,
             settings.discriminator_learning_rate,
             settings.discriminator_l2,
+            settings.bfloat16,
             self.device,
         )
         if self._judge is not None:
             self.discriminator.copy_weights(self._judge)
-        self.reward = Scorer(self.discriminator, self.task)
+        self._scorer = Scorer(self.discriminator, self.task)
         self.policy_pretrained = self._start_policy is not None
         self.passes_done = settings.pretraining_passes if self._judge is not None else 0
         if not len(self.task.train.references):
@@ -241,10 +245,9 @@ class SeqGAN(Reinforce):
             self.train_discriminator(random)
         return True
 
-    def score(self, tokens: Tensor, lengths: Tensor, examples: list[Example] | None) -> Tensor:
-        """What the discriminator says, [m]."""
-        batch = Batch(tokens.cpu().numpy(), lengths.cpu().numpy(), self.task.vocab, examples)
-        return torch.from_numpy(self.reward(batch).total).to(self.device)
+    def rewards(self, batch: Batch) -> FloatArray:
+        """What the discriminator says, [n]."""
+        return self._scorer(batch).total
 
     def train_discriminator(self, random: np.random.Generator) -> None:
         """One pass: write, mix with as many real sequences, and go through both a few times."""

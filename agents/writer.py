@@ -100,6 +100,10 @@ class Writer:
             tokens[rows], lengths[rows] = drawn.tokens.cpu().numpy(), drawn.lengths.cpu().numpy()
         return Batch(tokens, lengths, self.task.vocab, examples)
 
+    def rewards(self, batch: Batch) -> FloatArray:
+        """What finished sequences are worth: the environment's reward, [n]."""
+        return self.rules.scorer(batch).total
+
     @torch.no_grad()
     def log_prob(
         self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None, examples: list[Example] | None = None

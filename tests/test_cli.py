@@ -123,11 +123,30 @@ def test_examples(name, words):
     assert all(word in done.stdout for word in words), done.stdout
 
 
-def test_training_examples(tmp_path):
-    command = [sys.executable, ROOT / "examples" / "train_reinforce.py", "--updates", "2", "--train-size", "300"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("train_reinforce.py --updates 2 --train-size 300", ["MLE: BLEU", "PG-BLEU: BLEU"]),
+        ("train_seqgan.py --rounds 2 --vocab-size 50 --train-size 200", ["SeqGAN, in nats", "kl_data_model", "0.5"]),
+        ("custom_agent.py --steps 3", ["before: reward", "after: reward"]),
+        ("conditional.py --epochs 2 --updates 2 --size 60", ["supervised:", "after REINFORCE:", "your own:"]),
+    ],
+)
+def test_training_examples(tmp_path, command, words):
+    name, *options = command.split()
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / name, *options],
+        capture_output=True, text=True, check=False, timeout=300, cwd=tmp_path,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.index("MLE: BLEU") < done.stdout.index("PG-BLEU: BLEU")
+    places = [done.stdout.index(word) for word in words]
+    assert places == sorted(places)
+
+
+def test_an_agent_of_ones_own_takes_less_than_40_lines():
+    program = (ROOT / "examples" / "custom_agent.py").read_text(encoding="utf-8")
+    own = program[program.index("class BestOfMany") : program.index("def main")]
+    assert len(own.strip().splitlines()) < 40
 
 
 def test_an_example_on_ones_own_file(write):

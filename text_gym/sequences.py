@@ -158,8 +158,8 @@ class Batch:
 
     >>> vocab = Vocabulary(("<eos>", "to", "be"), eos=0)
     >>> batch = Batch(np.array([[1, 2, 0, 3]]), np.array([3]), vocab)
-    >>> batch.texts, batch.content_lengths.tolist(), batch.sentences
-    (['to be'], [2], [[1, 2]])
+    >>> batch.texts, batch.content_lengths.tolist(), batch.sentences, batch.take([0, 0]).texts
+    (['to be'], [2], [[1, 2]], ['to be', 'to be'])
     """
 
     tokens: IntArray
@@ -173,6 +173,13 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def take(self, rows: npt.ArrayLike) -> Batch:
+        """Some of its rows, by their numbers or a mask."""
+        index = np.asarray(rows)
+        chosen: IntArray = np.flatnonzero(index) if index.dtype == np.bool_ else index.astype(np.int64)
+        examples = None if self.examples is None else [self.examples[i] for i in chosen.tolist()]
+        return Batch(self.tokens[chosen], self.lengths[chosen], self.vocab, examples)
 
     @cached_property
     def valid_mask(self) -> BoolArray:

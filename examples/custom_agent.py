@@ -1,0 +1,50 @@
+"""An agent of your own: write many, keep the best, learn from them as if they were real. About half a minute."""
+
+import argparse
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+import text_gym  # noqa: F401 - registers TextGen-v0
+from agents import Agent
+from text_gym.models import LSTM
+
+
+class BestOfMany(Agent):
+    """Writes 256 sequences, and makes the best 32 likelier. learn(), sample(), save() and the rest are Agent's."""
+
+    def build(self) -> None:
+        """What learns, and how."""
+        self.policy = LSTM(len(self.task.vocab), embedding=64, hidden=64).to(self.device)
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=1e-2)
+
+    def one_step(self, step: int) -> bool:
+        """Learn once, and go on."""
+        batch = self.sample(256)
+        rewards = self.rewards(batch)
+        best = batch.take(np.argsort(-rewards)[:32])
+        self.policy.train()
+        self.descend(self.likelihood_loss(best))
+        self.logger.record("train/reward", float(rewards.mean()))
+        return True
+
+
+def main(steps: int, seed: int) -> None:
+    """Train it on a weighted reward, and show what it writes."""
+    env = gym.make("TextGen-v0", reward={"bleu": 1.0, "repetition": 0.5})
+    agent = BestOfMany(env, seed=seed)
+    for when in ("before", "after"):
+        batch = agent.sample(500, seed=0)
+        print(f"{when}: reward {agent.rewards(batch).mean():.3f}")
+        print("   ", "\n    ".join(batch.texts[:3]))
+        if when == "before":
+            agent.learn(steps)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    main(arguments.steps, arguments.seed)
