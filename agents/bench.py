@@ -35,16 +35,17 @@ class Row(NamedTuple):
 
 
 def run(console: Console) -> None:
-    """Measure everything, and print a table."""
+    """Measure everything, and print two tables."""
     table = Table(*Row._fields, title=f"text_gym {text_gym.__version__}, best of {REPEATS}", title_justify="left")
     table.columns[0].no_wrap = True
-    measures = (import_time, scalar_steps, vector_steps, bleu_of_batches, self_bleu_of_2000, million_lines, learning)
-    for measure in measures:
+    for measure in (import_time, scalar_steps, vector_steps, bleu_of_batches, self_bleu_of_2000, million_lines):
         with console.status(measure.__name__.replace("_", " ")):
             rows = measure()
         for row in rows:
             table.add_row(*row)
     console.print(table)
+    with console.status("learning"):
+        console.print(learning())
 
 
 def best(work: Callable[[], Any], repeats: int = REPEATS) -> float:
@@ -149,15 +150,27 @@ def self_bleu_of_2000() -> list[Row]:
     return [Row(what, f"{ours * 1e3:.0f} ms", f"{theirs * 1e3:.0f} ms", f"{theirs / ours:.0f}", "above 1")]
 
 
-def learning() -> list[Row]:
+def learning() -> Table:
     """The learners' parts, beside a textbook's."""
-    from agents.bench_learning import measure
+    from agents.bench_learning import DEVICE, measure
 
-    works = measure(lambda work: best(work, repeats=3))
-    return [
-        Row(f"{w.what} / textbook", f"{w.ours:.2f} s", f"{w.textbook:.1f} s", f"{w.textbook / w.ours:.1f}", w.wanted)
-        for w in works
-    ]
+    table = Table(
+        "what", "ours", "textbook", "ratio", "wanted", "tokens a second", "memory, ours and textbook",
+        title=f"learning on {DEVICE.type}, at SeqGAN's sizes, best of 3", title_justify="left",
+    )  # fmt: skip
+    for work in measure(lambda run: best(run, repeats=3)):
+        ratio, speed = work.textbook / work.ours, work.tokens / work.ours
+        memory = " and ".join(f"{mib:,.0f} MiB" for mib in work.memory)
+        table.add_row(
+            work.what,
+            f"{work.ours:.2f} s",
+            f"{work.textbook:.1f} s",
+            f"{ratio:.1f}",
+            work.wanted,
+            f"{speed:,.0f}",
+            memory,
+        )
+    return table
 
 
 def million_lines() -> list[Row]:

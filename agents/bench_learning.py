@@ -1,35 +1,99 @@
-"""How fast the learners' parts run, beside the same work as a textbook does it in PyTorch.
+"""How fast the learners' parts run and how much memory they take, beside the same work as a textbook does it.
 
-SeqGAN's sizes: batch 64, length 20, vocabulary 5000, embedding and LSTM of 32, 16 rollouts. The
-textbook is what public ports do: torch.multinomial, a loop over positions and rollouts that reads
-every prefix again, cross_entropy over all logits at once. It is measured on a part of the work, and
-scaled up.
+SeqGAN's sizes: batch 64, length 20, vocabulary 5000, embedding and LSTM of 32, 16 rollouts, the published
+discriminator. Some works are measured in part, and scaled up.
 """
 
 from __future__ import annotations
 
+import resource
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from agents import textbook
+from agents.discriminators import CNN, Discriminator
 from agents.objectives import weighted_nll
 from agents.rollout import rollout_values
 from text_gym.models import LSTM, generate
+from text_gym.sequences import Batch
+from text_gym.tasks import Task, make_task
 
 SIZE, LENGTH, BATCH, ROLLOUTS = 5000, 20, 64, 16
-DRAWN = 10_000
-EPOCH = 9_984
+DRAWN, EPOCH, JUDGED = 10_000, 9_984, 19_968
+DRAWN_BY_TEXTBOOK = 500  # of them
+BATCHES = 10  # of an epoch
+Work = Callable[[], Any]
 
 
-class Work(NamedTuple):
-    """Seconds for the same work."""
+class Part(NamedTuple):
+    """A work, ours and the textbook's, each with the number of times it has to be done to be whole."""
 
     what: str
+    tokens: int
+    wanted: str
+    ours: Callable[[], tuple[Work, float]]
+    textbook: Callable[[], tuple[Work, float]]
+
+
+class Result(NamedTuple):
+    """Seconds, and MiB above what was there before the work."""
+
+    what: str
+    tokens: int
+    wanted: str
     ours: float
     textbook: float
-    wanted: str
+    memory: tuple[float, float]
+
+
+def measure(seconds_of: Callable[[Work], float]) -> list[Result]:
+    """All works; `seconds_of` runs one a few times and gives its best time."""
+    results = []
+    for name, part in PARTS.items():
+        times = []
+        for make in (part.ours, part.textbook):
+            work, often = make()
+            times.append(seconds_of(work) * often)
+        memory = _memory_of(name, "ours"), _memory_of(name, "textbook")
+        results.append(Result(part.what, part.tokens, part.wanted, times[0], times[1], memory))
+    return results
+
+
+def peak_memory(name: str, whose: str) -> float:
+    """MiB that a work takes at most, above what this process has when it begins; call it in a new process."""
+    part = PARTS[name]
+    work, _ = part.ours() if whose == "ours" else part.textbook()
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        there = torch.cuda.memory_allocated()
+        work()
+        return float(torch.cuda.max_memory_allocated() - there) / 2**20
+    before = _resident()
+    work()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return max(0.0, (peak - before) / 2**20)
+
+
+def _memory_of(name: str, whose: str) -> float:
+    code = f"from agents.bench_learning import peak_memory; print(peak_memory({name!r}, {whose!r}))"
+    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+
+
+def _resident() -> float:
+    """Bytes this process has now; where that cannot be read, the most it has had."""
+    status = Path("/proc/self/statm")
+    if status.exists():
+        return float(status.read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _model() -> LSTM:
@@ -37,82 +101,123 @@ def _model() -> LSTM:
     with torch.no_grad():
         for number, parameter in enumerate(model.parameters()):
             parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
-    return model
+    return model.to(DEVICE)
 
 
-def measure(seconds_of: Callable[[Callable[[], Any]], float]) -> list[Work]:
-    """All three comparisons; `seconds_of` runs a function a few times and gives its best time."""
-    model, generator = _model(), torch.Generator().manual_seed(0)
+def _generator() -> torch.Generator:
+    return torch.Generator(DEVICE).manual_seed(0)
+
+
+def _task() -> Task:
+    return make_task("oracle", vocab_size=SIZE, train_size=1, valid_size=1, test_size=1)
+
+
+def _synchronised(work: Work) -> Work:
+    """The work until it is done: a GPU only begins what it is given."""
+
+    def whole() -> None:
+        work()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+
+    return whole
+
+
+def _draw() -> tuple[Work, float]:
+    model, generator = _model(), _generator()
+    return _synchronised(lambda: generate(model, DRAWN, LENGTH, None, generator)), 1
+
+
+def _textbook_draw() -> tuple[Work, float]:
+    model, nothing = _model(), torch.zeros(DRAWN_BY_TEXTBOOK, 0, dtype=torch.long, device=DEVICE)
+    return _synchronised(lambda: textbook.complete(model, nothing, LENGTH)), DRAWN / DRAWN_BY_TEXTBOOK
+
+
+def _mle() -> tuple[Work, float]:
+    weights = torch.full((BATCH, LENGTH), 1 / (BATCH * LENGTH), device=DEVICE)
+    return _epoch(lambda model, tokens: weighted_nll(model, tokens, weights)[0])
+
+
+def _textbook_mle() -> tuple[Work, float]:
+    return _epoch(textbook.likelihood_loss)
+
+
+def _epoch(loss: Callable[[LSTM, Tensor], Tensor]) -> tuple[Work, float]:
+    model = _model()
+    tokens = generate(model, BATCH, LENGTH, None, _generator()).tokens
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+
+    def part() -> None:
+        for _ in range(BATCHES):
+            optimizer.zero_grad()
+            loss(model, tokens).backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+            optimizer.step()
+
+    return _synchronised(part), EPOCH / BATCH / BATCHES
+
+
+def _rollouts() -> tuple[Work, float]:
+    model, generator, judge = _model(), _generator(), Discriminator(_task(), LENGTH, device=DEVICE)
     tokens = generate(model, BATCH, LENGTH, None, generator).tokens
-    lengths = torch.full((BATCH,), LENGTH)
+    lengths = torch.full((BATCH,), LENGTH, device=DEVICE)
 
-    def nothing(completed: Tensor, *_: Tensor) -> Tensor:
-        return torch.zeros(len(completed))
+    def score(completed: Tensor, ends: Tensor, _: Tensor) -> Tensor:
+        batch = Batch(completed.cpu().numpy(), ends.cpu().numpy(), judge.task.vocab)
+        return torch.from_numpy(judge.score(batch)).to(DEVICE)
 
-    def draw() -> None:
-        for _ in range(0, DRAWN, 500):
-            generate(model, 500, LENGTH, None, generator)
-
-    part = 500
-    learners = [_Epoch(_model(), tokens, step) for step in (_our_step, _textbook_step)]
-    return [
-        Work(
-            f"draw {DRAWN:,} sequences",
-            seconds_of(draw),
-            seconds_of(lambda: _textbook_completions(model, torch.zeros(part, 0, dtype=torch.long))) * DRAWN / part,
-            "at least 20",
-        ),
-        Work(
-            f"one MLE epoch of {EPOCH:,}",
-            seconds_of(learners[0].part) * learners[0].parts,
-            seconds_of(learners[1].part) * learners[1].parts,
-            "at least 1.8",
-        ),
-        Work(
-            f"complete every prefix {ROLLOUTS} times",
-            seconds_of(lambda: rollout_values(model, tokens, lengths, nothing, ROLLOUTS, None, generator)),
-            seconds_of(lambda: [_textbook_completions(model, tokens[:, :t]) for t in range(1, LENGTH)]) * ROLLOUTS,
-            "at least 10",
-        ),
-    ]
+    return _synchronised(lambda: rollout_values(model, tokens, lengths, score, ROLLOUTS, None, generator, chunk=512)), 1
 
 
-@torch.no_grad()
-def _textbook_completions(model: LSTM, prefixes: Tensor) -> Tensor:
-    """Read the prefix, then draw token after token with torch.multinomial."""
-    logits, state = model.start(len(prefixes))
-    for column in prefixes.unbind(dim=1):
-        logits, state = model.step(column, state)
-    columns = list(prefixes.unbind(dim=1))
-    while len(columns) < LENGTH:
-        columns.append(torch.multinomial(logits.softmax(dim=1), 1)[:, 0])
-        logits, state = model.step(columns[-1], state)
-    return torch.stack(columns, dim=1)
+def _textbook_rollouts() -> tuple[Work, float]:
+    model, network = _model(), textbook.TextbookCNN(CNN(SIZE + 2, SIZE, LENGTH)).to(DEVICE).eval()
+    tokens = generate(model, BATCH, LENGTH, None, _generator()).tokens
+
+    def score(completed: Tensor) -> Tensor:
+        with torch.no_grad():
+            return network(completed).softmax(dim=1)[:, 1]  # type: ignore[no-any-return]
+
+    return _synchronised(lambda: textbook.rollout_rewards(model, tokens, score, 1)), ROLLOUTS
 
 
-class _Epoch:
-    """A few batches of an epoch."""
-
-    batches = 10
-    parts = EPOCH / BATCH / batches
-
-    def __init__(self, model: LSTM, tokens: Tensor, step: Callable[[LSTM, Tensor], Any]) -> None:
-        self.model, self.tokens, self.step = model, tokens, step
-        self.optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-
-    def part(self) -> None:
-        for _ in range(self.batches):
-            self.optimizer.zero_grad()
-            self.step(self.model, self.tokens).backward()
-            nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
-            self.optimizer.step()
+def _rows() -> tuple[Tensor, Tensor]:
+    rows = torch.randint(SIZE, (BATCHES * BATCH, LENGTH), generator=_generator(), device=DEVICE)
+    return rows, torch.arange(len(rows), device=DEVICE) % 2
 
 
-def _our_step(model: LSTM, tokens: Tensor) -> Tensor:
-    return weighted_nll(model, tokens, torch.full(tokens.shape, 1 / tokens.numel()))[0]
+def _discriminator() -> tuple[Work, float]:
+    judge, (rows, classes) = Discriminator(_task(), LENGTH, device=DEVICE), _rows()
+    real, written = rows[classes == 1], rows[classes == 0]
+    work = _synchronised(lambda: judge.train_epoch(real, written, BATCH, _generator()))
+    return work, JUDGED / len(rows)
 
 
-def _textbook_step(model: LSTM, tokens: Tensor) -> Tensor:
-    logits = model.output(model.features(tokens))
-    loss: Tensor = nn.functional.cross_entropy(logits.reshape(-1, SIZE), tokens.reshape(-1))
-    return loss
+def _textbook_discriminator() -> tuple[Work, float]:
+    network, (rows, classes) = textbook.TextbookCNN(CNN(SIZE + 2, SIZE, LENGTH)).to(DEVICE), _rows()
+    optimizer = torch.optim.Adam(network.parameters(), 1e-4)
+
+    def part() -> None:
+        for chosen in torch.randperm(len(rows), device=DEVICE).view(-1, BATCH):
+            float(textbook.discriminator_step(network, optimizer, rows[chosen], classes[chosen]))
+
+    return _synchronised(part), JUDGED / len(rows)
+
+
+PARTS = {
+    "draw": Part(f"draw {DRAWN:,} sequences", DRAWN * LENGTH, "at least 20", _draw, _textbook_draw),
+    "mle": Part(f"one MLE epoch of {EPOCH:,}", EPOCH * LENGTH, "at least 1.8", _mle, _textbook_mle),
+    "rollouts": Part(
+        f"rollout rewards, {ROLLOUTS} for each of {BATCH} x {LENGTH}",
+        BATCH * ROLLOUTS * LENGTH * (LENGTH - 1) // 2,
+        "at least 10",
+        _rollouts,
+        _textbook_rollouts,
+    ),
+    "discriminator": Part(
+        f"one discriminator epoch of {JUDGED:,}",
+        JUDGED * LENGTH,
+        "at least 2",
+        _discriminator,
+        _textbook_discriminator,
+    ),
+}

@@ -66,9 +66,9 @@ def test_text_gym_imports_point_one_way():
 
 AGENT_LAYERS = [
     "checkpoint objectives rollout transformer discriminators evaluate audit runs",
-    "policies bench_learning",
-    "writer bench",
-    "agent",
+    "policies textbook",
+    "writer bench_learning",
+    "agent bench",
     "mle reinforce",
     "scheduled_sampling seqgan",
     "cli",
