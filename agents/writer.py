@@ -19,7 +19,6 @@ from text_gym.names import whole_number
 from text_gym.rules import Rules
 from text_gym.sequences import Batch, Example, make_batch
 
-SAMPLE_CHUNK = 512  # sequences drawn at a time, which bounds the memory for logits
 LOGITS_AT_ONCE = 1 << 21  # when sequences are scored: 8 MiB, which a CPU keeps near
 
 
@@ -88,17 +87,11 @@ class Writer:
         self, n: int, generator: torch.Generator, examples: list[Example] | None, sampling: Sampling | None = None
     ) -> Batch:
         """Draw n sequences, one for each of the examples if there are any."""
-        tokens = np.full((n, self.rules.limit), self.task.vocab.pad, dtype=np.int64)
-        lengths = np.zeros(n, dtype=np.int64)
         self.policy.eval()
-        model = self.restricted(self.policy)
-        for begin in range(0, n, SAMPLE_CHUNK):
-            rows = slice(begin, min(begin + SAMPLE_CHUNK, n))
-            prompts = None if examples is None else self.prompt_rows(examples[rows])
-            count, limit, eos = rows.stop - begin, self.rules.limit, self.rules.eos
-            drawn = generate(model, count, limit, eos, generator, sampling or Sampling(), prompts)
-            tokens[rows], lengths[rows] = drawn.tokens.cpu().numpy(), drawn.lengths.cpu().numpy()
-        return Batch(tokens, lengths, self.task.vocab, examples)
+        prompts = None if examples is None else self.prompt_rows(examples)
+        model, limit, eos = self.restricted(self.policy), self.rules.limit, self.rules.eos
+        drawn = generate(model, n, limit, eos, generator, sampling or Sampling(), prompts)
+        return Batch(drawn.tokens.cpu().numpy(), drawn.lengths.cpu().numpy(), self.task.vocab, examples)
 
     def rewards(self, batch: Batch) -> FloatArray:
         """What finished sequences are worth: the environment's reward, [n]."""

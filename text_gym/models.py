@@ -15,6 +15,13 @@ from torch import Tensor, nn
 from text_gym.errors import OptionError, TrainingError
 
 BLOCK = 128  # tokens in a block of the two-level search, or about as many; near sqrt(V) for V = 5000 to 50,000
+LOGITS_AT_ONCE = (1 << 21, 1 << 27)
+"""How many logits are drawn from together, on a CPU and on a GPU: 8 MiB, which a CPU keeps near, and 512 MiB."""
+
+# The C library of Linux returns large freed blocks to the system, and clearing their pages anew in every step
+# takes as long as half of the arithmetic. Freeing one block raises the size from which it does so (`man mallopt`,
+# M_MMAP_THRESHOLD). The block is never written, so it costs nothing.
+torch.empty(30 << 20, dtype=torch.uint8)
 
 State = Any
 """What a model makes of prefixes: a tensor [n, ...], or a tuple of states."""
@@ -240,7 +247,17 @@ def generate(
     sampling: Sampling = WHOLE_SOFTMAX,
     prompts: Tensor | None = None,
 ) -> Drawn:
-    """Draw n sequences of at most `length` tokens, behind their prompts [n, P] if there are any."""
-    logits, state = model.start(n, prompts)
-    nothing = torch.zeros(n, 0, dtype=torch.long, device=logits.device)
-    return complete(model, nothing, logits, state, length, eos, generator, sampling)
+    """Draw n sequences of at most `length` tokens, behind their prompts [n, P] if there are any.
+
+    However many there are, the memory for logits is bounded: so many rows are drawn together as
+    LOGITS_AT_ONCE has room for.
+    """
+    none, _ = model.start(0, None if prompts is None else prompts[:0])  # says how wide logits are, and where
+    rows = max(1, LOGITS_AT_ONCE[none.is_cuda] // none.shape[1])
+    parts = []
+    for begin in range(0, max(n, 1), rows):
+        count = min(rows, n - begin)
+        logits, state = model.start(count, None if prompts is None else prompts[begin : begin + count])
+        nothing = torch.zeros(count, 0, dtype=torch.long, device=logits.device)
+        parts.append(complete(model, nothing, logits, state, length, eos, generator, sampling))
+    return Drawn(*(torch.cat(column) for column in zip(*parts, strict=True)))
