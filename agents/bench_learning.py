@@ -135,17 +135,17 @@ def _textbook_draw() -> tuple[Work, float]:
 
 def _mle() -> tuple[Work, float]:
     weights = torch.full((BATCH, LENGTH), 1 / (BATCH * LENGTH), device=DEVICE)
-    return _epoch(lambda model, tokens: weighted_nll(model, tokens, weights)[0])
+    return _epoch(lambda model, tokens: weighted_nll(model, tokens, weights)[0], fused=True)
 
 
 def _textbook_mle() -> tuple[Work, float]:
-    return _epoch(textbook.likelihood_loss)
+    return _epoch(textbook.likelihood_loss, fused=None)
 
 
-def _epoch(loss: Callable[[LSTM, Tensor], Tensor]) -> tuple[Work, float]:
+def _epoch(loss: Callable[[LSTM, Tensor], Tensor], fused: bool | None) -> tuple[Work, float]:
     model = _model()
     tokens = generate(model, BATCH, LENGTH, None, _generator()).tokens
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=fused)
 
     def part() -> None:
         for _ in range(BATCHES):

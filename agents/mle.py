@@ -106,7 +106,7 @@ class MLE(Agent):
         self.policy = make_policy(settings, len(self.task.vocab)).to(self.device)
         self.best_policy = copy.deepcopy(self.policy)
         self.latest_policy = copy.deepcopy(self.policy)  # while `policy` is the best one
-        self.optimizer = torch.optim.Adam(self.policy.parameters(), settings.learning_rate(0))
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), settings.learning_rate(0), fused=True)
         if not len(self.task.train.references):
             raise OptionError(f"the 'train' split of task {self.task.name!r} has no sequences to learn from")
         self.best_loss = math.inf

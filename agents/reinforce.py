@@ -147,7 +147,7 @@ class Reinforce(Agent):
     def build(self) -> None:
         """The policy and its optimiser, and the policies that do not learn by themselves."""
         self.policy = make_policy(self.settings, len(self.task.vocab)).to(self.device)
-        self.optimizer = torch.optim.Adam(self.policy.parameters(), self.settings.learning_rate)
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), self.settings.learning_rate, fused=True)
         self.at_start = _frozen(self.policy) if self.settings.kl_weight else None
         self.completer = _frozen(self.policy) if self.settings.rollout_rate is not None else None
         self.average_reward = 0.0
