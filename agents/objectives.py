@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 8 << 20  # of logits at a time on a CPU, so that they stay in its cache
+CHUNK_BYTES = (8 << 20, 1 << 30)  # of logits at a time: on a CPU so that they stay in its cache, and on a GPU
 
 
 class _WeightedNLL(torch.autograd.Function):
@@ -29,7 +29,7 @@ class _WeightedNLL(torch.autograd.Function):
         places: Tensor,
     ) -> tuple[Tensor, Tensor]:
         rows, size = len(hidden), len(weight)
-        chunk = max(1, rows if hidden.is_cuda else CHUNK_BYTES // (4 * size))
+        chunk = max(1, CHUNK_BYTES[hidden.is_cuda] // (4 * size))
         losses = hidden.new_empty(rows)
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         grad_bias = torch.zeros_like(bias)

@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from agents.policies import Restricted
 from text_gym.arrays import FloatArray, IntArray
 from text_gym.errors import OptionError
-from text_gym.models import LanguageModel, Sampling, draw_tokens, generate
+from text_gym.models import LOGITS_AT_ONCE, LanguageModel, Sampling, draw_tokens, generate
 from text_gym.names import whole_number
 from text_gym.rules import Rules
 from text_gym.sequences import Batch, Example, make_batch
-
-LOGITS_AT_ONCE = 1 << 21  # when sequences are scored: 8 MiB, which a CPU keeps near
 
 
 class Writer:
@@ -111,7 +109,8 @@ class Writer:
         self.policy.eval()
         model: Any = self.policy
         scores = np.zeros(len(batch))
-        chunk = max(1, LOGITS_AT_ONCE // max(1, batch.tokens.shape[1] * len(self.task.vocab)))
+        at_once = LOGITS_AT_ONCE[self.device.type == "cuda"]
+        chunk = max(1, at_once // max(1, batch.tokens.shape[1] * len(self.task.vocab)))
         for begin in range(0, len(batch), chunk):
             rows = slice(begin, begin + chunk)
             prompts = None if examples is None else self.prompt_rows(examples[rows])

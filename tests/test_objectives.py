@@ -11,7 +11,7 @@ from text_gym.models import LSTM
 @pytest.mark.parametrize("chunk_bytes", [1, 4 * 11 * 3, 4 << 20])
 @pytest.mark.parametrize("with_prompts", [False, True])
 def test_the_loss_and_its_gradient_are_those_of_cross_entropy(monkeypatch, chunk_bytes, with_prompts):
-    monkeypatch.setattr(objectives, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(objectives, "CHUNK_BYTES", (chunk_bytes, chunk_bytes))
     torch.manual_seed(0)
     model = LSTM(11, 5, 6).double()
     tokens = torch.randint(0, 11, (4, 7))
