@@ -39,13 +39,18 @@ from agents.checkpoint import (
     unpack_optimizer,
 )
 from agents.objectives import weighted_nll
-from agents.runs import Callback, as_callback, checked_logs, open_logger, stop_on_interrupt
+from agents.runs import Callback, as_callback, check_folder, checked_logs, open_logger, stop_on_interrupt
 from agents.writer import Writer
 from text_gym.errors import OptionError, TrainingError
 from text_gym.names import suggest, whole_number
 from text_gym.sequences import Batch
 
 AgentT = TypeVar("AgentT", bound="Agent")
+SAMPLING, LEARNING, GLOBAL = (
+    1,
+    2,
+    3,
+)  # streams of random numbers: what sample() draws after a step and in it, torch's own
 
 
 @dataclass(frozen=True)
@@ -106,11 +111,12 @@ class Agent(Writer, ABC):
         if threads is not None:
             torch.set_num_threads(whole_number("threads", threads, least=1))
         self.progress, self.log = progress, checked_logs(log)
+        check_folder(self.folder, self.log)
         self.steps_done = 0
         self.finished = False  # whether a step has said that it was the last
         self.logger = Logger(None, [])
         self._own_logger = True
-        self._reseed_sampler()
+        self._reseed_sampler(SAMPLING)
         with self.randomness(-1):
             self.build()
         if going_on and self.folder is not None:
@@ -159,9 +165,9 @@ class Agent(Writer, ABC):
         if self._own_logger:
             self.logger = open_logger(self.folder, self.log, self.steps_done)
         try:
-            self.begin_learning(anew=steps is not None and self.finished)
-            called.on_training_start(locals(), globals())
             with stop_on_interrupt() as interrupted:
+                self.begin_learning(steps is not None and self.finished, interrupted)
+                called.on_training_start(locals(), globals())
                 self._learn_until(total_timesteps, called, interrupted)
             self.end_learning()
             self.checkpoint()
@@ -176,10 +182,11 @@ class Agent(Writer, ABC):
         """Step after step, each with its row of metrics and its checkpoint."""
         with tqdm(total=last, initial=self.steps_done, desc=self.name, disable=not self.progress or None) as bar:
             while self.steps_done < last and not self.finished and not interrupted.is_set():
+                self._reseed_sampler(LEARNING)
                 with self.randomness(self.steps_done):
                     self.finished = not self.one_step(self.steps_done)
                 self.steps_done += 1
-                self._reseed_sampler()
+                self._reseed_sampler(SAMPLING)
                 bar.update()
                 bar.set_postfix({key.split("/")[-1]: f"{value:.4g}" for key, value in self._recorded().items()})
                 called.update_locals(locals())
@@ -190,12 +197,17 @@ class Agent(Writer, ABC):
                 if not goes_on:
                     break
 
-    def begin_learning(self, anew: bool) -> None:
-        """Called when learn() begins; `anew` if the run had ended by itself and is to go on nevertheless."""
+    def begin_learning(self, anew: bool, interrupted: threading.Event) -> None:
+        """Called when learn() begins.
+
+        Args:
+            anew: Whether the run had ended by itself, and is to go on nevertheless.
+            interrupted: Set by Ctrl-C; what takes long here looks at it.
+        """
         self.finished = self.finished and not anew
 
     def end_learning(self) -> None:
-        """Called when learn() ends, however it does."""
+        """Called when learn() has made its steps; not after an error."""
 
     def descend(self, loss: Tensor) -> float:
         """One step of the optimiser down a loss; the norm of its gradient.
@@ -216,9 +228,12 @@ class Agent(Writer, ABC):
     def likelihood_loss(self, batch: Batch, mean: bool = True) -> Tensor:
         """The negative log-likelihood of a batch's tokens, averaged or summed."""
         valid = self.tensor(batch.valid_mask)
-        prompts = None if batch.examples is None else self.prompt_rows(list(batch.examples))
+        tokens, prompts = self.tensor(batch.tokens), self.prompt_rows(batch.examples)
         weights = valid / valid.sum() if mean else valid.float()
-        return weighted_nll(self.policy, self.tensor(batch.tokens), weights, prompts)[0]
+        return weighted_nll(self.policy, tokens, weights, prompts, self.read_instead(tokens, prompts))[0]
+
+    def read_instead(self, tokens: Tensor, prompts: Tensor | None) -> Tensor | None:
+        """What the policy reads in place of real tokens [n, T] when their likelihood is raised, if anything."""
 
     def checkpoint(self) -> None:
         """Save the run in its folder, if it has one."""
@@ -272,7 +287,7 @@ class Agent(Writer, ABC):
         """Torch's global random numbers, for dropout and initial weights, by seed and step; put back afterwards."""
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(int(self.numpy_random(step, *stream).integers(2**63)))
+            torch.manual_seed(int(self.numpy_random(step, GLOBAL, *stream).integers(2**63)))
             yield
 
     def numpy_random(self, step: int, *stream: int) -> np.random.Generator:
@@ -298,7 +313,7 @@ class Agent(Writer, ABC):
         except (KeyError, RuntimeError, TypeError, ValueError) as problem:
             raise CheckpointError(f"the checkpoint in {folder} is damaged: {problem}") from problem
         self.steps_done, self.finished = saved.step, bool(saved.state.get("finished"))
-        self._reseed_sampler()
+        self._reseed_sampler(SAMPLING)
 
     def _choose_settings(self, preset: str | None, hyper: dict[str, Any]) -> Any:
         if preset is not None and preset not in self.presets:
@@ -336,9 +351,9 @@ class Agent(Writer, ABC):
             else:
                 unpack_optimizer(name, part, tensors, groups[name])
 
-    def _reseed_sampler(self) -> None:
-        """Let what sample() draws depend on the seed and the steps learned alone."""
-        self._sampler.manual_seed(int(np.random.default_rng([self.seed, self.steps_done, 1]).integers(2**63)))
+    def _reseed_sampler(self, stream: int) -> None:
+        """Let what sample() draws depend on the seed and the steps learned alone, within a step and after it."""
+        self._sampler.manual_seed(int(self.numpy_random(self.steps_done, stream).integers(2**63)))
 
     def _described_task(self) -> dict[str, Any]:
         """What a policy cannot do without: the same tokens, and room for as many."""

@@ -29,11 +29,15 @@ PAPER_FILTERS = (
     (1, 100), (2, 200), (3, 200), (4, 200), (5, 200), (6, 100), (7, 100), (8, 100), (9, 100), (10, 100), (15, 160),
     (20, 160),
 )  # fmt: skip
-SCORED_TOGETHER = 512
+HEADS = 4  # of the Transformer
+SCORED_TOGETHER = 512  # rows, or fewer where they are long:
+NUMBERS_AT_ONCE = 1 << 23  # of the largest tensor that a network makes of rows that are scored together
 
 
 class CNN(nn.Module):
     """SeqGAN's: convolutions of many widths, the maximum over time, one highway layer.
+
+    The highway layer begins as the published code leaves it to TensorFlow: Glorot's uniform weights, no bias.
 
     Args:
         ids: How many ids there are; `pad` is one of them.
@@ -65,9 +69,12 @@ class CNN(nn.Module):
         self.convolutions = nn.ModuleList(convolutions)
         features = sum(count for _, count in filters)
         self.highway = nn.Linear(features, 2 * features)  # what is new, and how much of it
-        nn.init.zeros_(self.highway.bias[features:].detach())
+        for part in self.highway.weight.chunk(2):
+            nn.init.xavier_uniform_(part.detach())
+        nn.init.zeros_(self.highway.bias)
         self.dropout = nn.Dropout(dropout)
         self.output = _output(features)
+        self.numbers_a_row = max(width * (length - width + 1) for width in self.widths) * embedding
 
     def forward(self, rows: Tensor) -> Tensor:
         """Rows of ids [n, L] to the logits of being written and being real, [n, 2]."""
@@ -105,6 +112,7 @@ class Recurrent(nn.Module):
         self.gru = nn.GRU(embedding, hidden, batch_first=True, bidirectional=True)
         self.dropout = nn.Dropout(dropout)
         self.output = _output(2 * hidden)
+        self.numbers_a_row = length * (embedding + 8 * hidden)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Rows of ids [n, L] to the logits of being written and being real, [n, 2]."""
@@ -125,10 +133,11 @@ class Encoder(nn.Module):
         self.embed = _embedding(ids, embedding, pad)
         self.places = nn.Parameter(torch.randn(length, embedding) * 0.1)
         layer = nn.TransformerEncoderLayer(
-            embedding, nhead=4, dim_feedforward=4 * hidden, dropout=dropout, batch_first=True, norm_first=True
+            embedding, nhead=HEADS, dim_feedforward=4 * hidden, dropout=dropout, batch_first=True, norm_first=True
         )
         self.encoder = nn.TransformerEncoder(layer, num_layers=2, enable_nested_tensor=False)
         self.output = _output(embedding)
+        self.numbers_a_row = length * (4 * hidden + 4 * embedding) + HEADS * length**2
 
     def forward(self, rows: Tensor) -> Tensor:
         """Rows of ids [n, L] to the logits of being written and being real, [n, 2]."""
@@ -197,8 +206,11 @@ class Discriminator(Reward):
         if task.vocab.tokens != self.task.vocab.tokens or task.prompt_length != self.task.prompt_length:
             raise RewardError(f"this discriminator was made for {self.task!r}, and cannot judge {task!r}")
 
-    def copy_weights(self, other: Discriminator) -> None:
-        """Go on from another one of the same kind and size."""
+    def begin_with(self, other: Discriminator) -> None:
+        """Go on from another one of the same tokens, kind and size."""
+        if not isinstance(other, Discriminator):
+            raise OptionError(f"the discriminator to begin with is a Discriminator, and not {other!r}")
+        self.prepare(other.task)
         try:
             self.network.load_state_dict(other.network.state_dict())
         except RuntimeError as problem:
@@ -209,7 +221,10 @@ class Discriminator(Reward):
         pad = self.task.vocab.pad
         tokens = batch.tokens[:, : self.length]
         if int(batch.lengths.max(initial=0)) > self.length:
-            raise RewardError(f"this discriminator judges sequences of at most {self.length} tokens")
+            raise RewardError(
+                f"this discriminator judges sequences of at most {self.length} tokens, and there are longer ones; "
+                "make the environment, the task and the discriminator with one max_length"
+            )
         rows = np.full((len(batch), self.width), pad, dtype=np.int64)
         begin = self.width - self.length
         rows[:, begin : begin + tokens.shape[1]] = tokens
@@ -223,7 +238,9 @@ class Discriminator(Reward):
     def logits(self, rows: Tensor) -> Tensor:
         """Of being written and being real, [n, 2]."""
         self.network.eval()
-        parts = [self._judged(part) for part in torch.split(rows, SCORED_TOGETHER)]
+        network: Any = self.network
+        together = min(SCORED_TOGETHER, max(1, NUMBERS_AT_ONCE // network.numbers_a_row))
+        parts = [self._judged(part) for part in torch.split(rows, together)]
         return torch.cat(parts)
 
     def _judged(self, rows: Tensor) -> Tensor:
@@ -287,10 +304,12 @@ def has_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and instructions is not None and bool(instructions())
 
 
-def check_discriminator(kind: str, form: str) -> None:
-    """Refuse names of networks and of rewards that there are not."""
+def check_discriminator(kind: str, form: str, embedding: int) -> None:
+    """Refuse names of networks and of rewards that there are not, and sizes that do not fit."""
     if kind not in KINDS:
         raise OptionError(f"there is no discriminator {kind!r}." + suggest(str(kind), KINDS))
+    if kind == "transformer" and embedding % HEADS:
+        raise OptionError(f"discriminator_embedding={embedding} must be a multiple of {HEADS} for a transformer")
     if form not in REWARD_FORMS:
         raise OptionError(f"there is no reward_form {form!r}." + suggest(str(form), REWARD_FORMS))
 

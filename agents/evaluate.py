@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ class Model(Protocol):
         """Draw n sequences, for prompts in tasks that have them."""
 
     def log_prob(
-        self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None, examples: list[Example] | None = None
+        self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None, examples: Sequence[Example] | None = None
     ) -> FloatArray:
         """The log-probability of each sequence."""
 
@@ -44,14 +44,18 @@ def evaluate(model: Model, n: int = 9_984, seed: int = 0, split: str = "test") -
         source, nll_oracle: the source's of the model's sequences, infinite if any is impossible;
         data_entropy: the source's of its own; kl_model_data, kl_data_model: both divergences; js: that of
         Jensen and Shannon, in nats per sequence, finite always and at most log 2. With a known
-        language, validity. A low nll_oracle alone says little: it falls as a model says less and less.
+        language, validity. Where the environment bans tokens or has a min_length, the entropy is that of
+        what is written, nll_test still the policy's own, and kl_data_model and js are left out.
+        A low nll_oracle alone says little: it falls as a model says less and less.
     """
     task = model.task
     if not len(task.split(split)):
         raise OptionError(f"the {split!r} split of task {task.name!r} is empty")
     real, drawn = task.batch(split), _draw(model, whole_number("n", n, least=1), seed, split)
-    of_real = model.log_prob(real.tokens, real.lengths, _listed(real))
-    of_drawn = model.log_prob(drawn.tokens, drawn.lengths, _listed(drawn))
+    of_real = model.log_prob(real.tokens, real.lengths, real.examples)
+    restricts = getattr(model, "restricts", False)
+    as_written: dict[str, Any] = {"as_written": True} if restricts else {}
+    of_drawn = model.log_prob(drawn.tokens, drawn.lengths, drawn.examples, **as_written)
     results = {"nll_test": _per_token(of_real, real), "entropy": _per_token(of_drawn, drawn)}
     same_language = drawn.tokens.shape[1] == task.max_length  # not if the environment limits the length
     if task.knows("log_prob") and same_language:
@@ -60,9 +64,10 @@ def evaluate(model: Model, n: int = 9_984, seed: int = 0, split: str = "test") -
         results["nll_oracle"] = _per_token(source_of_drawn, drawn)
         results["data_entropy"] = _per_token(source_of_real, real)
         results["kl_model_data"] = results["nll_oracle"] - results["entropy"]
-        results["kl_data_model"] = results["nll_test"] - results["data_entropy"]
-        halves = _above_mixture(of_drawn, source_of_drawn), _above_mixture(source_of_real, of_real)
-        results["js"] = sum(halves) / 2
+        if not restricts:
+            results["kl_data_model"] = results["nll_test"] - results["data_entropy"]
+            halves = _above_mixture(of_drawn, source_of_drawn), _above_mixture(source_of_real, of_real)
+            results["js"] = sum(halves) / 2
     if task.knows("is_valid"):
         results["validity"] = float(np.mean(task.is_valid(drawn.tokens, drawn.lengths)))
     return results
@@ -116,7 +121,3 @@ def _above_mixture(own: FloatArray, other: FloatArray) -> float:
 
 def _per_token(log_probs: FloatArray, batch: Batch) -> float:
     return float(-log_probs.sum() / batch.lengths.sum())
-
-
-def _listed(batch: Batch) -> list[Example] | None:
-    return None if batch.examples is None else list(batch.examples)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -48,6 +49,8 @@ class MLESettings(PolicySettings):
             raise OptionError(f"schedule={self.schedule!r} must be pairs of epochs and a learning rate") from problem
         if not isinstance(self.early_stopping, bool):
             raise OptionError(f"early_stopping must be True or False, not {self.early_stopping!r}")
+        if not 0 <= finite_number("dropout", self.dropout) < 1:
+            raise OptionError(f"dropout={self.dropout} must lie in [0, 1)")
         for name in ("batch_size", "patience"):
             whole_number(name, getattr(self, name), least=1)
         if finite_number("clip", self.clip) <= 0:
@@ -103,7 +106,7 @@ class MLE(Agent):
     def build(self) -> None:
         """The LSTM, with Adam, and the data."""
         settings = self.settings
-        self.policy = make_policy(settings, len(self.task.vocab)).to(self.device)
+        self.policy = make_policy(settings, len(self.task.vocab), settings.dropout).to(self.device)
         self.best_policy = copy.deepcopy(self.policy)
         self.latest_policy = copy.deepcopy(self.policy)  # while `policy` is the best one
         self.optimizer = torch.optim.Adam(self.policy.parameters(), settings.learning_rate(0), fused=True)
@@ -152,9 +155,9 @@ class MLE(Agent):
             self.best_policy.load_state_dict(self.policy.state_dict())
         return self.epochs_waited < self.settings.patience
 
-    def begin_learning(self, anew: bool) -> None:
+    def begin_learning(self, anew: bool, interrupted: threading.Event) -> None:
         """Go on from the latest weights, and wait again for an improvement if asked to go on."""
-        super().begin_learning(anew)
+        super().begin_learning(anew, interrupted)
         if anew:
             self.epochs_waited = 0
         if self.resting:
@@ -173,8 +176,7 @@ class MLE(Agent):
         batch = self.task.batch(split)
         if not len(batch):
             raise OptionError(f"the {split!r} split of task {self.task.name!r} is empty")
-        examples = None if batch.examples is None else list(batch.examples)
-        return float(-self.log_prob(batch.tokens, batch.lengths, examples).sum() / batch.lengths.sum())
+        return float(-self.log_prob(batch.tokens, batch.lengths, batch.examples).sum() / batch.lengths.sum())
 
     def trained_parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
         """The policy with Adam, and the best one and the latest one where they differ."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from agents.transformer import Transformer
 from text_gym.errors import OptionError
-from text_gym.models import LSTM, LanguageModel, State
+from text_gym.models import LSTM, LanguageModel, State, log_prob_of_tokens
 from text_gym.names import finite_number, suggest, whole_number
 
 POLICIES = ("lstm", "transformer")
@@ -33,8 +33,6 @@ class PolicySettings:
     """Layers of a Transformer."""
     heads: int = 4
     """Heads of a Transformer."""
-    dropout: float = 0.0
-    """Share of values dropped while training by likelihood; a policy gradient goes without."""
     initial_std: float | None = 0.1
     """Standard deviation of an LSTM's initial weights; torch's own if None, as a Transformer's always are."""
 
@@ -44,18 +42,16 @@ class PolicySettings:
             raise OptionError(f"there is no policy {self.policy!r}." + suggest(str(self.policy), POLICIES))
         for name in ("embedding", "hidden", "layers", "heads"):
             whole_number(name, getattr(self, name), least=1)
-        if not 0 <= finite_number("dropout", self.dropout) < 1:
-            raise OptionError(f"dropout={self.dropout} must lie in [0, 1)")
         if self.initial_std is not None and finite_number("initial_std", self.initial_std) < 0:
             raise OptionError(f"initial_std must not be negative, and is {self.initial_std}")
 
 
-def make_policy(settings: PolicySettings, vocab_size: int) -> nn.Module:
+def make_policy(settings: PolicySettings, vocab_size: int, dropout: float = 0.0) -> nn.Module:
     """A policy with random weights."""
     if settings.policy == "transformer":
         sizes = (settings.embedding, settings.hidden, settings.layers, settings.heads)
-        return Transformer(vocab_size, *sizes, settings.dropout)
-    policy = LSTM(vocab_size, settings.embedding, settings.hidden, settings.dropout)
+        return Transformer(vocab_size, *sizes, dropout)
+    policy = LSTM(vocab_size, settings.embedding, settings.hidden, dropout)
     if settings.initial_std is not None:
         for parameter in policy.parameters():
             nn.init.normal_(parameter, 0.0, settings.initial_std)
@@ -76,7 +72,7 @@ class Restricted:
     """A language model as it writes where some tokens are banned, and EOS before the least length.
 
     Args:
-        model: What is restricted; its log_prob() stays as it is.
+        model: What is restricted.
         early: True at the tokens that may not be written at places before `min_length`, [V].
         later: The same from there on, [V].
         min_length: How many tokens a sequence has at least before EOS.
@@ -87,7 +83,7 @@ class Restricted:
         self.model, self.min_length = model, min_length
         zeros = torch.zeros(len(early), device=early.device)
         self._early, self._later = (zeros.masked_fill(mask, -torch.inf) for mask in (early, later))
-        self.log_prob = model.log_prob
+        self.state_size = getattr(model, "state_size", lambda length: 1)
 
     def penalty(self, length: int) -> Tensor:
         """What is added to the logits of each place: 0, or minus infinity, [T, V]."""
@@ -108,3 +104,9 @@ class Restricted:
             return logits + self._later, (inner, place)
         penalty = torch.where((place < self.min_length)[:, None], self._early, self._later)
         return logits + penalty, (inner, place)
+
+    def log_prob(self, tokens: Tensor, valid_mask: Tensor, prompts: Tensor | None = None) -> Tensor:
+        """The log-probability of each token as it is written, [n, T]: minus infinity for what may not be."""
+        model: Any = self.model
+        logits = model.output(model.features(tokens, prompts)) + self.penalty(tokens.shape[1])  # [n, T, V]
+        return log_prob_of_tokens(logits, tokens, valid_mask)

@@ -136,6 +136,8 @@ class Reinforce(Agent):
         """Begin with a copy of start's policy, or with a random one."""
         self._start_policy: Any = None
         if start is not None:
+            if not hasattr(start, "policy"):
+                raise OptionError(f"start must be an agent, for example a trained MLE, and not {start!r}")
             self._start_policy = start.policy
             for name, value in architecture_of(start.policy).items():
                 if options.setdefault(name, value) != value:
@@ -191,7 +193,7 @@ class Reinforce(Agent):
     ) -> tuple[Drawn, Tensor]:
         """A batch of sequences, and the value of each after each of its tokens, [n, T + 1]."""
         self.policy.eval()
-        prompts = None if examples is None else self.prompt_rows(examples)
+        prompts = self.prompt_rows(examples)
         policy = self.restricted(self.policy)
         drawn = generate(policy, n, self.rules.limit, self.rules.eos, generator, prompts=prompts)
         values = rollout_values(
@@ -233,7 +235,7 @@ class Reinforce(Agent):
         penalty = drawn.log_probs * float(self.settings.entropy_weight)
         if self.at_start is None:
             return penalty
-        prompts = None if examples is None else self.prompt_rows(examples)
+        prompts = self.prompt_rows(examples)
         with torch.no_grad():
             penalty_of_places = self._penalty_of_places()
             weights = valid.to(drawn.log_probs.dtype)
@@ -267,7 +269,7 @@ class Reinforce(Agent):
 
     def _greedy_rewards(self, examples: list[Example] | None) -> Tensor:
         """The reward of the likeliest sequence: one for all rows, or one for each row's prompt."""
-        prompts = None if examples is None else self.prompt_rows(examples)
+        prompts = self.prompt_rows(examples)
         count, generator = (1 if examples is None else len(examples)), torch.Generator(self.device)
         likeliest = generate(
             self.restricted(self.policy), count, self.rules.limit, self.rules.eos, generator, Sampling(top_k=1), prompts
@@ -279,7 +281,7 @@ class Reinforce(Agent):
         weights = advantages.float()
         if self.settings.loss == "mean":
             weights = weights / drawn.lengths.sum()
-        prompts = None if examples is None else self.prompt_rows(examples)
+        prompts = self.prompt_rows(examples)
         return weighted_nll(self.policy, drawn.tokens, weights, prompts, penalty=self._penalty_of_places())[0]
 
     def _penalty_of_places(self) -> Tensor | None:

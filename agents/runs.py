@@ -35,6 +35,12 @@ def checked_logs(kinds: Sequence[str]) -> tuple[str, ...]:
     return kinds
 
 
+def check_folder(folder: Path | None, kinds: Sequence[str]) -> None:
+    """Refuse logs that are asked for by name, and have nowhere to go."""
+    if folder is None and {"tensorboard", "log"} & set(kinds):
+        raise OptionError(f"log={tuple(kinds)!r} needs a place: give folder= too")
+
+
 def open_logger(folder: Path | None, kinds: Sequence[str], steps_done: int) -> Logger:
     """Files in the folder; a run that goes on writes new ones, named after its first step."""
     if folder is None:

@@ -17,11 +17,9 @@ from torch import Tensor
 
 from agents.mle import MLE, MLESettings
 from agents.mle import PRESETS as MLE_PRESETS
-from agents.objectives import weighted_nll
 from text_gym.errors import OptionError
 from text_gym.models import LanguageModel, draw_tokens
 from text_gym.names import finite_number
-from text_gym.sequences import Batch
 
 Decay = Literal["linear", "exponential", "inverse_sigmoid"]
 DECAYS = ("linear", "exponential", "inverse_sigmoid")
@@ -93,16 +91,12 @@ class ScheduledSampling(MLE):
         self.logger.record("train/share_of_real", self.share_of_real)
         return super().one_step(step)
 
-    def likelihood_loss(self, batch: Batch, mean: bool = True) -> Tensor:
-        """The negative log-likelihood of the real tokens, given what the coins have the policy read."""
-        tokens, valid = self.tensor(batch.tokens), self.tensor(batch.valid_mask)
-        prompts = None if batch.examples is None else self.prompt_rows(list(batch.examples))
-        model: Any = self.policy
-        self.policy.eval()  # what it draws, it draws as it writes, without dropout
-        inputs = mixed_inputs(model, tokens, self.share_of_real, self.coins, prompts)
+    def read_instead(self, tokens: Tensor, prompts: Tensor | None) -> Tensor:
+        """The tokens, some of them replaced as the coins fall, by what the policy writes."""
+        self.policy.eval()  # it writes without dropout
+        inputs = mixed_inputs(self.restricted(self.policy), tokens, self.share_of_real, self.coins, prompts)
         self.policy.train()
-        weights = valid / valid.sum() if mean else valid.float()
-        return weighted_nll(self.policy, tokens, weights, prompts, inputs)[0]
+        return inputs
 
 
 @torch.no_grad()

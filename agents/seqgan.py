@@ -8,8 +8,9 @@ completions, and a few passes of the discriminator over real and newly written s
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from agents.agent import Agent
 from agents.discriminators import PAPER_FILTERS, Discriminator, RewardForm, check_discriminator
 from agents.mle import MLE
 from agents.mle import PRESETS as MLE_PRESETS
+from agents.policies import PolicySettings
 from agents.reinforce import PRESETS as REINFORCE_PRESETS
 from agents.reinforce import GradientSettings, Reinforce
 from text_gym.arrays import FloatArray
@@ -30,7 +32,7 @@ from text_gym.rewards import Scorer
 from text_gym.sequences import Batch
 
 JUDGED = 1000  # unseen sequences that the discriminator's accuracy is measured on
-PRETRAINING = 2  # the name of a stream of random numbers
+PRETRAINING = 4  # the name of a stream of random numbers
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,15 @@ class SeqGANSettings(GradientSettings):
             whole_number(name, getattr(self, name), least=0)
         for name in ("pass_size", "discriminator_embedding", "discriminator_hidden", "discriminator_batch_size"):
             whole_number(name, getattr(self, name), least=1)
+        if not isinstance(self.bfloat16, bool):
+            raise OptionError(f"bfloat16 must be True or False, not {self.bfloat16!r}")
         if self.pretraining not in MLE_PRESETS:
             raise OptionError(
-                f"pretraining={self.pretraining!r} is no preset of mle." + suggest(self.pretraining, MLE_PRESETS)
+                f"pretraining={self.pretraining!r} is no preset of mle." + suggest(str(self.pretraining), MLE_PRESETS)
             )
         if self.pretraining_epochs is not None:
             whole_number("pretraining_epochs", self.pretraining_epochs, least=0)
-        check_discriminator(self.discriminator, self.reward_form)
+        check_discriminator(self.discriminator, self.reward_form, self.discriminator_embedding)
         if not 0 <= finite_number("discriminator_dropout", self.discriminator_dropout) < 1:
             raise OptionError(f"discriminator_dropout={self.discriminator_dropout} must lie in [0, 1)")
         if finite_number("discriminator_learning_rate", self.discriminator_learning_rate) <= 0:
@@ -105,9 +109,11 @@ class SeqGANSettings(GradientSettings):
 
 PRESETS: dict[str, dict[str, Any]] = {
     # As published. 120 epochs of MLE; 50 passes of 3 epochs; then 200 rounds of 1 update and 5 passes of 3 epochs.
-    # What differs: the training sequences are in another order in every epoch, those written are as many as the
-    # real ones (9,984 and not 10,000, of which the published code drops the rest), and the completing policy is
-    # the live one by intention (there by accident: its moving average never moves).
+    # What differs: the training sequences are in another order in every epoch; those written are as many as the
+    # real ones (9,984, and not 10,000 of which the published code drops the rest); the completing policy is the
+    # live one by intention (there by accident: its moving average never moves); torch's LSTM has two biases,
+    # each drawn from N(0, 0.1) and each trained, where the published one has one; and the discriminator
+    # multiplies in bfloat16 where the device does so in hardware, unless bfloat16=False.
     "paper": {
         **{k: v for k, v in REINFORCE_PRESETS["paper"].items() if k != "updates"},
         "rounds": 200,
@@ -117,8 +123,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "pretraining": "paper",
         "pretraining_passes": 50,
     },
-    # The published update from the published start, at the least cost that came to the published figure: a third of
-    # the likelihood epochs, a fifteenth of the discriminator's.
+    # The published update at a cost that two cores can pay: a third of the likelihood's epochs and of the rounds, a
+    # fifteenth of the discriminator's epochs in each. docs/results.md has what it comes to.
     "fast": {
         **{k: v for k, v in REINFORCE_PRESETS["paper"].items() if k != "updates"},
         "rounds": 60,
@@ -204,12 +210,18 @@ class SeqGAN(Reinforce):
             self.device,
         )
         if self._judge is not None:
-            self.discriminator.copy_weights(self._judge)
+            self.discriminator.begin_with(self._judge)
         self._scorer = Scorer(self.discriminator, self.task)
         self.policy_pretrained = self._start_policy is not None
         self.passes_done = settings.pretraining_passes if self._judge is not None else 0
         if not len(self.task.train.references):
             raise OptionError(f"the 'train' split of {self.task!r} has no sequences for the discriminator to see")
+        longest = int(self.task.batch("train").lengths.max())
+        if longest > self.rules.limit:
+            raise OptionError(
+                f"the 'train' split of {self.task!r} has sequences of {longest} tokens, and the environment ends at "
+                f"{self.rules.limit}: give max_length to make_task() too, so that real sequences are as short"
+            )
 
     @property
     def steps_of_preset(self) -> int:
@@ -217,40 +229,42 @@ class SeqGAN(Reinforce):
         rounds: int = self.settings.rounds
         return rounds
 
-    def begin_learning(self, anew: bool) -> None:
+    def begin_learning(self, anew: bool, interrupted: threading.Event) -> None:
         """Both pretrainings, as far as they have not been done."""
-        super().begin_learning(anew)
+        super().begin_learning(anew, interrupted)
         if not self.policy_pretrained:
+            self.checkpoint()  # so that a run that goes on has this one's seed and settings
             self._pretrain_policy()
         passes = self.settings.pretraining_passes
         with tqdm(
             total=passes, initial=self.passes_done, desc="discriminator", disable=not self.progress or None
         ) as bar:
-            while self.passes_done < passes:
+            while self.passes_done < passes and not interrupted.is_set():
                 with self.randomness(self.passes_done, PRETRAINING):
-                    self.train_discriminator(self.numpy_random(self.passes_done, PRETRAINING))
+                    figures = self.train_discriminator(self.numpy_random(self.passes_done, PRETRAINING))
                 self.passes_done += 1
+                self.logger.record("pretraining/pass", self.passes_done)
+                for name, value in figures.items():
+                    self.logger.record(f"pretraining/{name}", value)
+                self.logger.dump(0)
                 bar.update()
                 self.checkpoint()
 
     def _pretrain_policy(self) -> None:
         """Maximum likelihood, kept in a folder of its own, from which it goes on if it is stopped."""
-        sizes = {name: getattr(self.settings, name) for name in ("policy", "embedding", "hidden", "layers", "heads")}
-        folder = None if self.folder is None else self.folder / "pretraining"
         first = MLE(
             self.env,
             self.seed,
             self.settings.pretraining,
-            folder,
+            None if self.folder is None else self.folder / "pretraining",
             str(self.device),
             progress=self.progress,
             log=self.log,
-            **sizes,
+            **{field.name: getattr(self.settings, field.name) for field in fields(PolicySettings)},
         )
         epochs = self.settings.pretraining_epochs
-        if not first.finished:
-            first.learn(None if epochs is None else max(0, epochs - first.steps_done))
-        self.begin_with(first.policy)
+        more = None if epochs is None or first.finished else max(0, epochs - first.steps_done)
+        self.begin_with(first.learn(more).policy)
         self.policy_pretrained = True
         self.checkpoint()
 
@@ -260,37 +274,37 @@ class SeqGAN(Reinforce):
         for _ in range(self.settings.generator_steps):
             self.update(self.torch_random(random), random)
         for _ in range(self.settings.discriminator_passes):
-            self.train_discriminator(random)
+            for name, value in self.train_discriminator(random).items():
+                self.logger.record(f"discriminator/{name}", value)
         return True
 
     def rewards(self, batch: Batch) -> FloatArray:
-        """What the discriminator says, [n]."""
+        """What finished sequences are worth to this agent, [n]: what the discriminator says."""
         return self._scorer(batch).total
 
-    def train_discriminator(self, random: np.random.Generator) -> None:
-        """One pass: write, mix with as many real sequences, and go through both a few times."""
+    def train_discriminator(self, random: np.random.Generator) -> dict[str, float]:
+        """One pass: write, mix with as many real sequences, go through both a few times; and say how it does."""
         generator = self.torch_random(random)
-        pool = len(self.task.train.references)
-        chosen = random.permutation(pool)[: self.settings.pass_size]
+        chosen = random.permutation(len(self.task.train.references))[: self.settings.pass_size]
         real = self.task.batch("train", chosen)
-        examples = self.draw_examples(len(real), generator) if self.task.conditional else None
-        rows = self.discriminator.rows(real), self.discriminator.rows(self.write(len(real), generator, examples))
+        written = self.write(len(real), generator, real.examples)  # to the same prompts: only answers may differ
+        rows = self.discriminator.rows(real), self.discriminator.rows(written)
+        loss = {}
         for _ in range(self.settings.discriminator_epochs):
-            loss = self.discriminator.train_epoch(*rows, self.settings.discriminator_batch_size, generator)
-            self.logger.record("discriminator/loss", loss)
-        self._judge_unseen(generator)
+            loss["loss"] = self.discriminator.train_epoch(*rows, self.settings.discriminator_batch_size, generator)
+        return loss | self._judge_unseen(generator)
 
-    def _judge_unseen(self, generator: torch.Generator) -> None:
+    def _judge_unseen(self, generator: torch.Generator) -> dict[str, float]:
         """How often the discriminator is right on real sequences it has not learned from, and on newly written ones."""
         unseen = self.task.batch("valid", np.arange(min(JUDGED, len(self.task.valid.references))))
-        examples = None if unseen.examples is None else list(unseen.examples)
-        written = self.write(len(unseen) or JUDGED, generator, examples)
-        figures = {"right_on_written": 1 - self.discriminator.judge(self.discriminator.rows(written))}
-        if len(unseen):
-            figures["right_on_real"] = self.discriminator.judge(self.discriminator.rows(unseen))
-            figures["accuracy"] = (figures["right_on_real"] + figures["right_on_written"]) / 2
-        for name, value in figures.items():
-            self.logger.record(f"discriminator/{name}", value)
+        if not len(unseen):
+            examples = self.draw_examples(JUDGED, generator) if self.task.conditional else None
+            written = self.write(JUDGED, generator, examples)
+            return {"right_on_written": 1 - self.discriminator.judge(self.discriminator.rows(written))}
+        written = self.write(len(unseen), generator, unseen.examples)
+        on_real = self.discriminator.judge(self.discriminator.rows(unseen))
+        on_written = 1 - self.discriminator.judge(self.discriminator.rows(written))
+        return {"right_on_real": on_real, "right_on_written": on_written, "accuracy": (on_real + on_written) / 2}
 
     def trained_parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
         """What `Reinforce` has, and the discriminator with its Adam."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from text_gym.errors import OptionError
-from text_gym.models import State
+from text_gym.models import State, log_prob_of_tokens
 
 Cache = tuple[Tensor, Tensor]
 """A layer's keys and values of all that was read, each [n, heads, L, width / heads]."""
@@ -81,9 +81,11 @@ class Transformer(nn.Module):
 
     def log_prob(self, tokens: Tensor, valid_mask: Tensor, prompts: Tensor | None = None) -> Tensor:
         """The log-probability of each token given those before it, [n, T]; 0 where valid_mask is False."""
-        logits: Tensor = self.output(self.features(tokens, prompts))  # [n, T, V]
-        picked = logits.gather(2, tokens.clamp(max=logits.shape[2] - 1)[:, :, None])[:, :, 0]
-        return (picked - logits.logsumexp(dim=2)).where(valid_mask, 0.0)
+        return log_prob_of_tokens(self.output(self.features(tokens, prompts)), tokens, valid_mask)
+
+    def state_size(self, length: int) -> int:
+        """How many numbers the state of a sequence has, when so many tokens have been read."""
+        return 2 * len(self.blocks) * (1 + length) * self.embed.embedding_dim
 
     def _beginning(self, n: int, prompts: Tensor | None) -> tuple[Tensor, Tensor]:
         """What stands before the first token, and which of it is real, each [n, 1 + P]; padding is moved to the front.

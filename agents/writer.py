@@ -41,12 +41,17 @@ class Writer:
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         self._sampler = torch.Generator(self.device).manual_seed(seed)
 
+    @property
+    def restricts(self) -> bool:
+        """Whether the environment keeps the policy from writing some tokens, wherever or before min_length."""
+        return not self.rules.later_mask.all() or self.rules.min_length > 0
+
     def restricted(self, policy: Any) -> LanguageModel:
         """The policy as it writes: without banned tokens, and without EOS before min_length."""
-        rules = self.rules
-        if rules.later_mask.all() and not rules.min_length:
+        if not self.restricts:
             model: LanguageModel = policy
             return model
+        rules = self.rules
         early, later = (self.tensor(mask == 0) for mask in (rules.early_mask, rules.later_mask))
         return Restricted(policy, early, later, rules.min_length)
 
@@ -82,38 +87,44 @@ class Writer:
         return self.write(n, generator, examples, sampling)
 
     def write(
-        self, n: int, generator: torch.Generator, examples: list[Example] | None, sampling: Sampling | None = None
+        self, n: int, generator: torch.Generator, examples: Sequence[Example] | None, sampling: Sampling | None = None
     ) -> Batch:
         """Draw n sequences, one for each of the examples if there are any."""
         self.policy.eval()
-        prompts = None if examples is None else self.prompt_rows(examples)
+        prompts = self.prompt_rows(examples)
         model, limit, eos = self.restricted(self.policy), self.rules.limit, self.rules.eos
         drawn = generate(model, n, limit, eos, generator, sampling or Sampling(), prompts)
         return Batch(drawn.tokens.cpu().numpy(), drawn.lengths.cpu().numpy(), self.task.vocab, examples)
 
     def rewards(self, batch: Batch) -> FloatArray:
-        """What finished sequences are worth: the environment's reward, [n]."""
+        """What finished sequences are worth to this agent, [n]: the environment's reward."""
         return self.rules.scorer(batch).total
 
     @torch.no_grad()
     def log_prob(
-        self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None, examples: list[Example] | None = None
+        self,
+        tokens: npt.ArrayLike,
+        lengths: npt.ArrayLike | None = None,
+        examples: Sequence[Example] | None = None,
+        as_written: bool = False,
     ) -> FloatArray:
         """The log-probability of each sequence in nats, [n]; with prompts, given those of the examples.
 
-        It is the policy's own: what the environment bans may occur in real sequences, and has its probability.
+        It is the policy's own: what the environment bans may occur in real sequences, and has its
+        probability. With `as_written` it is that of sample(), which writes nothing that is banned.
         """
         batch = make_batch(tokens, lengths, self.task.vocab)
         if self.task.conditional and (examples is None or len(examples) != len(batch)):
             raise OptionError(f"task {self.task.name!r} has prompts: give log_prob() the example of each sequence")
         self.policy.eval()
-        model: Any = self.policy
+        policy: Any = self.policy
+        model: LanguageModel = self.restricted(policy) if as_written else policy
         scores = np.zeros(len(batch))
         at_once = LOGITS_AT_ONCE[self.device.type == "cuda"]
         chunk = max(1, at_once // max(1, batch.tokens.shape[1] * len(self.task.vocab)))
         for begin in range(0, len(batch), chunk):
             rows = slice(begin, begin + chunk)
-            prompts = None if examples is None else self.prompt_rows(examples[rows])
+            prompts = self.prompt_rows(None if examples is None else examples[rows])
             inputs = (self.tensor(batch.tokens[rows]), self.tensor(batch.valid_mask[rows]))
             scores[rows] = model.log_prob(*inputs, prompts).double().sum(dim=1).cpu().numpy()
         return scores
@@ -157,8 +168,10 @@ class Writer:
         chosen = torch.randint(len(pool), (n,), generator=generator, device=self.device)
         return [pool[i] for i in chosen.tolist()]
 
-    def prompt_rows(self, examples: Sequence[Example]) -> Tensor:
+    def prompt_rows(self, examples: Sequence[Example] | None) -> Tensor | None:
         """The examples' prompts as the policy reads them, [n, P]."""
+        if examples is None:
+            return None
         rows = [self.rules.prompt_row(example) for example in examples]
         return self.tensor(np.stack(rows) if rows else np.zeros((0, self.task.prompt_length), dtype=np.int64))
 

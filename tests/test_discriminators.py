@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import text_gym
+from agents import discriminators
 from agents.discriminators import CNN, KINDS, PAPER_FILTERS, Discriminator, has_bfloat16
 from tests.test_models import seeded
 from text_gym.errors import OptionError, RewardError, TrainingError
@@ -61,8 +62,8 @@ def test_the_sizes_are_the_published_ones():
     weights = torch.cat([c.weight.flatten() for c in network.convolutions]).detach()
     assert weights.abs().max() <= 0.2  # truncated at two standard deviations
     assert all((c.bias == 0.1).all() for c in network.convolutions)
-    assert (network.highway.bias[1720:] == 0).all()
-    assert (network.highway.bias[:1720] != 0).any()
+    assert (network.highway.bias == 0).all()
+    assert network.highway.weight.abs().max().item() == pytest.approx((6 / (2 * 1720)) ** 0.5, rel=1e-3)  # Glorot's
 
 
 def test_what_it_reads_is_prompt_mark_answer(answers):
@@ -137,7 +138,7 @@ def test_only_the_output_layer_is_kept_small(grammar):
 
 
 def test_in_bfloat16_it_learns_the_same_up_to_rounding(grammar):
-    """The same losses over an epoch, and gradients near those of float32."""
+    """The same losses over an epoch; gradients are off by a few per cent, where two windows are nearly the largest."""
     if not has_bfloat16(torch.device("cpu")):
         pytest.skip("this CPU has no bfloat16")
     judges = [small(grammar, filters=PAPER_FILTERS, bfloat16=mixed, learning_rate=1e-4) for mixed in (False, True)]
@@ -148,7 +149,7 @@ def test_in_bfloat16_it_learns_the_same_up_to_rounding(grammar):
         judge.network.eval()
         loss = judge.loss(torch.cat([real[:32], written[:32]]), torch.tensor([1, 0]).repeat_interleave(32))
         gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(judge.network.parameters()))]))
-    assert 0 < (gradients[1] - gradients[0]).norm() < 0.02 * gradients[0].norm()
+    assert 0 < (gradients[1] - gradients[0]).norm() < 0.05 * gradients[0].norm()
     losses = [judge.train_epoch(real, written, 64, seeded(0)) for judge in judges]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
@@ -162,6 +163,45 @@ def test_padding_stays_zero_and_dropout_acts_in_training_only(grammar):
     assert (judge.network(rows) != judge.network(rows)).any()
     judge.train_epoch(rows, rows.flip(1), 16, seeded(0))
     assert (judge.network.embed.weight[grammar.vocab.pad] == 0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_padding_changes_nothing(grammar, kind):
+    """But for rounding, and in a recurrent network for what its backward half makes of it before the end."""
+    batch = grammar.sample(20, seed=0)
+    short, long = (small(grammar, length, kind=kind).network.eval() for length in (21, 30))
+    weights = short.state_dict()
+    if kind == "transformer":
+        weights["places"] = torch.cat([weights["places"], torch.randn(9, 8)])
+    long.load_state_dict(weights)
+    rows = small(grammar, 21).rows(batch), small(grammar, 30).rows(batch)
+    assert rows[1].shape == (20, 30)
+    assert torch.allclose(short(rows[0]), long(rows[1]), atol=1e-6 if kind != "recurrent" else 2e-2)
+    with torch.no_grad():
+        short.embed.weight[grammar.vocab.pad] = 100.0  # what padding looks like does not matter where it is masked
+    if kind == "transformer":
+        assert torch.allclose(short(rows[0]), long(rows[1]), atol=1e-6)
+
+
+def test_the_recurrent_network_takes_no_maximum_over_padding(grammar):
+    """A state that only padding leads to does not count."""
+    network = small(grammar, 21, kind="recurrent").network.eval()
+    rows = small(grammar, 21).rows(grammar.sample(20, seed=0))
+    states, _ = network.gru(network.embed(rows))
+    real = rows != grammar.vocab.pad
+    expected = torch.stack([row[mask].amax(dim=0) for row, mask in zip(states, real, strict=True)])
+    assert torch.allclose(network(rows), network.output(expected), atol=1e-6)
+    assert not torch.allclose(states.amax(dim=1), expected, atol=1e-6)
+
+
+def test_long_rows_are_scored_in_smaller_parts(grammar, monkeypatch):
+    judge, parts = small(grammar, kind="cnn"), []
+    batch = grammar.sample(40, seed=0)
+    whole, judged = judge.score(batch), judge._judged
+    monkeypatch.setattr(discriminators, "NUMBERS_AT_ONCE", 7 * judge.network.numbers_a_row)
+    monkeypatch.setattr(judge, "_judged", lambda rows: parts.append(len(rows)) or judged(rows))
+    assert judge.score(batch) == pytest.approx(whole, abs=1e-6)
+    assert parts == [7, 7, 7, 7, 7, 5]
 
 
 def test_it_is_a_reward_that_goes_on_learning(grammar):
@@ -178,7 +218,11 @@ def test_it_is_a_reward_that_goes_on_learning(grammar):
 def test_mistakes_are_told(grammar):
     judge = small(grammar)
     with pytest.raises(OptionError, match="another kind or size"):
-        judge.copy_weights(small(grammar, kind="recurrent"))
+        judge.begin_with(small(grammar, kind="recurrent"))
+    with pytest.raises(OptionError, match="is a Discriminator, and not 'bleu'"):
+        judge.begin_with("bleu")
+    with pytest.raises(RewardError, match="was made for"):
+        judge.begin_with(small(text_gym.make_task("oracle(vocab_size=209, max_length=21)")))
     with torch.no_grad():
         judge.network.output.weight.fill_(float("nan"))
     rows = judge.rows(grammar.sample(8, seed=0))

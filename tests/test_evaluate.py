@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import text_gym
 from agents import MLE
 from agents.evaluate import Evaluation, evaluate
 from text_gym.errors import OptionError
@@ -47,6 +48,22 @@ def test_impossible_sentences_leave_the_js_divergence_finite():
     assert results["nll_oracle"] == math.inf
     assert results["js"] == pytest.approx(math.log(2), abs=1e-3)
     assert results["validity"] == 0
+
+
+def test_where_tokens_are_banned_the_entropy_is_that_of_what_is_written():
+    task = text_gym.make_task("oracle(vocab_size=4, max_length=3, train_size=50, test_size=500)")
+    env = gym.make("TextGen-v0", task=task, banned=[1, 2, 3])
+    results = evaluate(MLE(env, seed=0, progress=False), n=50)
+    assert results["entropy"] == 0
+    assert results["kl_model_data"] == results["nll_oracle"] > 0
+    assert results["nll_test"] < 10
+    assert not {"js", "kl_data_model"} & results.keys()
+
+
+def test_a_shorter_environment_is_another_language():
+    task = text_gym.make_task("oracle(vocab_size=4, max_length=3, train_size=50, test_size=500)")
+    agent = MLE(gym.make("TextGen-v0", task=task, max_length=2), seed=0, progress=False)
+    assert evaluate(agent, n=50).keys() == {"nll_test", "entropy"}
 
 
 def test_prompts_are_those_of_the_split(monkeypatch):

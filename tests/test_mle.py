@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 
@@ -17,10 +18,12 @@ from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback,
 from stable_baselines3.common.evaluation import evaluate_policy
 
 import text_gym
+from agents.agent import Agent
 from agents.checkpoint import CheckpointError
 from agents.evaluate import evaluate
 from agents.mle import MLE, MLESettings
 from text_gym.errors import DependencyError, OptionError, TrainingError
+from text_gym.models import LSTM
 
 SMALL = {"embedding": 8, "hidden": 8, "dropout": 0.2, "schedule": ((6, 1e-2),)}
 
@@ -190,6 +193,8 @@ def test_metrics_go_to_tensorboard(env, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(DependencyError, match=r"pip install 'text-gym\[tensorboard\]'"):
         small(env, log="tensorboard")
+    with pytest.raises(OptionError, match="needs a place"):
+        small(env, log="log")
     with pytest.raises(OptionError, match="Did you mean 'csv'"):
         small(env, log="cvs")
 
@@ -252,7 +257,7 @@ def test_stable_baselines3_evaluates_it(env):
 
 def test_prompts_are_learned_from():
     env = gym.make("TextGen-v0", task=text_gym.make_task("answers", size=100))
-    agent = MLE(env, seed=0, progress=False, dropout=0.0, schedule=((60, 1e-2),), early_stopping=False, hidden=64)
+    agent = MLE(env, seed=0, progress=False, dropout=0.0, schedule=((90, 1e-2),), early_stopping=False, hidden=64)
     before = agent.nll("train")
     assert agent.learn().nll("train") < 0.5 * before
     batch = agent.sample(200, seed=0)
@@ -301,6 +306,45 @@ def test_training_that_diverges_is_told_and_not_saved(env, tmp_path):
     with pytest.raises(TrainingError, match="not finite"):
         agent.sample(3)
     assert torch.isfinite(weights_of(small(env, folder=tmp_path))).all()
+
+
+def test_a_gradient_that_is_not_finite_is_refused_though_the_loss_is(env):
+    agent = small(env)
+    with pytest.raises(TrainingError, match="diverged"):
+        agent.descend((agent.policy.embed.weight * 0).sqrt().sum())
+
+
+def test_asked_to_go_on_it_waits_again_for_an_improvement(env):
+    agent = small(env, schedule=((40, 0.2),), patience=2).learn()
+    assert agent.epochs_waited == 2
+    agent.begin_learning(True, threading.Event())
+    assert agent.epochs_waited == 0
+
+
+class OfOnesOwn(Agent):
+    """Learns from what it samples."""
+
+    def build(self):
+        self.policy = LSTM(len(self.task.vocab), 8, 8)
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=1e-2)
+
+    def one_step(self, step):
+        self.descend(self.likelihood_loss(self.sample(8)))
+        return True
+
+
+def test_an_agent_of_ones_own_is_a_function_of_its_seed(env, tmp_path):
+    """Whatever is drawn between its steps, or by callbacks; and a resumed run of it equals an uninterrupted one."""
+    whole = OfOnesOwn(env, seed=0, progress=False).learn(4)
+    assert whole.name == "ofonesown"
+    drawn = OfOnesOwn(env, seed=0, progress=False, folder=tmp_path).learn(1)
+    drawn.sample(5)
+    drawn.learn(1, callback=lambda *_: len(drawn.sample(2)) == 2)
+    resumed = OfOnesOwn(env, folder=tmp_path, progress=False).learn(2)
+    assert (weights_of(resumed) == weights_of(whole)).all()
+    assert (weights_of(OfOnesOwn.load(tmp_path, env)) == weights_of(whole)).all()
+    with pytest.raises(OptionError, match=r"say learn\(steps\)"):
+        whole.learn()
 
 
 def test_what_callbacks_draw_is_the_same_after_a_resume(env, tmp_path):

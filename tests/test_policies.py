@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents import MLE, Reinforce
+from agents import MLE, Reinforce, ScheduledSampling
 from agents.policies import PolicySettings, Restricted, architecture_of, make_policy
 from agents.transformer import Transformer
 from tests.test_models import probability, seeded, small_model
@@ -51,7 +51,6 @@ def test_initial_weights_are_drawn_as_told():
     for settings, words in [
         ({"policy": "lstn"}, "Did you mean 'lstm'"),
         ({"hidden": 0}, "hidden"),
-        ({"dropout": 1.0}, "dropout"),
         ({"initial_std": -1}, "initial_std"),
     ]:
         with pytest.raises(OptionError, match=words):
@@ -118,6 +117,37 @@ def test_the_gradient_under_restrictions_is_the_exact_one():
     assert (unrestricted - exact).abs().max() > 0.1 * exact.abs().max()
 
 
+def test_everything_that_is_valued_is_allowed():
+    """What the policy writes, what completes it, and the likeliest sequence; and its divergence from itself is 0."""
+    scored = []
+
+    def spy(tokens):
+        scored.extend(tuple(t for t in row if t != 3) for row in np.asarray(tokens).tolist())
+        return [1.0] * len(tokens)
+
+    splits = {s: Examples(Sequences.from_lists([[0], [1, 0]])) for s in ("train", "valid", "test")}
+    task = Task("tiny", Vocabulary(["a", "b", "<eos>"], eos=EOS), 3, splits)
+    env = gym.make("TextGen-v0", task=task, reward=spy, min_length=2, banned=["a"])
+    agent = Reinforce(
+        env, seed=0, progress=False, rollouts=3, rollout_rate=0.5, baseline="greedy", kl_weight=1.0, batch_size=30
+    )
+    drawn, values = agent.write_and_value(30, seeded(0), None)
+    agent.advantages(drawn, values, None)
+    assert len(scored) == 30 + 3 * int((drawn.lengths - 1).sum()) + 1
+    assert all(allowed(s) and 0 not in s for s in scored)
+    assert agent.logger.name_to_value["train/kl_to_start"] == pytest.approx(0, abs=1e-5)
+
+
+def test_scheduled_sampling_reads_nothing_that_is_banned():
+    env = gym.make("TextGen-v0", task="grammar(train_size=50)", min_length=6, banned=["cats"])
+    agent = ScheduledSampling(env, seed=0, progress=False)
+    agent.share_of_real, agent.coins = 0.0, seeded(0)
+    batch = agent.task.batch("train", np.flatnonzero(agent.task.train.references.lengths >= 7))
+    read = agent.read_instead(torch.tensor(batch.tokens), None)
+    assert (read[:, :6] != agent.task.vocab.eos).all()
+    assert (read[:, :6] != agent.task.vocab.ids["cats"]).all()
+
+
 def test_agents_write_nothing_that_is_banned():
     env = restricted_env(min_length=2, banned=["a"])
     agent = MLE(env, seed=0, progress=False)
@@ -125,5 +155,7 @@ def test_agents_write_nothing_that_is_banned():
     assert not np.isin(agent.sample(50).tokens, [0]).any()
     assert (agent.sample(50).lengths >= 2).all()
     assert np.isfinite(agent.log_prob([[0, EOS, 3]])).all()  # the policy's own
+    assert agent.log_prob([[0, EOS, 3]], as_written=True) == -np.inf
+    assert np.exp(agent.log_prob([[1, 1, 1], [1, 1, EOS]], as_written=True)).sum() == pytest.approx(1)
     observation, _ = env.reset()
     assert agent.predict(observation, deterministic=True)[0] == 1

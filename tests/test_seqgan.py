@@ -1,5 +1,7 @@
 """SeqGAN: that it is Reinforce inside a loop, that the loop does what it says, and that it can be stopped anywhere."""
 
+import csv
+import json
 import os
 import signal
 import subprocess
@@ -13,9 +15,12 @@ import torch
 
 import text_gym
 from agents import MLE, Reinforce, SeqGAN
+from agents.checkpoint import CheckpointError
 from agents.discriminators import Discriminator
+from agents.mle import PRESETS as MLE_PRESETS
 from agents.seqgan import PRESETS, SeqGANSettings
 from text_gym.errors import OptionError
+from text_gym.sequences import Batch, Sequences
 
 SMALL = {
     "embedding": 8,
@@ -90,7 +95,7 @@ def test_what_is_given_is_not_trained_again(env, tmp_path):
 
 def test_it_reports_how_the_discriminator_does_on_sequences_it_has_not_learned_from(env):
     agent, seen = SeqGAN(env, seed=0, **SMALL), {}
-    agent.learn(2, callback=lambda variables, _: seen.update(agent.logger.name_to_value) or True)
+    agent.learn(2, callback=lambda *_: seen.update(agent.logger.name_to_value) or True)
     task = env.unwrapped.task
     right = agent.discriminator.judge(agent.discriminator.rows(task.batch("valid")))
     assert seen["discriminator/right_on_real"] == pytest.approx(right)
@@ -119,30 +124,147 @@ print(agent.steps_done, repr(float(agent.log_prob(agent.sample(9, seed=0).tokens
 """
 
 
+def how_far(folder):
+    """Epochs of the likelihood, passes of the discriminator's pretraining, and rounds, as they are saved."""
+    epochs, passes, rounds = 0, 0, 0
+    for run in (folder / "pretraining", folder):
+        if (run / "latest.json").exists():
+            name = json.loads((run / "latest.json").read_text())["name"]
+            try:
+                saved = json.loads((run / name / "state.json").read_text())
+            except FileNotFoundError:  # replaced meanwhile
+                return how_far(folder)
+            if run == folder:
+                passes, rounds = saved["state"]["trained"]["passes_done"], saved["step"]
+            else:
+                epochs = saved["step"]
+    return epochs, passes, rounds
+
+
 def test_a_run_that_is_killed_in_every_phase_comes_to_the_same_numbers(tmp_path):
-    """SIGKILL whenever something new has been saved: by the pretraining, by a pass, or by a round."""
+    """SIGKILL whenever an epoch, a pass or a round more has been saved, sooner or later after it."""
     command = [sys.executable, "-c", PROGRAM]
     whole = subprocess.run([*command, tmp_path / "whole"], capture_output=True, text=True, check=True).stdout
-    folder = tmp_path / "killed"
-    marks = [folder / "pretraining" / "latest.json", folder / "latest.json"]
-
-    def seen():
-        return [mark.read_text() if mark.exists() else "" for mark in marks]
-
-    phases = []
-    for kill in range(5):
-        before = seen()
+    folder, kills = tmp_path / "killed", []
+    while len(kills) < 6:
+        before = how_far(folder)
         process = subprocess.Popen([*command, folder], stdout=subprocess.PIPE, text=True)
-        while process.poll() is None and seen() == before:
+        while process.poll() is None and how_far(folder) == before:
             time.sleep(0.001)
-        time.sleep(0.02 * kill)
+        time.sleep(0.02 * (len(kills) % 3))
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-        phases.append([now != old for now, old in zip(seen(), before, strict=True)])
-    assert any(first for first, _ in phases)
-    assert any(second for _, second in phases)
-    done = subprocess.run([*command, folder], capture_output=True, text=True, check=True)
-    assert done.stdout == whole
+        kills.append(how_far(folder))
+    assert {tuple(number > 0 for number in kill) for kill in kills} >= {(True, False, False), (True, True, False)}
+    assert subprocess.run([*command, folder], capture_output=True, text=True, check=True).stdout == whole
+
+
+def same_run(env, folder, **settings):
+    return SeqGAN(env, seed=4, folder=folder, **(SMALL | settings))
+
+
+def test_a_pretraining_that_ended_early_and_was_killed_then_still_gives_the_best_weights(env, tmp_path, monkeypatch):
+    settings = {"pretraining": "demo", "pretraining_epochs": 40, "hidden": 16, "embedding": 16}
+    monkeypatch.setitem(MLE_PRESETS, "demo", {"schedule": ((40, 0.1),), "patience": 2, "dropout": 0.0})
+    whole = same_run(env, tmp_path / "whole", **settings).learn(1)
+
+    def killed(self):
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MLE, "end_learning", killed)
+        with pytest.raises(MemoryError):
+            same_run(env, tmp_path / "killed", **settings).learn(1)
+    resumed = same_run(env, tmp_path / "killed", **settings).learn(1)
+    assert MLE.load(tmp_path / "whole" / "pretraining", env).steps_done < 40
+    assert (numbers_of(resumed) == numbers_of(whole)).all()
+
+
+def test_without_a_seed_a_run_killed_in_its_pretraining_goes_on_all_the_same(env, tmp_path, monkeypatch):
+    def killed(self):
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MLE, "end_learning", killed)
+        with pytest.raises(MemoryError):
+            SeqGAN(env, folder=tmp_path, **SMALL).learn()
+    assert SeqGAN(env, folder=tmp_path, **SMALL).learn().steps_done == 3
+    with pytest.raises(CheckpointError, match="other settings"):
+        SeqGAN(env, folder=tmp_path, **(SMALL | {"rollouts": 5}))
+
+
+def test_ctrl_c_in_the_discriminators_pretraining_ends_after_the_pass(env, tmp_path, monkeypatch):
+    whole = same_run(env, tmp_path / "whole").learn()
+    agent = same_run(env, tmp_path / "parts")
+    train = Discriminator.train_epoch
+
+    def interrupt(self, *arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return train(self, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Discriminator, "train_epoch", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            agent.learn()
+    assert (agent.passes_done, agent.steps_done) == (1, 0)
+    assert (numbers_of(agent.learn()) == numbers_of(whole)).all()
+    assert (numbers_of(same_run(env, tmp_path / "parts")) == numbers_of(whole)).all()
+
+
+def test_its_pretraining_is_logged_apart_from_its_rounds(env, tmp_path):
+    same_run(env, tmp_path, discriminator_passes=0).learn(1)
+    with (tmp_path / "progress.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["pretraining/pass"] for row in rows] == ["1", "2", ""]
+    assert all(row["pretraining/accuracy"] for row in rows[:2])
+    assert "discriminator/accuracy" not in rows[0]
+    assert (tmp_path / "pretraining" / "progress.csv").exists()
+
+
+def test_over_several_passes_all_real_sequences_are_seen(env, monkeypatch):
+    seen, seeds, train = set(), [], Discriminator.train_epoch
+
+    def watch(self, real, *arguments):
+        seen.update(map(tuple, real.tolist()))
+        seeds.append(torch.initial_seed())
+        return train(self, real, *arguments)
+
+    monkeypatch.setattr(Discriminator, "train_epoch", watch)
+    agent = SeqGAN(env, seed=0, **(SMALL | {"pretraining_passes": 20})).learn(0)
+    everything = set(map(tuple, agent.discriminator.rows(env.unwrapped.task.batch("train")).tolist()))
+    assert len(seen) > 0.95 * len(everything)
+    assert len(set(seeds)) == 20  # and dropout differs
+
+
+def test_a_perfect_policy_leaves_the_discriminator_nothing_to_learn(write):
+    """However many references a prompt has: what is real and what is written go to the same prompts."""
+    lines = [{"prompt": f"q{i}", "references": [f"r{j}" for j in range(8 if i < 4 else 1)]} for i in range(12)]
+    path = write("uneven.jsonl", "\n".join(map(json.dumps, lines)))
+    env = gym.make("TextGen-v0", task=str(path), valid=0.0, test=0.0, min_count=1)
+    agent = SeqGAN(env, seed=0, pretraining_epochs=0, pretraining_passes=0, filters=((1, 16), (3, 32)), progress=False)
+    random = np.random.default_rng(0)
+
+    def perfect(n, generator, examples):
+        chosen = [list(e.references[random.integers(len(e.references))]) for e in examples]
+        tokens, lengths = Sequences.from_lists(chosen).padded(agent.rules.limit, agent.task.vocab.pad, agent.rules.eos)
+        return Batch(tokens, lengths, agent.task.vocab, examples)
+
+    agent.write = perfect
+    for step in range(150):
+        agent.train_discriminator(np.random.default_rng(step))
+    real = agent.task.batch("train")
+    scores, many = agent.discriminator.score(real), np.array([len(e.references) > 1 for e in real.examples])
+    assert abs(scores[many].mean() - scores[~many].mean()) < 0.15
+
+
+def test_prompts_without_a_validation_split(write):
+    lines = [{"prompt": f"q{i}", "references": [f"r{i}"]} for i in range(12)]
+    path = write("few.jsonl", "\n".join(map(json.dumps, lines)))
+    env = gym.make("TextGen-v0", task=str(path), valid=0.0, test=0.0)
+    agent, seen = SeqGAN(env, seed=0, **SMALL), {}
+    agent.learn(1, callback=lambda *_: seen.update(agent.logger.name_to_value) or True)
+    assert "discriminator/right_on_written" in seen
+    assert "discriminator/accuracy" not in seen
 
 
 def test_conditional_seqgan_raises_what_its_discriminator_says():
@@ -178,6 +300,9 @@ def test_mistakes_are_told(env):
         ({"pretraining": "papre"}, "Did you mean 'paper'"),
         ({"filters": ((2, 3),)}, "width 1"),
         ({"filters": 3}, "pairs of a width"),
+        ({"pretraining": 3}, "no preset of mle"),
+        ({"bfloat16": "no"}, "bfloat16"),
+        ({"discriminator": "transformer", "discriminator_embedding": 6}, "multiple of 4"),
         ({"discriminator_dropout": 1}, "discriminator_dropout"),
         ({"discriminator_learning_rate": 0}, "discriminator_learning_rate"),
         ({"discriminator_l2": -1}, "discriminator_l2"),
@@ -188,6 +313,10 @@ def test_mistakes_are_told(env):
             SeqGANSettings(**settings)
     with pytest.raises(OptionError, match="no sequences for the discriminator"):
         SeqGAN(gym.make("TextGen-v0", task="grammar(train_size=0)"), reward_form="logit")
+    with pytest.raises(OptionError, match="give max_length to make_task"):
+        SeqGAN(gym.make("TextGen-v0", task=env.unwrapped.task, max_length=5), seed=0, **SMALL)
+    with pytest.raises(OptionError, match="start must be an agent"):
+        SeqGAN(env, start="mle")
     judge = SeqGAN(env, seed=0, **SMALL).discriminator
     with pytest.raises(OptionError, match="another kind or size"):
         SeqGAN(env, seed=0, **(SMALL | {"filters": ((1, 9),)}), judge=judge)

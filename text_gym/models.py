@@ -17,6 +17,8 @@ from text_gym.errors import OptionError, TrainingError
 BLOCK = 128  # tokens in a block of the two-level search, or about as many; near sqrt(V) for V = 5000 to 50,000
 LOGITS_AT_ONCE = (1 << 21, 1 << 27)
 """How many logits are drawn from together, on a CPU and on a GPU: 8 MiB, which a CPU keeps near, and 512 MiB."""
+CACHED_AT_ONCE = (1 << 25, 1 << 30)
+"""How many numbers the states of sequences that are drawn together have, at most: 128 MiB and 4 GiB."""
 
 # The C library of Linux returns large freed blocks to the system, and clearing their pages anew in every step
 # takes as long as half of the arithmetic. Freeing one block raises the size from which it does so (`man mallopt`,
@@ -48,6 +50,12 @@ def map_state(function: Callable[[Tensor], Tensor], state: State) -> State:
     if isinstance(state, tuple):
         return tuple(map_state(function, part) for part in state)
     return function(state)
+
+
+def log_prob_of_tokens(logits: Tensor, tokens: Tensor, valid_mask: Tensor) -> Tensor:
+    """From logits [n, T, V], the log-probability of each token, [n, T]; 0 where valid_mask is False."""
+    picked = logits.gather(2, tokens.clamp(max=logits.shape[2] - 1)[:, :, None])[:, :, 0]
+    return (picked - logits.logsumexp(dim=2)).where(valid_mask, 0.0)
 
 
 class LSTM(nn.Module):
@@ -111,9 +119,7 @@ class LSTM(nn.Module):
 
     def log_prob(self, tokens: Tensor, valid_mask: Tensor, prompts: Tensor | None = None) -> Tensor:
         """The log-probability of each token given those before it, [n, T]; 0 where valid_mask is False."""
-        logits: Tensor = self.output(self.features(tokens, prompts))  # [n, T, V]
-        picked = logits.gather(2, tokens.clamp(max=logits.shape[2] - 1)[:, :, None])[:, :, 0]
-        return (picked - logits.logsumexp(dim=2)).where(valid_mask, 0.0)
+        return log_prob_of_tokens(self.output(self.features(tokens, prompts)), tokens, valid_mask)
 
 
 class Sampling(NamedTuple):
@@ -249,11 +255,13 @@ def generate(
 ) -> Drawn:
     """Draw n sequences of at most `length` tokens, behind their prompts [n, P] if there are any.
 
-    However many there are, the memory for logits is bounded: so many rows are drawn together as
-    LOGITS_AT_ONCE has room for.
+    However many there are, memory is bounded: so many rows are drawn together as LOGITS_AT_ONCE has room
+    for, and for a model that says how large its states become (`state_size(length)`), CACHED_AT_ONCE.
     """
     none, _ = model.start(0, None if prompts is None else prompts[:0])  # says how wide logits are, and where
-    rows = max(1, LOGITS_AT_ONCE[none.is_cuda] // none.shape[1])
+    places = length + (0 if prompts is None else prompts.shape[1])
+    state_size = model.state_size(places) if hasattr(model, "state_size") else 1
+    rows = max(1, min(LOGITS_AT_ONCE[none.is_cuda] // none.shape[1], CACHED_AT_ONCE[none.is_cuda] // state_size))
     parts = []
     for begin in range(0, max(n, 1), rows):
         count = min(rows, n - begin)
