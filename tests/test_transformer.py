@@ -13,6 +13,7 @@ from agents.rollout import rollout_values
 from agents.transformer import Transformer
 from tests.test_models import assert_counts_fit, seeded
 from tests.test_reinforce import EOS, PAD, SEQUENCES, WORTH, padded, worth
+from text_gym import models
 from text_gym.errors import OptionError
 from text_gym.models import complete, generate, map_state
 
@@ -316,3 +317,19 @@ def test_sizes_that_do_not_fit_are_told(sizes):
 def test_a_start_token_outside_the_vocabulary_is_not_taken_for_padding():
     with pytest.raises(IndexError):
         Transformer(5, start_token=5).start(2, torch.tensor([[1], [2]]))
+
+
+def test_the_caches_of_sequences_drawn_together_are_bounded(monkeypatch):
+    """As many rows at a time as have room, whatever is asked for; and a state is as large as it says."""
+    model, sizes = Transformer(7, width=8, inner=8).eval(), []
+    _, state = model.start(3)
+    for _ in range(5):
+        _, state = model.step(torch.zeros(3, dtype=torch.long), state)
+    numbers = sum(part.numel() for cache in state[1] for part in cache)
+    assert numbers == 3 * model.state_size(5)
+    start = model.start
+    monkeypatch.setattr(models, "CACHED_AT_ONCE", (4 * model.state_size(5), 1))
+    monkeypatch.setattr(model, "start", lambda n, prompts=None: sizes.append(n) or start(n, prompts))
+    assert generate(model, 10, 5, None, seeded(0)).tokens.shape == (10, 5)
+    assert sizes == [0, 4, 4, 2]
+    assert generate(model, 0, 5, None, seeded(0)).tokens.shape == (0, 5)
