@@ -214,9 +214,10 @@ class SeqGAN(Reinforce):
         self._scorer = Scorer(self.discriminator, self.task)
         self.policy_pretrained = self._start_policy is not None
         self.passes_done = settings.pretraining_passes if self._judge is not None else 0
-        if not len(self.task.train.references):
+        references = self.task.train.references
+        if not len(references):
             raise OptionError(f"the 'train' split of {self.task!r} has no sequences for the discriminator to see")
-        longest = int(self.task.batch("train").lengths.max())
+        longest = min(references.longest + (self.task.vocab.eos is not None), self.task.max_length)
         if longest > self.rules.limit:
             raise OptionError(
                 f"the 'train' split of {self.task!r} has sequences of {longest} tokens, and the environment ends at "
