@@ -20,6 +20,7 @@ from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
 import numpy as np
+import numpy.typing as npt
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
@@ -80,6 +81,8 @@ class Agent(Writer, ABC):
     name: ClassVar[str] = ""
     settings_type: ClassVar[type] = NoSettings
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    shown: ClassVar[tuple[str, ...]] = ()
+    """The metrics that the progress bar shows; the first two if none are named."""
     settings: Any
     optimizer: torch.optim.Optimizer
 
@@ -119,6 +122,8 @@ class Agent(Writer, ABC):
         self._reseed_sampler(SAMPLING)
         with self.randomness(-1):
             self.build()
+        if not isinstance(getattr(self, "policy", None), nn.Module):
+            raise OptionError(f"build() of {type(self).__name__} must set self.policy to a language model")
         if going_on and self.folder is not None:
             self._restore(self.folder)
 
@@ -129,8 +134,8 @@ class Agent(Writer, ABC):
         """Make the policy, its optimiser and whatever else is trained."""
 
     @abstractmethod
-    def one_step(self, step: int) -> bool:
-        """Learn once, and record what came of it in self.logger; False to end the run."""
+    def one_step(self, step: int) -> bool | None:
+        """Learn once, and record what came of it in self.logger; False ends the run, anything else goes on."""
 
     @property
     def steps_of_preset(self) -> int:
@@ -163,7 +168,7 @@ class Agent(Writer, ABC):
         total_timesteps = last  # a name that callbacks look for
         called = self._prepare_callback(callback)
         if self._own_logger:
-            self.logger = open_logger(self.folder, self.log, self.steps_done)
+            self.logger = open_logger(self.folder, self.log)
         try:
             with stop_on_interrupt() as interrupted:
                 self.begin_learning(steps is not None and self.finished, interrupted)
@@ -175,7 +180,8 @@ class Agent(Writer, ABC):
         finally:
             self.logger.close()
         if interrupted.is_set():
-            raise KeyboardInterrupt
+            kept = "" if self.folder is None else f" and saved in {self.folder}, from where the same command goes on"
+            raise KeyboardInterrupt(f"{self.name} was stopped after step {self.steps_done}{kept}")
         return self
 
     def _learn_until(self, last: int, called: BaseCallback, interrupted: threading.Event) -> None:
@@ -184,11 +190,11 @@ class Agent(Writer, ABC):
             while self.steps_done < last and not self.finished and not interrupted.is_set():
                 self._reseed_sampler(LEARNING)
                 with self.randomness(self.steps_done):
-                    self.finished = not self.one_step(self.steps_done)
+                    self.finished = self.one_step(self.steps_done) is False
                 self.steps_done += 1
                 self._reseed_sampler(SAMPLING)
                 bar.update()
-                bar.set_postfix({key.split("/")[-1]: f"{value:.4g}" for key, value in self._recorded().items()})
+                bar.set_postfix(self._shown())
                 called.update_locals(locals())
                 goes_on = called.on_step()
                 self.logger.record("time/step", self.steps_done)
@@ -225,12 +231,20 @@ class Agent(Writer, ABC):
         self.optimizer.step()
         return float(norm)
 
-    def likelihood_loss(self, batch: Batch, mean: bool = True) -> Tensor:
-        """The negative log-likelihood of a batch's tokens, averaged or summed."""
+    def likelihood_loss(self, batch: Batch, mean: bool = True, weights: npt.ArrayLike | None = None) -> Tensor:
+        """The negative log-likelihood of a batch's tokens, with gradient.
+
+        Args:
+            batch: Real sequences, or written ones.
+            mean: Whether to average over the tokens, or to sum.
+            weights: A factor for each sequence, [n]; with advantages this is the loss of REINFORCE.
+        """
         valid = self.tensor(batch.valid_mask)
         tokens, prompts = self.tensor(batch.tokens), self.prompt_rows(batch.examples)
-        weights = valid / valid.sum() if mean else valid.float()
-        return weighted_nll(self.policy, tokens, weights, prompts, self.read_instead(tokens, prompts))[0]
+        shares = valid / valid.sum() if mean else valid.float()  # [n, T]
+        if weights is not None:
+            shares = shares * self.tensor(np.asarray(weights, dtype=np.float32))[:, None]
+        return weighted_nll(self.policy, tokens, shares, prompts, self.read_instead(tokens, prompts))[0]
 
     def read_instead(self, tokens: Tensor, prompts: Tensor | None) -> Tensor | None:
         """What the policy reads in place of real tokens [n, T] when their likelihood is raised, if anything."""
@@ -303,9 +317,10 @@ class Agent(Writer, ABC):
         ours = {"settings": _as_json(asdict(self.settings)), "seed": self.seed, "task": self._described_task()}
         for what, value in ours.items():
             if saved.state.get(what) != value:
+                different = _difference(saved.state.get(what), value)
                 raise CheckpointError(
-                    f"the run in {folder} has other {what} than this agent: {saved.state.get(what)!r}, and not "
-                    f"{value!r}. Give another folder, or the same arguments."
+                    f"the run in {folder} has other {what} than this agent: {different}. "
+                    "Give another folder, or the same arguments and the same task."
                 )
         try:
             self.restore_trained_numbers(saved.state["trained"])
@@ -360,8 +375,19 @@ class Agent(Writer, ABC):
         tokens = hashlib.blake2b("\0".join(self.task.vocab.tokens).encode("utf-8", "surrogatepass"), digest_size=8)
         return {"tokens": tokens.hexdigest(), "length": self.rules.limit, "prompt_length": self.task.prompt_length}
 
-    def _recorded(self) -> dict[str, float]:
-        return {k: v for k, v in self.logger.name_to_value.items() if isinstance(v, float) and "time" not in k}
+    def _shown(self) -> dict[str, str]:
+        """What the progress bar says."""
+        recorded = {k: v for k, v in self.logger.name_to_value.items() if isinstance(v, float) and "time" not in k}
+        names = self.shown or tuple(recorded)[:2]
+        return {name.split("/")[-1]: f"{recorded[name]:.4g}" for name in names if name in recorded}
+
+
+def _difference(saved: Any, ours: Any) -> str:
+    """What differs, and no more."""
+    if isinstance(saved, dict) and isinstance(ours, dict):
+        names = [name for name in {**saved, **ours} if saved.get(name) != ours.get(name)]
+        return ", ".join(f"{name} was {saved.get(name)!r} and is {ours.get(name)!r}" for name in names)
+    return f"{saved!r}, and not {ours!r}"
 
 
 def _as_json(settings: dict[str, Any]) -> dict[str, Any]:

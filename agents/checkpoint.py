@@ -93,7 +93,9 @@ def _find(folder: Path, kind: str) -> tuple[Path, dict[str, Any]]:
         raise CheckpointError(f"no checkpoint in {str(folder)!r}; is the path right?")
     header = _read(folder / name / "state.json")
     if header.get("kind") != kind:
-        raise CheckpointError(f"{folder} holds a checkpoint of {header.get('kind')!r}, and not of {kind!r}")
+        raise CheckpointError(
+            f"{folder} holds a checkpoint of {header.get('kind')!r}, and not of {kind!r}; give another folder"
+        )
     return folder / name, header
 
 

@@ -101,6 +101,7 @@ class MLE(Agent):
     name = "mle"
     settings_type = MLESettings
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    shown = ("train/nll", "valid/nll")
     settings: MLESettings
 
     def build(self) -> None:

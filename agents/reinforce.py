@@ -122,6 +122,7 @@ class Reinforce(Agent):
     name = "reinforce"
     settings_type: ClassVar[type] = ReinforceSettings
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    shown = ("train/reward", "train/entropy")
     settings: Any  # ReinforceSettings
 
     def __init__(
@@ -137,7 +138,7 @@ class Reinforce(Agent):
         self._start_policy: Any = None
         if start is not None:
             if not hasattr(start, "policy"):
-                raise OptionError(f"start must be an agent, for example a trained MLE, and not {start!r}")
+                raise OptionError(f"start must be an agent, as MLE.load(folder, env) gives one, and not {start!r}")
             self._start_policy = start.policy
             for name, value in architecture_of(start.policy).items():
                 if options.setdefault(name, value) != value:

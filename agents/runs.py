@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.logger import Logger, make_output_format
+from tqdm import tqdm
 
 from text_gym.errors import DependencyError, OptionError
 from text_gym.names import suggest
@@ -29,9 +31,7 @@ def checked_logs(kinds: Sequence[str]) -> tuple[str, ...]:
         try:
             import torch.utils.tensorboard  # noqa: F401
         except ImportError as problem:
-            raise DependencyError(
-                "log='tensorboard' needs TensorBoard: pip install 'text-gym[tensorboard]'"
-            ) from problem
+            raise DependencyError("log='tensorboard' needs TensorBoard: pip install tensorboard") from problem
     return kinds
 
 
@@ -41,12 +41,14 @@ def check_folder(folder: Path | None, kinds: Sequence[str]) -> None:
         raise OptionError(f"log={tuple(kinds)!r} needs a place: give folder= too")
 
 
-def open_logger(folder: Path | None, kinds: Sequence[str], steps_done: int) -> Logger:
-    """Files in the folder; a run that goes on writes new ones, named after its first step."""
+def open_logger(folder: Path | None, kinds: Sequence[str]) -> Logger:
+    """Files in the folder; a run that goes on writes new ones, numbered from 2."""
     if folder is None:
         return Logger(None, [make_output_format(kind, ".") for kind in kinds if kind == "stdout"])
     folder.mkdir(parents=True, exist_ok=True)
-    suffix = f"-{steps_done:06d}" if steps_done else ""
+    parts = {path.stem for path in (*folder.glob("progress*"), *folder.glob("log*.txt")) if path.stat().st_size}
+    number = 1 + max((int(stem.partition("-")[2] or 1) for stem in parts), default=0)
+    suffix = f"-{number}" if number > 1 else ""
     return Logger(str(folder), [make_output_format(kind, str(folder), suffix) for kind in kinds])
 
 
@@ -68,6 +70,7 @@ def stop_on_interrupt() -> Iterator[threading.Event]:
 
     def stop(*_: object) -> None:
         interrupted.set()
+        tqdm.write("Ctrl-C: ending after the step that is under way; press it again to end at once.", file=sys.stderr)
         signal.signal(signal.SIGINT, before)
 
     signal.signal(signal.SIGINT, stop)

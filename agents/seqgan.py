@@ -176,6 +176,7 @@ class SeqGAN(Reinforce):
     name = "seqgan"
     settings_type = SeqGANSettings
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    shown = ("train/reward", "discriminator/accuracy")
 
     def __init__(
         self,
@@ -247,8 +248,9 @@ class SeqGAN(Reinforce):
                 self.logger.record("pretraining/pass", self.passes_done)
                 for name, value in figures.items():
                     self.logger.record(f"pretraining/{name}", value)
-                self.logger.dump(0)
+                self.logger.dump(self.passes_done)
                 bar.update()
+                bar.set_postfix({name: f"{value:.4g}" for name, value in figures.items() if name == "accuracy"})
                 self.checkpoint()
 
     def _pretrain_policy(self) -> None:

@@ -38,7 +38,7 @@ class Writer:
         self.env = env
         self.rules: Rules = rules_of(env)
         self.task = self.rules.task
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.device = _device(device)
         self._sampler = torch.Generator(self.device).manual_seed(seed)
 
     @property
@@ -185,10 +185,23 @@ class Writer:
 
 def rules_of(env: Any) -> Rules:
     """The rules of a TextGen-v0 environment, scalar or vector."""
-    rules = getattr(env.unwrapped, "rules", None)
+    rules = getattr(getattr(env, "unwrapped", None), "rules", None)
     if not isinstance(rules, Rules):
         raise OptionError(
-            f"an agent learns in a TextGen-v0 environment, scalar or from gym.make_vec without vectorization_mode, "
-            f"and not in {env!r}"
+            f"an agent learns in a TextGen-v0 environment, from gym.make('TextGen-v0') or from gym.make_vec without "
+            f"vectorization_mode, and not in {env!r}"
         )
     return rules
+
+
+def _device(name: str) -> torch.device:
+    """The device of this name; for "auto" a GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as problem:
+        reason = str(problem).splitlines()[0]
+        raise OptionError(f"device={name!r} is not to be had here; give device='auto' ({reason})") from problem
+    return device

@@ -25,7 +25,8 @@ def main(epochs: int, updates: int, size: int, seed: int) -> None:
             print(f"{name}: {model.rewards(batch).mean():.0%} of {len(batch)} questions of {split!r} answered right")
         for prompt, text in list(zip(batch.prompts, batch.texts, strict=True))[:3]:
             print(f"    {prompt} -> {text}")
-    print("your own:", agent.sample(prompts=["what is 7 plus 2 ?"]).texts)
+    own = "mary has a red kite . john has a blue ball . what does john have ?"
+    print(f"your own: {own} -> {agent.sample(prompts=[own]).texts[0]}")
 
 
 if __name__ == "__main__":

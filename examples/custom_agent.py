@@ -1,4 +1,4 @@
-"""An agent of your own: write many, keep the best, learn from them as if they were real. About half a minute."""
+"""An agent of your own: write many, keep the best, learn from them as if they were real. About ten seconds."""
 
 import argparse
 
@@ -40,6 +40,7 @@ def main(steps: int, seed: int) -> None:
         print("   ", "\n    ".join(batch.texts[:3]))
         if when == "before":
             agent.learn(steps)
+    print("It says one thing again and again: the reward never asked for anything else.")
 
 
 if __name__ == "__main__":

@@ -223,6 +223,19 @@ def test_its_pretraining_is_logged_apart_from_its_rounds(env, tmp_path):
     assert (tmp_path / "pretraining" / "progress.csv").exists()
 
 
+def test_a_run_that_goes_on_keeps_the_curves_it_had(env, tmp_path, monkeypatch):
+    agent = same_run(env, tmp_path)
+    monkeypatch.setattr(agent, "checkpoint", lambda save=agent.checkpoint: save() if agent.passes_done < 2 else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        agent.learn()
+    same_run(env, tmp_path).learn()
+    curves = []
+    for name in ("progress.csv", "progress-2.csv"):
+        with (tmp_path / name).open() as file:
+            curves.append([row.get("pretraining/pass") for row in csv.DictReader(file)])
+    assert curves == [["1", "2"], ["2", "", "", ""]]
+
+
 def test_over_several_passes_all_real_sequences_are_seen(env, monkeypatch):
     seen, seeds, train = set(), [], Discriminator.train_epoch
 

@@ -135,7 +135,10 @@ class Sampling(NamedTuple):
     def checked(self) -> Sampling:
         """Itself, or an error."""
         if not self.temperature >= 1e-3 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise OptionError(f"{self} needs temperature of at least 0.001, top_k >= 0 and 0 < top_p <= 1")
+            raise OptionError(
+                f"{self} needs temperature of at least 0.001, top_k >= 0 and 0 < top_p <= 1; "
+                "top_k=1 takes the likeliest token"
+            )
         return self
 
     def adjust(self, logits: Tensor) -> Tensor:
