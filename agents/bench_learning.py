@@ -68,16 +68,26 @@ def measure(seconds_of: Callable[[Work], float]) -> list[Result]:
 def peak_memory(name: str, whose: str) -> float:
     """MiB that a work takes at most, above what this process has when it begins; call it in a new process."""
     part = PARTS[name]
+    _load_libraries()
     work, _ = part.ours() if whose == "ours" else part.textbook()
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         there = torch.cuda.memory_allocated()
         work()
         return float(torch.cuda.max_memory_allocated() - there) / 2**20
-    before = _resident()
+    before = _resident_bytes("VmRSS")
     work()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return max(0.0, (peak - before) / 2**20)
+    return max(0.0, (_resident_bytes("VmHWM") - before) / 2**20)
+
+
+def _load_libraries() -> None:
+    """Do a little of everything, so that what torch loads when it is first used is not counted."""
+    linear, kernel = nn.Linear(64, 64, device=DEVICE), nn.Conv2d(1, 4, (3, 8), device=DEVICE)
+    for kind in (torch.float32, torch.bfloat16):
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=kind == torch.bfloat16):
+            values = linear(torch.ones(64, 64, device=DEVICE)).softmax(dim=1)
+            (values.sum() + kernel(values[None, None]).float().sum()).backward()
+    torch.optim.Adam([*linear.parameters(), *kernel.parameters()], fused=True).step()
 
 
 def _memory_of(name: str, whose: str) -> float:
@@ -85,12 +95,16 @@ def _memory_of(name: str, whose: str) -> float:
     return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
 
 
-def _resident() -> float:
-    """Bytes this process has now; where that cannot be read, the most it has had."""
-    status = Path("/proc/self/statm")
+def _resident_bytes(which: str) -> float:
+    """What this process has now (VmRSS), or the most it has had (VmHWM); without Linux's /proc only the latter.
+
+    getrusage() would not do there: a new process begins with the most that its parent has had.
+    """
+    status = Path("/proc/self/status")
     if status.exists():
-        return float(status.read_text(encoding="ascii").split()[1]) * resource.getpagesize()
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith(which))
+        return float(line.split()[1]) * 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
 
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
