@@ -59,12 +59,18 @@ def as_callback(callback: Callback) -> BaseCallback:
     return callback if isinstance(callback, BaseCallback) else ConvertCallback(callback)
 
 
+_waiting: list[threading.Event] = []  # what Ctrl-C sets at present, if anything
+
+
 @contextmanager
 def stop_on_interrupt() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets; the second Ctrl-C interrupts as usual."""
+    """An event that Ctrl-C sets; the second Ctrl-C interrupts as usual. A run within a run shares its event."""
     interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield interrupted
+        yield interrupted  # signals reach the main thread only
+        return
+    if _waiting:
+        yield _waiting[0]
         return
     before = signal.getsignal(signal.SIGINT)
 
@@ -74,7 +80,9 @@ def stop_on_interrupt() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
     signal.signal(signal.SIGINT, stop)
+    _waiting.append(interrupted)
     try:
         yield interrupted
     finally:
+        _waiting.clear()
         signal.signal(signal.SIGINT, before)

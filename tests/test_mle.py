@@ -22,6 +22,7 @@ from agents.agent import Agent
 from agents.checkpoint import CheckpointError
 from agents.evaluate import evaluate
 from agents.mle import MLE, MLESettings
+from agents.runs import stop_on_interrupt
 from text_gym.errors import DependencyError, OptionError, TrainingError
 from text_gym.models import LSTM
 
@@ -306,6 +307,19 @@ def test_training_that_diverges_is_told_and_not_saved(env, tmp_path):
     with pytest.raises(TrainingError, match="not finite"):
         agent.sample(3)
     assert torch.isfinite(weights_of(small(env, folder=tmp_path))).all()
+
+
+def test_a_run_within_a_run_stops_at_the_first_ctrl_c_and_ends_at_the_second():
+    handler = signal.getsignal(signal.SIGINT)
+    with stop_on_interrupt() as outer, stop_on_interrupt() as inner:
+        assert inner is outer
+        os.kill(os.getpid(), signal.SIGINT)
+        assert outer.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is handler
+    with stop_on_interrupt() as again:
+        assert not again.is_set()
 
 
 def test_a_gradient_that_is_not_finite_is_refused_though_the_loss_is(env):
