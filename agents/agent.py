@@ -40,7 +40,7 @@ from agents.checkpoint import (
     unpack_optimizer,
 )
 from agents.objectives import weighted_nll
-from agents.runs import Callback, as_callback, check_folder, checked_logs, open_logger, stop_on_interrupt
+from agents.runs import Callback, as_callback, checked_logs, open_logger, stop_on_interrupt
 from agents.writer import Writer
 from text_gym.errors import OptionError, TrainingError
 from text_gym.names import suggest, whole_number
@@ -113,8 +113,7 @@ class Agent(Writer, ABC):
         super().__init__(env, self.seed, device)
         if threads is not None:
             torch.set_num_threads(whole_number("threads", threads, least=1))
-        self.progress, self.log = progress, checked_logs(log)
-        check_folder(self.folder, self.log)
+        self.progress, self.log = progress, checked_logs(log, self.folder)
         self.steps_done = 0
         self.finished = False  # whether a step has said that it was the last
         self.logger = Logger(None, [])

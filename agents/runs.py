@@ -21,8 +21,8 @@ Callback = BaseCallback | Sequence[BaseCallback] | Callable[[dict[str, Any], dic
 LOGS = ("csv", "json", "stdout", "log", "tensorboard")
 
 
-def checked_logs(kinds: Sequence[str]) -> tuple[str, ...]:
-    """The names of logs, or an error that says which there are."""
+def checked_logs(kinds: Sequence[str], folder: Path | None) -> tuple[str, ...]:
+    """The names of logs, or an error that says which there are, or what they need."""
     kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
     for kind in kinds:
         if kind not in LOGS:
@@ -32,13 +32,9 @@ def checked_logs(kinds: Sequence[str]) -> tuple[str, ...]:
             import torch.utils.tensorboard  # noqa: F401
         except ImportError as problem:
             raise DependencyError("log='tensorboard' needs TensorBoard: pip install tensorboard") from problem
-    return kinds
-
-
-def check_folder(folder: Path | None, kinds: Sequence[str]) -> None:
-    """Refuse logs that are asked for by name, and have nowhere to go."""
     if folder is None and {"tensorboard", "log"} & set(kinds):
-        raise OptionError(f"log={tuple(kinds)!r} needs a place: give folder= too")
+        raise OptionError(f"log={kinds!r} needs a place: give folder= too")
+    return kinds
 
 
 def open_logger(folder: Path | None, kinds: Sequence[str]) -> Logger:

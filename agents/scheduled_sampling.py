@@ -86,8 +86,7 @@ class ScheduledSampling(MLE):
     def one_step(self, step: int) -> bool:
         """One epoch."""
         self.share_of_real = self.settings.share_of_real(step)
-        seed = int(self.numpy_random(step).integers(2**63))
-        self.coins = torch.Generator(self.device).manual_seed(seed)
+        self.coins = self.torch_random(self.numpy_random(step))
         self.logger.record("train/share_of_real", self.share_of_real)
         return super().one_step(step)
 

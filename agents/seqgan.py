@@ -107,6 +107,7 @@ class SeqGANSettings(GradientSettings):
         object.__setattr__(self, "filters", filters)
 
 
+PUBLISHED_UPDATE = {name: value for name, value in REINFORCE_PRESETS["paper"].items() if name != "updates"}
 PRESETS: dict[str, dict[str, Any]] = {
     # As published. 120 epochs of MLE; 50 passes of 3 epochs; then 200 rounds of 1 update and 5 passes of 3 epochs.
     # What differs: the training sequences are in another order in every epoch; those written are as many as the
@@ -115,7 +116,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # each drawn from N(0, 0.1) and each trained, where the published one has one; and the discriminator
     # multiplies in bfloat16 where the device does so in hardware, unless bfloat16=False.
     "paper": {
-        **{k: v for k, v in REINFORCE_PRESETS["paper"].items() if k != "updates"},
+        **PUBLISHED_UPDATE,
         "rounds": 200,
         "generator_steps": 1,
         "discriminator_passes": 5,
@@ -128,7 +129,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # sequences, where the published ones are five of three epochs over 10,000. docs/results.md has the curve, beside
     # that of a constant reward.
     "fast": {
-        **{k: v for k, v in REINFORCE_PRESETS["paper"].items() if k != "updates"},
+        **PUBLISHED_UPDATE,
         "rounds": 60,
         "pretraining": "paper",
         "pretraining_epochs": 40,
@@ -303,13 +304,14 @@ class SeqGAN(Reinforce):
     def _judge_unseen(self, generator: torch.Generator) -> dict[str, float]:
         """How often the discriminator is right on real sequences it has not learned from, and on newly written ones."""
         unseen = self.task.batch("valid", np.arange(min(JUDGED, len(self.task.valid.references))))
-        if not len(unseen):
-            examples = self.draw_examples(JUDGED, generator) if self.task.conditional else None
-            written = self.write(JUDGED, generator, examples)
-            return {"right_on_written": 1 - self.discriminator.judge(self.discriminator.rows(written))}
-        written = self.write(len(unseen), generator, unseen.examples)
-        on_real = self.discriminator.judge(self.discriminator.rows(unseen))
+        examples = unseen.examples if len(unseen) else None
+        if examples is None and self.task.conditional:
+            examples = self.draw_examples(JUDGED, generator)
+        written = self.write(len(unseen) or JUDGED, generator, examples)
         on_written = 1 - self.discriminator.judge(self.discriminator.rows(written))
+        if not len(unseen):
+            return {"right_on_written": on_written}
+        on_real = self.discriminator.judge(self.discriminator.rows(unseen))
         return {"right_on_real": on_real, "right_on_written": on_written, "accuracy": (on_real + on_written) / 2}
 
     def trained_parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:

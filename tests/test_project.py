@@ -37,7 +37,7 @@ HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names.
 
 
 def imports_of(path):
-    """The modules of this project that a file imports, and whether at the top or inside a function."""
+    """What a file imports: its name, the package and the module in it, and whether at the top of the file."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     top = set(tree.body)
     for node in ast.walk(tree):
@@ -48,16 +48,15 @@ def imports_of(path):
         else:
             continue
         for name in names:
-            yield name, node in top
+            package, _, rest = name.partition(".")
+            yield name, package, rest.partition(".")[0], node in top
 
 
 def test_text_gym_imports_point_one_way():
     files = sorted((ROOT / "text_gym").glob("*.py"))
     assert {f.stem for f in files} == set(HEIGHT)
     for path in files:
-        for name, at_top in imports_of(path):
-            package, _, rest = name.partition(".")
-            module = rest.partition(".")[0]
+        for name, package, module, at_top in imports_of(path):
             assert package not in ("agents", "tests", "examples"), f"{path.name} imports {name}"
             assert not (package == "torch" and at_top and path.stem != "models"), f"{path.name} imports torch"
             if package == "text_gym" and module in HEIGHT and at_top:
@@ -81,9 +80,7 @@ def test_agents_imports_point_one_way_and_learners_do_not_import_each_other():
     files = sorted((ROOT / "agents").glob("*.py"))
     assert {f.stem for f in files} == set(AGENT_HEIGHT)
     for path in files:
-        for name, _ in imports_of(path):
-            package, _, rest = name.partition(".")
-            module = rest.partition(".")[0]
+        for name, package, module, _ in imports_of(path):
             assert package not in ("tests", "examples"), f"{path.name} imports {name}"
             if package == "agents" and module in AGENT_HEIGHT:
                 assert AGENT_HEIGHT[module] < AGENT_HEIGHT[path.stem] or path.stem == "cli", f"{path.name}: {name}"
