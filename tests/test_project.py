@@ -64,6 +64,10 @@ def test_text_gym_imports_point_one_way():
 
 
 AGENT_LAYERS = [
+    "columns",
+    "results statistics",
+    "verdicts charts",
+    "report",
     "checkpoint objectives rollout transformer discriminators evaluate audit runs",
     "policies textbook",
     "writer bench_learning",

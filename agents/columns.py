@@ -1,0 +1,119 @@
+"""What is reported of a model: each figure's name, what it means, and which way is better."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+
+class Column(NamedTuple):
+    """One figure of a model."""
+
+    key: str
+    """Its name in files."""
+    title: str
+    """Its name in tables."""
+    better: Literal["lower", "higher", "neither"]
+    """Which way is better, where one is."""
+    about: str
+    """What it is, in a sentence."""
+    headline: bool = False
+    """Whether claims are made about it."""
+    form: str = ".3f"
+    """How its values are written; "%" for shares."""
+
+    def show(self, value: float | None, signed: bool = False) -> str:
+        """A value of this column as text.
+
+        >>> COLUMNS["nll_oracle"].show(8.7364), COLUMNS["validity"].show(0.8333), COLUMNS["validity"].show(-0.02, True)
+        ('8.736', '83.3 %', '-2.0 %')
+        >>> COLUMNS["kl_sum"].show(float("inf")), COLUMNS["js"].show(None)
+        ('inf', '')
+        """
+        if value is None or math.isnan(value):
+            return ""
+        if math.isinf(value):
+            return "inf" if value > 0 else "-inf"
+        sign = "+" if signed else ""
+        return f"{100 * value:{sign}.1f} %" if self.form == "%" else f"{value:{sign}{self.form}}"
+
+
+def _lower(key: str, title: str, about: str, headline: bool = False, form: str = ".3f") -> Column:
+    return Column(key, title, "lower", about, headline, form)
+
+
+def _higher(key: str, title: str, about: str, headline: bool = False, form: str = ".3f") -> Column:
+    return Column(key, title, "higher", about, headline, form)
+
+
+def _neither(key: str, title: str, about: str, form: str = ".3f") -> Column:
+    return Column(key, title, "neither", about, False, form)
+
+
+_LIKELIHOODS = [  # in nats, and but for the last one per token
+    _lower(
+        "nll_oracle", "NLL-oracle", "how unlikely the source finds what the model writes; falls as it says less", True
+    ),
+    _lower("nll_test", "NLL-test", "how unlikely the model finds held-out sequences", True),
+    _neither("entropy", "entropy", "how unlikely the model finds what it writes itself"),
+    _lower(
+        "kl_model_data", "KL(model, data)", "NLL-oracle less entropy: what the model writes and the data do not", True
+    ),
+    _lower("kl_data_model", "KL(data, model)", "NLL-test less the data's entropy: what the model leaves out", True),
+    _lower("kl_sum", "KL, both", "the sum of the two", True),
+    _lower("js", "JS", "Jensen and Shannon's divergence, in nats a sequence: 0 to 0.693", True),
+]
+_SUCCESS = [
+    _higher("reward", "reward", "the mean reward of the task's environment", True),
+    _higher("validity", "valid", "sequences that belong to the language", True, "%"),
+    _higher(
+        "coverage", "coverage", "steps of real sequences through the language that occur in written ones", True, "%"
+    ),
+    _higher("exact_match", "exact", "answers that equal a reference", True, "%"),
+    _higher("rouge_l", "ROUGE-L", "mean ROUGE-L against the prompt's own references", True),
+]
+_BLEU = [
+    _higher(
+        f"bleu{n}", f"BLEU-{n}", f"mean BLEU-{n} against held-out sequences, or the prompt's own references", n == 4
+    )
+    for n in (2, 3, 4, 5)
+]
+_VARIETY = [
+    *[
+        _lower(f"self_bleu{n}", f"self-BLEU-{n}", f"mean BLEU-{n} against the other sequences of the model", n == 4)
+        for n in (2, 3, 4, 5)
+    ],
+    *[
+        _higher(f"distinct{n}", f"distinct-{n}", f"distinct {n}-grams among all written", form="%")
+        for n in (1, 2, 3, 4)
+    ],
+    _lower("duplicates", "duplicates", "sequences written before among the same", form="%"),
+    _neither("copies", "copies", "sequences that stand in the training data", "%"),
+    _neither("length", "length", "mean number of tokens, the end not counted", ".1f"),
+]
+_COST = [
+    _neither("seconds", "seconds", "wall-clock time of learning, without that of the common start", ".0f"),
+    _neither("sequences", "drawn", "sequences drawn in learning, completions included", ",.0f"),
+]
+
+COLUMNS: dict[str, Column] = {column.key: column for column in (*_LIKELIHOODS, *_SUCCESS, *_BLEU, *_VARIETY, *_COST)}
+"""Every figure that has a name of its own, in the order of tables."""
+
+ALSO = "also:"  # before the name of a reward that the user has asked to see
+
+
+def column_of(key: str) -> Column:
+    """The column of a key; rewards that were asked for beside the named columns have keys `also:name`.
+
+    >>> column_of("also:validity").title
+    'validity'
+    """
+    if key in COLUMNS:
+        return COLUMNS[key]
+    name = key.removeprefix(ALSO)
+    return Column(key, name, "higher", f"the mean of the reward {name}", True)
+
+
+def in_order(keys: set[str]) -> list[Column]:
+    """The columns of these keys, in the order of tables, the asked-for ones last."""
+    return [COLUMNS[key] for key in COLUMNS if key in keys] + [column_of(key) for key in sorted(keys - COLUMNS.keys())]
