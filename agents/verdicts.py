@@ -69,10 +69,13 @@ def summaries(results: Results) -> list[str]:
     agents = [label for label in results.labels if results.kind(label) == "agent" and label != results.baseline]
     said, left_out = verdicts(results), skipped(results)
     lines = []
+    strong = {test[:2] for test in _tests(results) if test.p_holm < SIGNIFICANT}
     for label in agents:
         its = [verdict for verdict in said if verdict.label == label]
+        weak = [column_of(v.key).title for v in its if v.gain.above_zero and (label, v.key) not in strong]
         without = [f"{column_of(s.key).title} ({s.reason})" for s in left_out if s.label == label]
-        also = f"; left out: {', '.join(without)}" if without else ""
+        also = f"; better, but not after the correction for all comparisons: {_join(weak)}" if weak else ""
+        also += f"; left out: {', '.join(without)}" if without else ""
         lines.append(f"{label} against {results.baseline}: {_count(its)}{also}.")
     missing = _missing(results)
     return lines + ([f"Missing: {'; '.join(missing)}."] if missing else [])
@@ -113,15 +116,17 @@ def _missing(results: Results) -> list[str]:
     return found
 
 
+def _tests(results: Results) -> list[Test]:
+    return [] if results.baseline is None else against(results, results.baseline)
+
+
 def _claims(results: Results) -> Iterator[_Claim]:
     """What there is to judge."""
-    if results.baseline is None:
-        return
-    tests = against(results, results.baseline)
+    tests = _tests(results)
     family = sum(not math.isnan(test.p) for test in tests)
     for test in tests:
         if results.kind(test.label) == "agent" and column_of(test.key).better != "neither":
-            yield _Claim(results, results.baseline, column_of(test.key), test, family)
+            yield _Claim(results, str(results.baseline), column_of(test.key), test, family)
 
 
 @dataclass(frozen=True)
@@ -182,17 +187,14 @@ class _Claim:
         self, outcome: Outcome, gain: Difference, controls: Mapping[str, Difference], rivals: Sequence[str]
     ) -> str:
         """The verdict in words."""
-        title = self.column.title
         if outcome == "one seed":
-            if not gain.n:
-                return f"{self.label} and {self.baseline} have no seed in common in {title}: nothing can be said."
-            return f"in one seed {self.effect(self.label, title, gain)}: one seed says nothing about chance."
+            return self.too_few(gain)
         if outcome == "none":
             change = -gain if self.column.better == "lower" else gain
-            amount = f"{self.show(change.mean, True)}{self.interval(change)}"
-            return f"no evidence that {self.label} changes {title}: {amount} {self.seeds(gain.n)}.{self.remark()}"
-        amount = self.interval(-gain if outcome == "loss" else gain)
-        text = f"{self.effect(self.label, title, gain)}{amount} {self.seeds(gain.n)}{self.correction()}"
+            amount = f"{self.show(change.mean, True)}{self.interval(change)} {self.seeds(gain.n)}"
+            return f"no evidence that {self.label} changes {self.column.title}: {amount}.{self.remark()}"
+        size = self.interval(-gain if outcome == "loss" else gain)
+        text = f"{self.effect(self.label, self.column.title, gain)}{size} {self.seeds(gain.n)}{self.correction()}"
         if outcome == "loss":
             text += ", which is worse"
         elif outcome == "uncontrolled":
@@ -203,10 +205,18 @@ class _Claim:
             text += f"; {self.rivals(controls, rivals, gain.n)}: no evidence that {self.label}'s own reward helped"
         return f"{text}.{self.remark()}"
 
+    def too_few(self, gain: Difference) -> str:
+        """What can be said with fewer than two seeds."""
+        if not gain.n:
+            return f"{self.label} and {self.baseline} have {self.column.title} in no common seed: nothing can be said."
+        return f"in one seed {self.effect(self.label, self.column.title, gain)}: one seed says nothing about chance."
+
     def effect(self, name: str, what: str, gain: Difference) -> str:
         """What a model does to a figure, without interval."""
         if gain.mean == 0:
             return f"{name} does not change {what}"
+        if math.isnan(gain.mean):
+            return f"{name} gives no number for {what}"
         lowers = (gain.mean > 0) == (self.column.better == "lower")
         if math.isinf(gain.mean):
             return f"{name} {'lowers' if lowers else 'raises'} {what} without bound"
@@ -217,7 +227,8 @@ class _Claim:
         parts = []
         for name, gain in controls.items():
             amount = self.show(gain.mean) if math.isfinite(gain.mean) else "infinitely worse"
-            parts.append(f"{self.words(name)} {amount}{'' if gain.n == n else ' ' + self.seeds(gain.n)}")
+            amount += "" if gain.n == n else f" {self.seeds(gain.n)}"
+            parts.append(f"{self.words(name)} {amount if gain.n else f'in no seed of {self.baseline}'}")
         return ", ".join(parts)
 
     def rivals(self, controls: Mapping[str, Difference], rivals: Sequence[str], n: int) -> str:
@@ -225,15 +236,14 @@ class _Claim:
         leads = {name: self.gain(self.values(self.label), self.values(name)) for name in rivals}
         best, *others = sorted(rivals, key=lambda name: (math.isnan(leads[name].mean), leads[name].mean))
         gain, lead = controls[best], leads[best]
-        if gain.n:
-            text = self.effect(self.words(best), "it", gain) + ("" if gain.n == n else f" {self.seeds(gain.n)}")
-        else:
+        text = self.effect(self.words(best), "it", gain) + ("" if gain.n == n else f" {self.seeds(gain.n)}")
+        if not gain.n:
             text = f"{self.words(best)} has no seed in common with {self.baseline}"
         same = [name for name in others if gain.mean > 0 and controls[name].mean > 0]
-        rest = [self.words(name) for name in others if name not in same]
         too = [f"{self.words(name)} ({self.show(controls[name].mean)})" for name in same]
         text += f", so {'does' if len(too) == 1 else 'do'} {_join(too)}" if too else ""
-        text += f", {_join(rest)} cannot be told from it either" if rest else ""
+        rest = [self.words(name) for name in others if name not in same]
+        text += f", {_join(rest)} cannot be told from {self.label} either" if rest else ""
         if lead.n < 2:
             return f"{text}, with {'one seed' if lead.n else 'no seed'} to compare"
         return f"{text}, which leaves {self.show(lead.mean)}{self.interval(lead)}" if lead.low is not None else text
