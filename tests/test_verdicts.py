@@ -143,6 +143,7 @@ def test_without_controls_a_gain_is_nobodys():
         cells("constant", around(8.0), controls_for=["another"]),
         cells("constant", [None] * 5),
         cells("constant", around(8.0), "js"),
+        cells("mle", around(9.0), controls_for=["seqgan"]),  # the baseline is no control of itself
     ):
         assert one(Results([*models["mle"], *models["seqgan"], *other])).outcome == "uncontrolled"
 
@@ -166,12 +167,24 @@ def test_a_control_without_a_common_seed_excludes_nothing():
     beaten = cells("constant", [9.0, 9.01], seeds=[3, 4])
     seqgan = cells("seqgan", [8.0, 8.01, 8.0, 8.01], seeds=[0, 1, 3, 4])
     assert "(a constant reward in no seed of mle)" in one(Results([*parts[0], *seqgan, *beaten])).text
+    same = cells("constant", [8.0, 8.0], seeds=[3, 4])
+    found = one(Results([*parts[0], *seqgan, *same, *cells("random", [8.0, 8.02])]))
+    assert "a constant reward has no seed in common with mle, a random reward cannot be told" in found.text
+    worse = cells("constant", [9.5, 9.51], seeds=[1, 2])  # worse than the baseline, and yet in one seed of the agent
+    found = one(Results([*cells("mle", around(9.0)), *cells("seqgan", [8.0, 8.01]), *worse]))
+    assert found.outcome == "control"
 
 
 def test_of_several_controls_that_do_as_well_the_best_is_named_first():
     models = {"mle": around(9.0), "seqgan": around(8.0, OTHER)}
     both = one(results(**models, constant=around(8.01, NOISE[::-1]), random=around(7.9, NOISE[::-1])))
     assert "; a random reward lowers it by 1.100, so does a constant reward (0.990), which leaves -0.1" in both.text
+    apart = itertools.chain(
+        *(cells(label, around(x)) for label, x in [("mle", 9.0), ("seqgan", 8.0)]),
+        cells("constant", [8.0, 8.1], seeds=[7, 8]),
+        cells("random", around(8.0, NOISE[::-1])),
+    )
+    assert "; a random reward lowers it by 1.000, a constant reward cannot be told" in one(Results(apart)).text
     wild = one(results(**models, constant=[8.0, 8.1, 8.0, 7.9, 8.0], random=[20, 7, 12, 3, 5]))
     assert wild.outcome == "control"
     assert "a constant reward lowers it by 1.000, a random reward cannot be told from seqgan either" in wild.text
@@ -195,6 +208,7 @@ def test_infinite_figures_have_no_verdict_but_are_counted():
     found = results(mle=mle, seqgan=seqgan)
     assert [verdict.key for verdict in verdicts(found)] == ["js"]
     assert skipped(found) == [("seqgan", "kl_sum", "not finite in 2 of 5 seeds")]
+    assert "after Holm over 1 comparison)" in verdicts(found)[0].text  # the infinite one is none
     (line,) = summaries(found)
     assert line.endswith("worse on 0; left out: KL, both (not finite in 2 of 5 seeds).")
     # a seed that the baseline lacks is no excuse either
@@ -207,7 +221,7 @@ def test_infinite_figures_have_no_verdict_but_are_counted():
         ("nll_oracle", 9.0, 8.0, [8.5], "as much as 8.500: going beyond the data is a sign of saying less"),
         ("nll_oracle", 9.0, 8.0, [8.5, 8.6, 8.4], "as much as 8.500: going beyond the data is a sign of saying less"),
         ("nll_oracle", 9.0, 8.0, [7.5], None),
-        ("nll_oracle", 9.0, 8.0, [3.0, 7.9, 15.0], None),  # a chance difference
+        ("nll_oracle", 9.0, 8.0, [15.0, 7.9, 3.0], None),  # a chance difference
         ("nll_oracle", 9.0, 8.0, [8.001], None),  # within the agent's own spread
         ("bleu4", 0.3, 0.6, [0.5], "only 0.500: going beyond the data is a sign of saying less"),
         ("bleu4", 0.3, 0.4, [0.5], None),
@@ -230,6 +244,9 @@ def test_only_the_reference_called_real_is_real():
     models = [*cells("mle", around(9.0)), *cells("seqgan", around(8.0, OTHER))]
     assert "Real" not in one(Results([*models, *cells("real", [8.5], label="ngram")])).text
     assert "Real" not in one(Results([*models, *cells("real", [8.5], "js")])).text
+    agents = verdicts(Results([*models, *cells("seqgan", around(8.5), label="real")]))
+    assert {verdict.label for verdict in agents} == {"seqgan", "real"}
+    assert not [verdict for verdict in agents if "Real" in verdict.text]
 
 
 def test_what_does_not_survive_the_correction_is_said():
@@ -250,6 +267,16 @@ def test_the_correction_counts_all_models_and_figures():
     assert [verdict.key for verdict in found] == ["nll_test", "js"]
     p = stats.ttest_ind(around(7.0), around(7.06, OTHER), equal_var=False).pvalue
     assert f"(Welch p = {6 * p:.3f} after Holm over 6 comparisons" in found[0].text  # one of the two smallest
+
+
+def test_a_gain_that_is_one_of_many_comparisons_is_said_to_be_so():
+    mle = [{"nll_test": 7.0 + x, "js": 0.3 + y} for x, y in zip(NOISE, OTHER, strict=True)]
+    near = [{"nll_test": 6.968 + x + 0.1 * y, "js": 0.3 + y} for x, y in zip(NOISE, OTHER, strict=True)]
+    p = stats.ttest_ind(around(7.0), [row["nll_test"] for row in near], equal_var=False).pvalue
+    assert p < 0.05 < 6 * p
+    found = results(mle=mle, seqgan=near, constant=mle, random=mle)
+    assert f"(Welch p = {6 * p:.3f} after Holm over 6 comparisons: it does not survive" in verdicts(found)[0].text
+    assert "; better, but not after the correction for all comparisons: NLL-test." in summaries(found)[0]
 
 
 def test_summaries_count_verdicts():
