@@ -86,6 +86,9 @@ class Test(NamedTuple):
     """The same, corrected for all comparisons of the report."""
 
 
+Test.__test__ = False  # type: ignore[attr-defined]  # pytest takes classes of this name for its own
+
+
 def summarize(values: Sequence[float], level: float = 0.95) -> Summary:
     """Mean and percentile bootstrap interval over seeds, for tables and charts.
 
