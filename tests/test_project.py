@@ -67,6 +67,7 @@ AGENT_LAYERS = [
     "columns",
     "results statistics",
     "verdicts charts",
+    "tables",
     "report",
     "checkpoint objectives rollout transformer discriminators evaluate audit runs",
     "policies textbook",
