@@ -180,7 +180,7 @@ def plane(results: Results, legend: bool = True) -> Figure | None:
     if keys is None:
         return None
     lines = {label: _points(results, label, keys) for label in results.labels}
-    figure = Figure(figsize=(5.2, 4.6 if legend else 3.9), layout="constrained")
+    figure = Figure(figsize=(5.2, 4.6) if legend else (4.7, 3.8), layout="constrained")
     axes = figure.subplots()
     for label, style in styles(results).items():
         points, missing = lines[label]

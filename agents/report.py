@@ -87,13 +87,20 @@ def as_html(results: Results, found: Plain) -> str:
         if figure is not None:
             curves.append({"title": charts.title(key), "svg": Markup(charts.svg(figure, f"curve{number}"))})
     plane = charts.plane(results, legend=False)
+    drawn = Markup("" if plane is None else charts.svg(plane, "plane"))
     pictures = {
         "curves": curves,
-        "plane": None if plane is None else Markup(charts.svg(plane, "plane")),
-        "styles": charts.styles(results),
+        "curves_legend": _legend(results, "".join(curve["svg"] for curve in curves)),
+        "plane": drawn,
+        "plane_legend": _legend(results, drawn),
         "palette": charts.PALETTE,
     }
     return templates.get_template("report.html").render(found | pictures)
+
+
+def _legend(results: Results, drawn: str) -> list[tuple[str, charts.Style]]:
+    """The models that have a line in these charts."""
+    return [(label, style) for label, style in charts.styles(results).items() if f'-line-{style.number}"' in drawn]
 
 
 def as_markdown(found: Plain) -> str:
@@ -159,7 +166,7 @@ def _best_table(best: Plain) -> str:
 
 def _ending(found: Plain) -> list[str]:
     """What went wrong, and how to run it again."""
-    wrong = [f"{cell['label']}, seed {cell['seed']}: {cell['error']}" for cell in found["failures"]]
+    wrong = [f"{cell['label']}, seed {cell['seed']}: {cell['last']}" for cell in found["failures"]]
     wrong += [f"{cell['label']}, seed {cell['seed']}: not finished" for cell in found["unfinished"]]
     parts = ["## Failed and unfinished", _list(wrong)] if wrong else []
     commands = "\n".join(found["commands"])

@@ -36,18 +36,20 @@ Plain = dict[str, Any]
 
 def context(results: Results) -> Plain:
     """All that a report says, but for its pictures."""
+    tests = against(results, results.baseline) if results.baseline else []
     return {
         "title": _title(results),
         "line": _line(results),
         "baseline": results.baseline,
         "summaries": summaries(results),
-        "verdicts": _verdicts(results),
+        "verdicts": _verdicts(results, tests),
         "table": main_table(results),
-        "tests": _tests(results),
+        "tests": _tests(tests),
+        "comparisons": sum(not math.isnan(test.p) for test in tests),
         "best": _best_table(results),
         "samples": [its for label in results.labels if (its := _samples(results, label))],
         "settings": [_settings(results, label) for label in results.labels],
-        "failures": [_place(cell) | {"error": (cell.error or "").strip()} for cell in results.failures],
+        "failures": [_place(cell) | _error(cell) for cell in results.failures],
         "unfinished": [_place(cell) for cell in results.unfinished],
         "commands": _distinct(cell.spec.get("command") for cell in results.cells.values()),
         "versions": _distinct(_pairs(cell.about.get("versions")) for cell in results.cells.values()),
@@ -74,13 +76,16 @@ def _line(results: Results) -> str:
     return ", ".join(counts)
 
 
-def _verdicts(results: Results) -> list[Plain]:
+def _verdicts(results: Results, tests: Sequence[Test]) -> list[Plain]:
     """The verdicts by agent."""
+    certain = {(test.label, test.key) for test in tests if test.p_holm < SIGNIFICANT}
     groups: dict[str, list[Plain]] = {}
     for verdict in verdicts(results):
         sign, word = OUTCOMES[verdict.outcome]
+        weak = verdict.outcome in ("gain", "uncontrolled", "loss") and (verdict.label, verdict.key) not in certain
         item = {"outcome": verdict.outcome.replace(" ", "-"), "sign": sign, "word": word, "text": verdict.text}
-        groups.setdefault(verdict.label, []).append(item)
+        item |= {"word": f"{word}, but not after the correction"} if weak else {}
+        groups.setdefault(verdict.label, []).append(item | {"weak": weak})
     return [{"label": label, "items": items} for label, items in groups.items()]
 
 
@@ -163,10 +168,10 @@ def _mark_best(cells: Sequence[Plain], column: Column) -> None:
         cell["best"] = cell["text"] == best["text"]
 
 
-def _tests(results: Results) -> list[Plain]:
+def _tests(tests: Sequence[Test]) -> list[Plain]:
     """The tests against the baseline, by figure."""
     groups: dict[str, list[Plain]] = {}
-    for test in against(results, results.baseline) if results.baseline else []:
+    for test in tests:
         groups.setdefault(test.key, []).append(_test(test))
     return [_heading(column_of(key)) | {"rows": rows} for key, rows in groups.items()]
 
@@ -175,7 +180,7 @@ def _test(test: Test) -> Plain:
     column = column_of(test.key)
     return {
         "label": test.label,
-        "seeds": f"{test.n}, {test.n_baseline}",
+        "seeds": f"{test.n} and {test.n_baseline}",
         "difference": column.show(test.difference.mean, signed=True) or "—",
         "interval": _interval(column, test.difference, signed=True),
         "value": test.difference.mean,
@@ -312,6 +317,12 @@ def _texts(values: Plain) -> dict[str, str]:
 
 def _place(cell: Cell) -> Plain:
     return {"label": cell.label, "seed": cell.seed}
+
+
+def _error(cell: Cell) -> Plain:
+    """The whole message, and its last line, which says what it was."""
+    text = (cell.error or "").strip()
+    return {"error": text, "last": text.rpartition("\n")[2]}
 
 
 def _pairs(values: Plain | None) -> str:
