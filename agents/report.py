@@ -12,6 +12,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -195,12 +196,13 @@ def terminal_table(results: Results) -> Table:
     """The most telling figures, for a terminal of 100 columns."""
     found = main_table(results)
     shown = _in_terminal(found["columns"])
-    table = Table(
-        title=f"{results.task}: mean ± half of the 95 % bootstrap interval; * is the best", title_justify="left"
-    )
+    title = Text(f"{results.task}: mean ± half of the 95 % bootstrap interval; * is the best")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
     table.add_column("model", max_width=18, overflow="fold")
     for i in shown:
-        table.add_column(Text(f"{found['columns'][i]['title']} {found['columns'][i]['arrow']}"), justify="right")
+        table.add_column(
+            Text(f"{found['columns'][i]['title']} {found['columns'][i]['arrow']}"), justify="right", no_wrap=True
+        )
     for group in found["groups"]:
         for row in group["rows"]:
             table.add_row(Text(row["label"]), *(_in_cell(row["cells"][i]) for i in shown))
