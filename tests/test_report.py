@@ -18,6 +18,7 @@ import pytest
 from rich.console import Console
 
 from agents import charts, tables
+from agents.columns import column_of
 from agents.report import best_under, terminal_table, write_report
 from agents.results import read_results
 from tests.fake_runs import WORDS, write_fake_runs
@@ -91,6 +92,22 @@ def test_a_number_is_the_same_in_the_run_files_the_csv_and_the_page(page, result
         assert float(row["mean"]) == pytest.approx(sum(values) / len(values), rel=1e-12)
         if row["low"]:
             assert min(values) - 1e-9 <= float(row["low"]) <= float(row["mean"]) <= float(row["high"])
+
+
+def test_the_page_writes_its_numbers_as_their_columns_do(page):
+    cells = re.findall(r'data-key="([^"]+)" data-value="([^"]+)"><span[^>]*>([^<]*)<', page.read_text(encoding="utf-8"))
+    assert len(cells) > 80
+    for key, value, text in cells:
+        assert text == column_of(key).show(float(value))
+
+
+def test_what_does_not_survive_the_correction_looks_so(results, page):
+    items = [item for group in tables.context(results)["verdicts"] for item in group["items"]]
+    doubted = [item for item in items if "does not survive" in item["text"] and item["outcome"] in ("gain", "loss")]
+    assert doubted == [item for item in items if item["weak"]]
+    assert 0 < len(doubted) < len(items)
+    text = page.read_text(encoding="utf-8")
+    assert text.count("but not after the correction</strong>") == text.count(' weak">') == len(doubted)
 
 
 def test_the_text_of_a_cell_is_its_value(results):
