@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, quantiles
@@ -268,15 +269,22 @@ def _finite(values: Iterable[float]) -> list[float]:
 def _legend(figure: Figure, results: Results, labels: Sequence[str], markers: bool) -> None:
     looks = [(label, styles(results)[label]) for label in labels]
     handles = [
-        Line2D([], [], color=its.colour, linestyle=its.line, marker=its.marker if markers else "", label=label)
+        Line2D([], [], color=its.colour, linestyle=its.line, marker=its.marker if markers else "", label=_name(label))
         for label, its in looks
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), frameon=False)
 
 
+def _name(label: str) -> str:
+    """A label that matplotlib takes for text: neither a formula, nor one of its own hidden names."""
+    return (" " if label.startswith("_") else "") + label.replace("$", r"\$")
+
+
 def png(figure: Figure, path: Path) -> None:
     """The chart as a picture on white."""
-    figure.savefig(path, format="png", dpi=180, facecolor="white")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a label in letters that matplotlib lacks
+        figure.savefig(path, format="png", dpi=180, facecolor="white")
 
 
 def svg(figure: Figure, name: str) -> str:

@@ -1,16 +1,12 @@
 """The report says what the run files say, everywhere the same, and its page works in a browser."""
 
 import csv
-import fcntl
 import io
 import itertools
 import json
 import math
-import os
 import re
 import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,6 +17,7 @@ from agents import charts, tables
 from agents.columns import column_of
 from agents.report import best_under, terminal_table, write_report
 from agents.results import read_results
+from tests.browser import BROWSER, Browser
 from tests.fake_runs import WORDS, write_fake_runs
 
 GOLDEN = Path(__file__).parent / "golden" / "report.md"
@@ -229,6 +226,17 @@ def test_infinite_values_are_left_out_of_charts_and_counted(results):
     assert "4 infinite points are left out" in charts.plane(results).axes[0].get_xlabel()
 
 
+@pytest.mark.parametrize("label", ["_hidden", "a$b$c", "猫", "x" * 60])
+def test_any_label_has_its_place_in_charts(tmp_path, label):
+    folder = write_fake_runs(tmp_path / "runs", seeds=(0, 1), labels=["mle", "pg-bleu"])
+    for path in folder.rglob("cell.json"):
+        path.write_text(path.read_text(encoding="utf-8").replace('"pg-bleu"', json.dumps(label)), encoding="utf-8")
+    results = read_results([folder])
+    legend = charts.plane(results).legends[0]
+    assert [text.get_text().strip().replace("\\", "") for text in legend.get_texts()] == ["mle", label]
+    Page(write_report(results, tmp_path).read_text(encoding="utf-8"))
+
+
 @pytest.mark.parametrize(("place", "background"), [(0, "ffffff"), (1, "14171b")])
 def test_the_colours_of_lines_stand_out(place, background):
     def light(colour):
@@ -300,88 +308,6 @@ def test_the_terminals_table_fits(results):
     assert "…" not in text
     assert re.search(r"pg-bleu +5\.9\d\d\* ± 0\.0\d\d", text)
     assert len(text.splitlines()) == 9 + 7  # no row is broken
-
-
-# In a browser, driven over a pipe: its window is never narrower than 500 pixels, but its pages can be made so.
-
-BROWSER = next(filter(None, map(shutil.which, ["chromium", "google-chrome", "chromium-browser"])), None)
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update", "--remote-debugging-pipe"),
-]
-PLUMB = (
-    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
-)
-
-
-class Browser:
-    """A headless Chromium with one tab."""
-
-    def __init__(self, folder):
-        ends = [*os.pipe(), *os.pipe()]
-        theirs_in, ours_out, ours_in, theirs_out = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in ends]
-        for end in ends:
-            os.close(end)
-        command = [sys.executable, "-c", PLUMB, str(theirs_in), str(theirs_out), BROWSER, *FLAGS]
-        command.append(f"--user-data-dir={folder}")
-        quiet = subprocess.DEVNULL
-        self.process = subprocess.Popen(command, pass_fds=(theirs_in, theirs_out), stdout=quiet, stderr=quiet)
-        os.close(theirs_in)
-        os.close(theirs_out)
-        self.write, self.read = os.fdopen(ours_out, "wb"), os.fdopen(ours_in, "rb")
-        self.numbers, self.session, self.events = itertools.count(1), None, []
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Network"):
-            self.call(f"{domain}.enable")
-
-    def call(self, method, **params):
-        number = next(self.numbers)
-        message = {"id": number, "method": method, "params": params}
-        if self.session:
-            message["sessionId"] = self.session
-        self.write.write(json.dumps(message).encode() + b"\0")
-        self.write.flush()
-        while (answer := self.message()).get("id") != number:
-            self.events.append(answer)
-        assert "error" not in answer, answer
-        return answer["result"]
-
-    def message(self):
-        parts = bytearray()
-        while (byte := self.read.read(1)) != b"\0":
-            assert byte, "the browser is gone"
-            parts += byte
-        return json.loads(parts)
-
-    def open(self, path, width, scheme):
-        self.events.clear()
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
-        )
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self.call("Page.navigate", url=path.as_uri())
-        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
-            self.events.append(self.message())
-
-    def run(self, code):
-        answer = self.call("Runtime.evaluate", expression=f"(() => {{ {code} }})()", returnByValue=True)
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
-
-    def seen(self, method):
-        return [event["params"] for event in self.events if event.get("method") == method]
-
-    def close(self):
-        self.session = None
-        try:
-            self.call("Browser.close")
-            self.process.wait(10)
-        except (AssertionError, OSError, subprocess.TimeoutExpired):
-            self.process.kill()
-        self.process.wait()
-        self.write.close()
-        self.read.close()
 
 
 @pytest.fixture(scope="module")
