@@ -65,7 +65,8 @@ def test_text_gym_imports_point_one_way():
 
 AGENT_LAYERS = [
     "columns",
-    "results statistics",
+    "results",
+    "statistics",
     "verdicts charts",
     "tables",
     "report",
