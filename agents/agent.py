@@ -11,6 +11,7 @@ import hashlib
 import math
 import secrets
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -104,7 +105,7 @@ class Agent(Writer, ABC):
         **hyper: Any,
     ) -> None:
         """Set the agent up; nothing is learned yet."""
-        self.settings = self._choose_settings(preset, hyper)
+        self.settings = self.choose_settings(preset, **hyper)
         self.folder = None if folder is None else Path(folder)
         going_on = self.folder is not None and has_checkpoint(self.folder)
         if seed is None and going_on and self.folder is not None:
@@ -115,6 +116,7 @@ class Agent(Writer, ABC):
             torch.set_num_threads(whole_number("threads", threads, least=1))
         self.progress, self.log = progress, checked_logs(log, self.folder)
         self.steps_done = 0
+        self._seconds, self._sequences = 0.0, 0  # that learning has taken and drawn since learn() was called
         self.finished = False  # whether a step has said that it was the last
         self.logger = Logger(None, [])
         self._own_logger = True
@@ -164,13 +166,15 @@ class Agent(Writer, ABC):
             callback: As in Stable-Baselines3; on_step() is called after every step.
         """
         last = self.steps_of_preset if steps is None else self.steps_done + whole_number("steps", steps, least=0)
+        self._seconds, self._sequences = 0.0, 0
         total_timesteps = last  # a name that callbacks look for
         called = self._prepare_callback(callback)
         if self._own_logger:
             self.logger = open_logger(self.folder, self.log)
         try:
             with stop_on_interrupt() as interrupted:
-                self.begin_learning(steps is not None and self.finished, interrupted)
+                with self._counted():
+                    self.begin_learning(steps is not None and self.finished, interrupted)
                 called.on_training_start(locals(), globals())
                 self._learn_until(total_timesteps, called, interrupted)
             self.end_learning()
@@ -183,12 +187,25 @@ class Agent(Writer, ABC):
             raise KeyboardInterrupt(f"{self.name} was stopped after step {self.steps_done}{kept}")
         return self
 
+    @classmethod
+    def choose_settings(cls, preset: str | None = None, **hyper: Any) -> Any:
+        """All hyper-parameters: those given, over the preset's, over the defaults."""
+        if preset is not None and preset not in cls.presets:
+            raise OptionError(f"{cls.name} has no preset {preset!r}." + suggest(str(preset), cls.presets))
+        known = {field.name for field in fields(cls.settings_type)}
+        for option in hyper:
+            if option not in known:
+                raise OptionError(f"{cls.name} has no hyper-parameter {option!r}." + suggest(option, known))
+        hyper = {k: v.item() if isinstance(v, np.generic) else v for k, v in hyper.items()}
+        settings = cls.settings_type(**(cls.presets[preset] if preset else {}))
+        return replace(settings, **hyper)
+
     def _learn_until(self, last: int, called: BaseCallback, interrupted: threading.Event) -> None:
         """Step after step, each with its row of metrics and its checkpoint."""
         with tqdm(total=last, initial=self.steps_done, desc=self.name, disable=not self.progress or None) as bar:
             while self.steps_done < last and not self.finished and not interrupted.is_set():
                 self._reseed_sampler(LEARNING)
-                with self.randomness(self.steps_done):
+                with self._counted(), self.randomness(self.steps_done):
                     self.finished = self.one_step(self.steps_done) is False
                 self.steps_done += 1
                 self._reseed_sampler(SAMPLING)
@@ -197,6 +214,8 @@ class Agent(Writer, ABC):
                 called.update_locals(locals())
                 goes_on = called.on_step()
                 self.logger.record("time/step", self.steps_done)
+                self.logger.record("time/seconds", round(self._seconds, 3))
+                self.logger.record("time/sequences", self._sequences)
                 self.logger.dump(self.steps_done)
                 self.checkpoint()
                 if not goes_on:
@@ -311,6 +330,14 @@ class Agent(Writer, ABC):
         """A generator of torch's, where the policy is, seeded by one of numpy's."""
         return torch.Generator(self.device).manual_seed(int(random.integers(2**63)))
 
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Time, and sequences drawn, that count as learning; those of callbacks do not."""
+        begin, before = time.perf_counter(), self.written
+        yield
+        self._seconds += time.perf_counter() - begin
+        self._sequences += self.written - before
+
     def _restore(self, folder: Path) -> None:
         saved = load_checkpoint(folder, self.name, self.device)
         ours = {"settings": _as_json(asdict(self.settings)), "seed": self.seed, "task": self._described_task()}
@@ -328,17 +355,6 @@ class Agent(Writer, ABC):
             raise CheckpointError(f"the checkpoint in {folder} is damaged: {problem}") from problem
         self.steps_done, self.finished = saved.step, bool(saved.state.get("finished"))
         self._reseed_sampler(SAMPLING)
-
-    def _choose_settings(self, preset: str | None, hyper: dict[str, Any]) -> Any:
-        if preset is not None and preset not in self.presets:
-            raise OptionError(f"{self.name} has no preset {preset!r}." + suggest(str(preset), self.presets))
-        known = {field.name for field in fields(self.settings_type)}
-        for option in hyper:
-            if option not in known:
-                raise OptionError(f"{self.name} has no hyper-parameter {option!r}." + suggest(option, known))
-        hyper = {k: v.item() if isinstance(v, np.generic) else v for k, v in hyper.items()}
-        settings = self.settings_type(**(self.presets[preset] if preset else {}))
-        return replace(settings, **hyper)
 
     def _prepare_callback(self, callback: Callback) -> BaseCallback:
         model: Any = self

@@ -68,6 +68,38 @@ def architecture_of(policy: Any) -> dict[str, Any]:
     raise OptionError(f"only an LSTM or a Transformer of this package can be gone on from, not {policy!r}")
 
 
+class Tempered:
+    """A language model whose logits are divided by a temperature, as sample(temperature=...) draws."""
+
+    def __init__(self, model: Any, temperature: float) -> None:
+        """Keep the parts."""
+        self.model, self.temperature = model, temperature
+
+    def start(self, n: int, prompts: Tensor | None = None) -> tuple[Tensor, State]:
+        """As the model, sharper or flatter."""
+        logits, state = self.model.start(n, prompts)
+        return logits / self.temperature, state
+
+    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        """As the model, sharper or flatter."""
+        logits, state = self.model.step(tokens, state)
+        return logits / self.temperature, state
+
+    def features(self, tokens: Tensor, prompts: Tensor | None = None) -> Tensor:
+        """What the model's output layer reads before each token, [n, T, H]."""
+        features: Tensor = self.model.features(tokens, prompts)
+        return features
+
+    def output(self, features: Tensor) -> Tensor:
+        """The logits, [n, T, V]."""
+        logits: Tensor = self.model.output(features)
+        return logits / self.temperature
+
+    def log_prob(self, tokens: Tensor, valid_mask: Tensor, prompts: Tensor | None = None) -> Tensor:
+        """The log-probability of each token, [n, T]."""
+        return log_prob_of_tokens(self.output(self.features(tokens, prompts)), tokens, valid_mask)
+
+
 class Restricted:
     """A language model as it writes where some tokens are banned, and EOS before the least length.
 

@@ -94,11 +94,12 @@ class ReinforceSettings(GradientSettings):
         whole_number("updates", self.updates, least=0)
 
 
+# SeqGAN's generator update: 16 rollouts by the live policy, no baseline, the sum over batch and time,
+# batch 64, Adam at 0.01, clip 5.
+PUBLISHED_UPDATE = {"baseline": "none", "loss": "sum", "learning_rate": 1e-2, "embedding": 32, "hidden": 32}
 PRESETS: dict[str, dict[str, Any]] = {
-    # SeqGAN's generator update: 16 rollouts by the live policy, no baseline, the sum over batch and time,
-    # batch 64, Adam at 0.01, clip 5; 200 updates, one a round.
-    "paper": {"updates": 200, "baseline": "none", "loss": "sum", "learning_rate": 1e-2, "embedding": 32, "hidden": 32},
-    "fast": {},
+    "paper": {**PUBLISHED_UPDATE, "updates": 200},  # one a round
+    "fast": {**PUBLISHED_UPDATE, "updates": 60},
     # The grammar in well under a minute, from a policy that MLE has trained.
     "demo": {"updates": 40, "rollouts": 4},
 }
@@ -213,6 +214,7 @@ class Reinforce(Agent):
 
     def score(self, tokens: Tensor, lengths: Tensor, examples: list[Example] | None) -> Tensor:
         """The rewards of finished sequences, [m]."""
+        self.written += len(tokens)
         arrays = [tensor.cpu().numpy().copy() for tensor in (tokens, lengths)]
         for array in arrays:
             array.flags.writeable = False  # rewards look, and do not touch

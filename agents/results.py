@@ -23,6 +23,7 @@ from agents.columns import Column, in_order
 from text_gym.errors import DataError
 
 CELL, RESULTS, SAMPLES, ERROR = "cell.json", "results.json", "samples.json", "error.txt"
+NOW = "now.json"  # how far a cell is that is being run
 FORMAT = "text_gym cell 1"
 
 
@@ -175,7 +176,7 @@ def read_curve(folder: Path, prefix: str = "eval/") -> list[dict[str, float]]:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """All rows of all metrics files, in the order of writing; a line cut off by a kill is left out."""
+    """All rows of all metrics files with the "file" they are in, as written; a line cut off by a kill is left out."""
     rows = []
     for path in sorted(folder.glob("progress*.json"), key=lambda path: int(path.stem.partition("-")[2] or 1)):
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -184,7 +185,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
             except ValueError:
                 continue
             if isinstance(row, dict):
-                rows.append(row)
+                rows.append(row | {"file": path.name})
     return rows
 
 

@@ -64,6 +64,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The published share falls by 0.002 an epoch, there for 300 epochs, and here for the 120 of MLE. (There one
     # coin is tossed for all tokens of the whole run, when the graph is built; here each token has its own.)
     "paper": {**MLE_PRESETS["paper"], "decay_rate": 0.002},
+    "fast": {**MLE_PRESETS["fast"], "decay_rate": 0.006},  # falls as far in a third of the epochs
     "strong": {},
     "demo": {**MLE_PRESETS["demo"], "decay_rate": 0.05},
 }

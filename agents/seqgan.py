@@ -23,8 +23,7 @@ from agents.discriminators import PAPER_FILTERS, Discriminator, RewardForm, chec
 from agents.mle import MLE
 from agents.mle import PRESETS as MLE_PRESETS
 from agents.policies import PolicySettings
-from agents.reinforce import PRESETS as REINFORCE_PRESETS
-from agents.reinforce import GradientSettings, Reinforce
+from agents.reinforce import PUBLISHED_UPDATE, GradientSettings, Reinforce
 from text_gym.arrays import FloatArray
 from text_gym.errors import OptionError
 from text_gym.names import finite_number, suggest, whole_number
@@ -107,7 +106,6 @@ class SeqGANSettings(GradientSettings):
         object.__setattr__(self, "filters", filters)
 
 
-PUBLISHED_UPDATE = {name: value for name, value in REINFORCE_PRESETS["paper"].items() if name != "updates"}
 PRESETS: dict[str, dict[str, Any]] = {
     # As published. 120 epochs of MLE; 50 passes of 3 epochs; then 200 rounds of 1 update and 5 passes of 3 epochs.
     # What differs: the training sequences are in another order in every epoch; those written are as many as the
@@ -131,8 +129,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fast": {
         **PUBLISHED_UPDATE,
         "rounds": 60,
-        "pretraining": "paper",
-        "pretraining_epochs": 40,
+        "pretraining": "fast",
         "pretraining_passes": 5,
         "pass_size": 2_000,
         "discriminator_passes": 1,

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from agents.policies import Restricted
+from agents.policies import Restricted, Tempered
 from text_gym.arrays import FloatArray, IntArray
 from text_gym.errors import OptionError
 from text_gym.models import LOGITS_AT_ONCE, LanguageModel, Sampling, draw_tokens, generate
@@ -40,6 +40,7 @@ class Writer:
         self.task = self.rules.task
         self.device = _device(device)
         self._sampler = torch.Generator(self.device).manual_seed(seed)
+        self.written = 0  # sequences, completions of prefixes included
 
     @property
     def restricts(self) -> bool:
@@ -90,6 +91,7 @@ class Writer:
         self, n: int, generator: torch.Generator, examples: Sequence[Example] | None, sampling: Sampling | None = None
     ) -> Batch:
         """Draw n sequences, one for each of the examples if there are any."""
+        self.written += n
         self.policy.eval()
         prompts = self.prompt_rows(examples)
         model, limit, eos = self.restricted(self.policy), self.rules.limit, self.rules.eos
@@ -107,17 +109,21 @@ class Writer:
         lengths: npt.ArrayLike | None = None,
         examples: Sequence[Example] | None = None,
         as_written: bool = False,
+        temperature: float = 1.0,
     ) -> FloatArray:
         """The log-probability of each sequence in nats, [n]; with prompts, given those of the examples.
 
         It is the policy's own: what the environment bans may occur in real sequences, and has its
-        probability. With `as_written` it is that of sample(), which writes nothing that is banned.
+        probability. With `as_written` it is that of sample(), which writes nothing that is banned; and with
+        a temperature, that of sample(temperature=...).
         """
         batch = make_batch(tokens, lengths, self.task.vocab)
         if self.task.conditional and (examples is None or len(examples) != len(batch)):
             raise OptionError(f"task {self.task.name!r} has prompts: give log_prob() the example of each sequence")
         self.policy.eval()
         policy: Any = self.policy
+        if temperature != 1:
+            policy = Tempered(policy, Sampling(temperature).checked().temperature)
         model: LanguageModel = self.restricted(policy) if as_written else policy
         scores = np.zeros(len(batch))
         at_once = LOGITS_AT_ONCE[self.device.type == "cuda"]

@@ -33,6 +33,7 @@ def test_every_figure_equals_enumeration(agent):
         "data_entropy": -(q * np.log(q)).sum() / 3,
         "kl_model_data": (p * np.log(p / q)).sum() / 3,
         "kl_data_model": (q * np.log(q / p)).sum() / 3,
+        "kl_sum": (p * np.log(p / q)).sum() / 3 + (q * np.log(q / p)).sum() / 3,
         "js": ((p * np.log(p / m)).sum() + (q * np.log(q / m)).sum()) / 2,
     }
     results = evaluate(agent, n=20_000, seed=3)

@@ -145,6 +145,11 @@ class Task:
         valid: BoolArray = self._known_source("is_valid").is_valid(tokens, lengths)
         return valid
 
+    def steps(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> IntArray:
+        """The steps that each sequence takes through the source's language, numbers of at least 0, [n, T]."""
+        steps: IntArray = self._known_source("steps").steps(tokens, lengths)
+        return steps
+
     def entropy(self) -> float:
         """The exact entropy of the source, in nats a sequence."""
         return float(self._known_source("entropy").entropy())

@@ -1,0 +1,345 @@
+"""Train several agents on one task from the same start, with controls, and keep everything that a report needs.
+
+A comparison is a list of cells (agents/cell.py), one for each model and seed. It can be stopped and
+started again at any time: cells that are finished are not run again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import filelock
+import torch
+
+from agents.cell import CellSpec, prepare_cell
+from agents.measures import Measures, MeasureSettings
+from agents.mle import MLE
+from agents.registry import Recipe, find_agent
+from agents.reinforce import GradientSettings, Reinforce
+from agents.results import ERROR, NOW, RESULTS, Results, read_cell
+from agents.seqgan import SeqGAN
+from agents.workers import LocalPool, Pool, RayPool
+from text_gym.errors import OptionError
+from text_gym.names import parse_call, suggest, whole_number
+from text_gym.rewards import Scorer
+from text_gym.tasks import make_task
+
+LOCK = ".lock"
+LABEL = re.compile(r"[\w.+-]+")
+START = "mle"  # what the start is called when it is not among the agents
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared, and how."""
+
+    agents: tuple[str, ...] = ("mle", "ss", "pg-bleu", "seqgan")
+    """Names, name(option=value), or module:attribute; with label= before it to call it otherwise."""
+    task: str = "grammar"
+    """A name, name(option=value), or the path of a corpus."""
+    seeds: int = 3
+    """How many: each model is trained with seeds 0, 1, ..."""
+    out: Path = Path("runs/compare")
+    """The folder of the comparison. The same command goes on where it stopped."""
+    preset: str | None = None
+    """A set of hyper-parameters for all agents that have it: "paper", "fast", "demo"."""
+    reward: str | None = None
+    """The environment's reward; the task's own if not given."""
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Single hyper-parameters by label."""
+    controls: bool = True
+    """Whether to run the controls: a constant and a random reward under each agent's update rule, likelihood
+    stopped early, uniform tokens, and real data."""
+    baseline: str | None = None
+    """The label that others are measured against; the start, if not given."""
+    measured: MeasureSettings = field(default_factory=MeasureSettings)
+    """What is measured of each model, and on how much."""
+    jobs: int | None = None
+    """Cells at a time; as many as there are cores for if not given."""
+    threads: int = 1
+    """Of each cell. Other threads give other last digits; other jobs give the same numbers."""
+    device: str = "auto"
+    """"cpu", "cuda", or "auto" for a GPU where there is one."""
+    ray: str | None = None
+    """The address of a Ray cluster to run the cells on; "local" starts one here."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        whole_number("seeds", self.seeds, least=1)
+        whole_number("threads", self.threads, least=1)
+        if self.jobs is not None:
+            whole_number("jobs", self.jobs, least=1)
+        if not self.agents:
+            raise OptionError("name the agents to compare, for example: mle seqgan")
+
+
+class Entry(NamedTuple):
+    """What is to be trained in every seed, before it has a seed."""
+
+    spec: CellSpec
+    recipe: Recipe
+
+
+def compare(comparison: Comparison, watch: Callable[[Progress], None] | None = None, command: str = "") -> Results:
+    """Run a comparison, and read back what came of it.
+
+    In a program of your own, call it under `if __name__ == "__main__":`, because cells run in processes
+    that import the program anew.
+
+    Args:
+        comparison: What to run.
+        watch: Called several times a second with how far it is.
+        command: What was typed, for the records.
+    """
+    models = plan(comparison, command or shlex.join(sys.argv))
+    comparison.out.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(comparison.out / LOCK, timeout=0):
+            cells = lay_out(comparison, models)
+            progress = Progress(cells)
+            run_all(progress, lambda: make_pool(comparison), watch or (lambda progress: None))
+            return Results(map(read_cell, cells))
+    except filelock.Timeout:
+        raise OptionError(
+            f"another comparison is running in {comparison.out}; wait for it, or give another folder"
+        ) from None
+
+
+# What to run.
+
+
+def plan(comparison: Comparison, command: str = "") -> list[Entry]:
+    """All models of a comparison: the agents, the start that they share, and the controls."""
+    agents = [_agent(comparison, named) for named in comparison.agents]
+    labels = [model.spec.label for model in agents]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise OptionError(f"two agents are called {label!r}; write label=agent to call one otherwise")
+    for label in comparison.options:
+        if label not in labels:
+            raise OptionError(
+                f"there are hyper-parameters for {label!r}, which is not compared." + suggest(label, labels)
+            )
+    if any(model.recipe.takes_start for model in agents) and not any(map(_is_start, agents)):
+        agents.insert(0, _agent(comparison, START))
+    start = next((model.spec.label for model in agents if _is_start(model)), None)
+    agents = [_from(model, start) for model in agents]
+    models = agents + (_controls(comparison, agents, start) if comparison.controls else [])
+    baseline = comparison.baseline or start or agents[0].spec.label
+    if baseline not in (known := [model.spec.label for model in models]):
+        raise OptionError(f"the baseline {baseline!r} is not compared." + suggest(baseline, known))
+    return [
+        model._replace(spec=replace(model.spec, order=order, baseline=baseline, command=command))
+        for order, model in enumerate(models)
+    ]
+
+
+def _agent(comparison: Comparison, named: str) -> Entry:
+    """One of the agents that were named."""
+    label, equals, text = named.partition("=")
+    if not equals or not LABEL.fullmatch(label):
+        label, text = "", named
+    name, written = parse_call(text)
+    label = label or name.rpartition(":")[2]
+    if not LABEL.fullmatch(label):
+        raise OptionError(f"{label!r} is no name for a folder; write label={named}")
+    options = written | dict(comparison.options.get(label, {}))
+    preset = options.pop("preset", comparison.preset)
+    recipe = find_agent(name, preset, **options)
+    settings = recipe.settings(preset)  # refuses what makes no sense before anything is run
+    if comparison.preset is not None and settings is not None and recipe.preset_of(preset) is None:
+        known = getattr(recipe.factory, "presets", {})
+        if known:
+            raise OptionError(f"{label} has no preset {preset!r}." + suggest(str(preset), known))
+    return Entry(_spec(comparison, label, name, preset=preset, options=options), recipe)
+
+
+def _spec(comparison: Comparison, label: str, agent: str, **more: Any) -> CellSpec:
+    shared = {name: getattr(comparison, name) for name in ("task", "reward", "device", "threads", "measured")}
+    return CellSpec(label, agent, report_reward=comparison.reward is not None, **shared | more)
+
+
+def _is_start(model: Entry) -> bool:
+    """Whether it is what the other agents begin with: maximum likelihood itself."""
+    return model.recipe.factory is MLE
+
+
+def _from(model: Entry, start: str | None) -> Entry:
+    """The model, beginning with the start's policy if it can."""
+    if start is None or not model.recipe.takes_start:
+        return model
+    return model._replace(spec=replace(model.spec, start=start))
+
+
+def _controls(comparison: Comparison, agents: Sequence[Entry], start: str | None) -> list[Entry]:
+    """The models that must not do as well as the agents, if those are to have shown anything."""
+    rewarded = [model for model in agents if model.recipe.learns_from_reward]
+    tested = tuple(model.spec.label for model in agents if model.spec.label != start)
+    models = _without_information(comparison, rewarded, start)
+    for model in agents:
+        if model.spec.label == start and not model.recipe.settings(model.spec.preset).early_stopping:
+            options = {**model.spec.options, "early_stopping": True, "patience": 5}
+            words = {"kind": "control", "words": "likelihood stopped early", "controls_for": tested}
+            early = _spec(comparison, f"{start}-early", "mle", preset=model.spec.preset, options=options, **words)
+            models.append(Entry(early, find_agent("mle", model.spec.preset, **options)))
+    uniform = {"kind": "control", "words": "uniform tokens", "controls_for": tested}
+    models.append(Entry(_spec(comparison, "uniform", "uniform", **uniform), find_agent("uniform")))
+    real = {"kind": "reference", "words": "real data"}
+    models.append(Entry(_spec(comparison, "real", "real", **real), find_agent("real")))
+    taken = {model.spec.label for model in agents}
+    return [model for model in models if model.spec.label not in taken]
+
+
+def _without_information(comparison: Comparison, rewarded: Sequence[Entry], start: str | None) -> list[Entry]:
+    """Each agent's update rule on a reward that is constant, and on one that is random; equal ones once."""
+    found: dict[Any, tuple[Recipe, str | None, list[str]]] = {}
+    for model in rewarded:
+        for reward in ("constant(value=0.5)", "random"):
+            recipe, preset = _update_rule(model, reward)
+            settings = recipe.settings(preset)
+            key = (recipe.factory, repr(settings) if settings is not None else model.spec.label, reward)
+            found.setdefault(key, (recipe, preset, []))[2].append(model.spec.label)
+    alone = len({labels[0] for _, _, labels in found.values()}) == 1
+    models = []
+    for (_, _, reward), (recipe, preset, labels) in found.items():
+        kind = reward.partition("(")[0]
+        label = kind if alone else f"{kind}-{labels[0]}"
+        words = f"a {kind} reward"
+        spec = _spec(
+            comparison, label, recipe.name, preset=preset, options={**recipe.options, "reward": reward},
+            kind="control", words=words, controls_for=tuple(labels), steps=None,
+        )  # fmt: skip
+        models.append(_from(Entry(spec, recipe._replace(reward=reward)), start))
+    return models
+
+
+def _update_rule(model: Entry, reward: str) -> tuple[Recipe, str | None]:
+    """The agent with another reward; SeqGAN, whose reward is its own, as the `Reinforce` inside it."""
+    recipe, preset = model.recipe, model.spec.preset
+    settings = recipe.settings(preset)
+    if recipe.factory not in (SeqGAN, Reinforce):
+        return recipe, preset
+    shared = {f.name: getattr(settings, f.name) for f in fields(GradientSettings)}
+    rounds = settings.rounds * settings.generator_steps if recipe.factory is SeqGAN else settings.updates
+    architecture = ("policy", "embedding", "hidden", "layers", "heads", "initial_std")  # are the start's
+    options = {name: value for name, value in shared.items() if name not in architecture} | {"updates": rounds}
+    if reward.startswith("constant") and settings.baseline != "prefix":
+        options["rollouts"] = 0  # each completion would be paid the same
+    return find_agent("reinforce", None, **options), None
+
+
+def lay_out(comparison: Comparison, models: Sequence[Entry]) -> list[Path]:
+    """A folder for each model and seed, the ones that others wait for first, then those that take longest."""
+    check(comparison, models)
+    folders = []
+    for model in sorted(models, key=_urgency):
+        for seed in range(comparison.seeds):
+            folder = comparison.out / model.spec.label / f"seed-{seed}"
+            prepare_cell(folder, replace(model.spec, seed=seed))
+            folders.append(folder)
+    return folders
+
+
+def check(comparison: Comparison, models: Sequence[Entry]) -> None:
+    """Refuse now what would fail in every cell: the task, the rewards, the measures."""
+    task = make_task(comparison.task)
+    Measures(task, comparison.measured, comparison.reward)
+    for model in models:
+        if model.recipe.reward is not None:
+            Scorer(model.recipe.reward, task)
+
+
+def _urgency(model: Entry) -> tuple[int, ...]:
+    if _is_start(model) and model.spec.kind == "agent":
+        return (0,)
+    settings = model.recipe.settings(model.spec.preset)
+    return (1, -bool(getattr(settings, "rounds", 0)), -getattr(settings, "rollouts", 0))
+
+
+# Running it.
+
+
+class Progress:
+    """How far a comparison is.
+
+    Attributes:
+        cells: Their folders.
+        done: Those that are finished.
+        failed: Those that failed, and why.
+        running: Those that are being run.
+    """
+
+    def __init__(self, cells: Sequence[Path]) -> None:
+        """Some may be finished from an earlier run."""
+        self.cells = list(cells)
+        self.specs = {folder: CellSpec.read(folder) for folder in cells}
+        self.done = [folder for folder in cells if (folder / RESULTS).exists()]
+        self.before = len(self.done)
+        self.failed: dict[Path, str] = {}
+        self.running: list[Path] = []
+
+    def start_of(self, folder: Path) -> Path | None:
+        """The cell that this one begins with."""
+        spec = self.specs[folder]
+        return None if spec.start is None else folder.parent.parent / spec.start / folder.name
+
+    @property
+    def waiting(self) -> list[Path]:
+        """Those that have not begun."""
+        begun = {*self.done, *self.failed, *self.running}
+        return [folder for folder in self.cells if folder not in begun]
+
+    @property
+    def ready(self) -> list[Path]:
+        """Those that could begin: what they begin with is there."""
+        return [folder for folder in self.waiting if self.start_of(folder) in (None, *self.done)]
+
+
+def run_all(progress: Progress, make: Callable[[], Pool], watch: Callable[[Progress], None]) -> None:
+    """Run what is not finished, as many at a time as the pool has room for."""
+    if not progress.waiting:
+        watch(progress)
+        return
+    pool = make()
+    try:
+        while progress.waiting or progress.running:
+            for folder in progress.ready[: pool.free]:
+                pool.begin(folder)
+                progress.running.append(folder)
+            _give_up_those_without_start(progress)
+            for folder, error in pool.wait(0.25):
+                progress.running.remove(folder)
+                (folder / NOW).unlink(missing_ok=True)
+                if error == "stopped":
+                    raise KeyboardInterrupt
+                if error is None:
+                    progress.done.append(folder)
+                else:
+                    progress.failed[folder] = error
+            watch(progress)
+    finally:
+        pool.close()
+
+
+def _give_up_those_without_start(progress: Progress) -> None:
+    for folder in progress.waiting:
+        start = progress.start_of(folder)
+        if start in progress.failed:
+            progress.failed[folder] = f"{start} failed, with which it would have begun"
+            (folder / ERROR).write_text(progress.failed[folder], encoding="utf-8")
+
+
+def make_pool(comparison: Comparison) -> Pool:
+    """Where the cells run."""
+    if comparison.ray is not None:
+        return RayPool(comparison.ray, comparison.jobs, comparison.threads)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    on_gpu = comparison.device != "cpu" and torch.cuda.is_available()
+    return LocalPool(comparison.jobs or (1 if on_gpu else max(1, cores // comparison.threads)))
