@@ -1,4 +1,4 @@
-# `make demo` shows what this is; `make test` proves that it works. Both install into .venv first.
+# `make demo` shows what this is for; `make test` proves that it works. Both install into .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -6,9 +6,8 @@ INSTALLED := .venv/.installed
 .PHONY: demo test slow check format bench clean
 
 demo: $(INSTALLED)
-	@$(BIN)/python examples/random_agent.py
-	@echo
-	@$(BIN)/text-gym audit
+	@$(BIN)/text-gym compare mle pg-bleu seqgan --task grammar --preset demo --seeds 3 \
+		--samples 2000 --sweep-samples 500 --references 500 --curve-samples 300 --points 8 --out runs/demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow" -n 2

@@ -54,6 +54,8 @@ class CellSpec:
     """Single hyper-parameters."""
     start: str | None = None
     """The label of the model, of the same seed, whose policy this one begins with."""
+    start_folder: str | None = None
+    """Or the folder of a run that it begins with."""
     steps: int | None = None
     """How many it learns; as many as its settings say if not given."""
     device: str = "auto"
@@ -114,15 +116,15 @@ def prepare_cell(folder: Path, spec: CellSpec) -> None:
     write_json(folder / CELL, wanted)
 
 
-def run_cell(folder: Path) -> None:
-    """Learn and measure what cell.json asks for, going on where an earlier run was stopped."""
+def run_cell(folder: Path, progress: bool = False) -> None:
+    """Learn and measure what cell.json asks for, going on where an earlier run was stopped; with a bar if wanted."""
     spec = CellSpec.read(folder)
     if (folder / RESULTS).exists():
         return
     (folder / ERROR).unlink(missing_ok=True)
     torch.set_num_threads(spec.threads)
     started, begin = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.perf_counter()
-    model = make_model(spec, folder)
+    model = make_model(spec, folder, progress)
     learn(model, spec, folder)
     cost = cost_of(folder) or {"seconds": time.perf_counter() - begin}
     write_json(folder / NOW, {"doing": "measuring"})
@@ -145,14 +147,15 @@ def run_cell(folder: Path) -> None:
     (folder / NOW).unlink(missing_ok=True)
 
 
-def make_model(spec: CellSpec, folder: Path | None) -> Any:
+def make_model(spec: CellSpec, folder: Path, progress: bool = False) -> Any:
     """The model that a cell asks for, as far as the folder holds it."""
     recipe = find_agent(spec.agent, spec.preset, **spec.options)
     env = make_env(spec)
-    start = None
-    if spec.start is not None and folder is not None:
-        start = load_model(folder.parent.parent / spec.start / f"seed-{spec.seed}")
-    surroundings = {"seed": spec.seed, "device": spec.device, "folder": folder, "start": start, "progress": False}
+    begins_with = None if spec.start_folder is None else Path(spec.start_folder)
+    if spec.start is not None:
+        begins_with = folder.parent.parent / spec.start / f"seed-{spec.seed}"
+    start = None if begins_with is None else load_model(begins_with)
+    surroundings = {"seed": spec.seed, "device": spec.device, "folder": folder, "start": start, "progress": progress}
     model = recipe.make(env, spec.preset, **surroundings, log=logs())
     if not hasattr(model, "task"):
         model.task = env.unwrapped.task  # type: ignore[attr-defined]

@@ -1,11 +1,15 @@
-"""The `text-gym` command: what there is, samples, scores, and how fast it runs."""
+"""The `text-gym` command: what there is, training, comparing, samples, scores, and how fast it runs.
+
+What needs torch is imported by the commands that need it.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -14,8 +18,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from agents.audit import audit_rewards
+from agents.columns import in_order
 from text_gym import TextGymError, __version__, make_task
-from text_gym.errors import DataError
+from text_gym.errors import DataError, OptionError
 from text_gym.names import whole_number
 from text_gym.readers import read_lines
 from text_gym.rewards import Scorer, registered_rewards
@@ -23,6 +28,7 @@ from text_gym.sequences import Batch, Example, Sequences
 from text_gym.tasks import Task, registered_tasks
 
 app = tyro.extras.SubcommandApp()
+LIGHT = ("tasks", "rewards", "agents", "sample", "evaluate", "report", "score", "audit", "bench")
 
 TaskName = Annotated[str, tyro.conf.arg(help="A name, name(option=value), or the path of a corpus.")]
 RewardName = Annotated[str, tyro.conf.arg(help="A name, name(option=value), or module:attribute.")]
@@ -41,12 +47,107 @@ def rewards() -> None:
 
 
 @app.command
-def sample(task: TaskName = "grammar", n: int = 8, seed: int | None = None, split: str = "test") -> None:
-    """Print real sequences of a task: the first n of a split, or n drawn by a seed."""
-    made = make_task(task)
-    batch = _draw(made, split, n, seed)
-    for prompt, text in zip(batch.prompts, batch.texts, strict=True):
-        _say(f"{prompt} -> {text}" if made.conditional else text)
+def agents(name: tyro.conf.Positional[str | None] = None) -> None:
+    """List the agents that have a name, or one agent's presets and hyper-parameters."""
+    from agents.registry import find_agent, registered_agents
+
+    if name is None:
+        _print_names("agent", registered_agents())
+        _say("Hyper-parameters and presets of one: text-gym agents seqgan")
+        return
+    recipe = find_agent(name)
+    settings = recipe.settings(None)
+    if settings is None:
+        raise OptionError(f"{name} is {recipe.factory!r}, which has no settings to list")
+    presets = getattr(recipe.factory, "presets", {})
+    table = Table("hyper-parameter", "default", *presets, box=None)
+    for field in fields(settings):
+        values = [_short(getattr(recipe.settings(preset), field.name)) for preset in (None, *presets)]
+        table.add_row(field.name, *(value if value != values[0] or i == 0 else "" for i, value in enumerate(values)))
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    _say(f"What each of them is: text-gym train {name} --help")
+
+
+@app.command
+def sample(
+    run: tyro.conf.Positional[Path | None] = None,
+    task: TaskName = "grammar",
+    n: int = 8,
+    seed: int | None = None,
+    split: str = "test",
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+) -> None:
+    """Print sequences: what the agent in a run's folder writes, or without one, real sequences of a task.
+
+    Args:
+        run: The folder of a run of train, or of one seed of compare.
+        task: Whose real sequences to print, where there is no run.
+        n: How many.
+        seed: Draws them; without it the first n of the split are printed, or others in each call.
+        split: Of the real sequences.
+        temperature: Below 1, likely tokens become likelier.
+        top_k: Only so many of the likeliest tokens; 0 for all.
+        top_p: Only the fewest likeliest tokens with this much probability together.
+        prompt: What to answer; once for each prompt.
+    """
+    if run is None:
+        made = make_task(task)
+        batch = _draw(made, split, n, seed)
+    else:
+        from agents.cell import load_model
+
+        model = load_model(run)
+        made = model.task
+        ways = {"temperature": (temperature, 1.0), "top_k": (top_k, 0), "top_p": (top_p, 1.0), "prompts": (prompt, ())}
+        asked = {name: value for name, (value, usual) in ways.items() if value != usual}
+        batch = model.sample(len(prompt) or n, seed=seed, **asked)
+    for question, text in zip(batch.prompts, batch.texts, strict=True):
+        _say(f"{question} -> {text}" if made.conditional else text)
+
+
+@app.command
+def evaluate(
+    run: tyro.conf.Positional[Path],
+    samples: int | None = None,
+    seed: int | None = None,
+    also: tyro.conf.UseAppendAction[tuple[RewardName, ...]] = (),
+    temperature: float = 1.0,
+) -> None:
+    """Measure the agent in a run's folder anew.
+
+    Args:
+        run: The folder of a run of train, or of one seed of compare.
+        samples: How many sequences to draw; as many as the run says if not given.
+        seed: Draws them; the run's own if not given.
+        also: Rewards to report beside the rest.
+        temperature: At which to draw them.
+    """
+    from agents.commands import measure_run
+
+    figures = measure_run(run, samples, seed, also, temperature)
+    table = Table("figure", "value", "what it is", box=None)
+    for column in in_order(set(figures)):
+        table.add_row(escape(column.title), column.show(figures[column.key]), column.about)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+@app.command
+def report(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None) -> None:
+    """Write the report of one or more runs of train or compare, from their folders alone.
+
+    Args:
+        runs: The folders.
+        out: Where report.html, report.md, report.csv and the pictures go; the first run's folder if not given.
+    """
+    from agents.report import write_report
+    from agents.results import read_results
+
+    if not runs:
+        raise OptionError("name the folder of a run, for example: text-gym report runs/compare")
+    _say(str(write_report(read_results(runs), out or runs[0])))
 
 
 @app.command
@@ -146,28 +247,55 @@ def _say(line: str) -> None:
     sys.stdout.write(line + "\n")
 
 
+def _short(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return text if len(text) <= 24 else text[:21] + "..."
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 2 for a user's mistake, told in one line. --debug shows where it came from."""
+    """Run the command.
+
+    Returns:
+        0 if all went well; 1 if some cells of a comparison failed; 2 for a user's mistake, told in one line
+        (--debug shows where it came from); 130 after Ctrl-C.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given == ["--version"]:
         _say(f"text_gym {__version__}")
         return 0
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # so that module:attribute finds the user's own files
-    debug = "--debug" in given
+    words = [word for word in given if word != "--debug"]
     try:
-        app.cli(
-            prog="text-gym",
-            description="Text generation as reinforcement learning. Also: --version; --debug, for tracebacks.",
-            args=[argument for argument in given if argument != "--debug"],
-        )
+        return _run(words)
     except TextGymError as problem:
-        if debug:
+        if "--debug" in given:
             raise
         sys.stderr.write(f"text-gym: {problem}\n")
         return 2
+    except KeyboardInterrupt as stopped:
+        sys.stderr.write(f"text-gym: stopped. {stopped}\n".replace(". \n", "; the same command goes on.\n"))
+        return 130
     except BrokenPipeError:
         sys.stderr.close()
+    return 0
+
+
+def _run(words: list[str]) -> int:
+    """The command that the first word names; train and compare have flags that depend on the agents."""
+    if words[:1] in (["train"], ["compare"]):
+        from agents import commands
+
+        return {"train": commands.train, "compare": commands.compare}[words[0]](words[1:])
+    if not words or words[0] not in LIGHT:
+        from agents import commands
+
+        commands.add_to(app)  # for --help, completion and what is spelled wrongly
+    app.cli(
+        prog="text-gym",
+        description="Text generation as reinforcement learning. Also: --version; --debug, for tracebacks.",
+        args=words,
+    )
     return 0
 
 

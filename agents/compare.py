@@ -143,22 +143,41 @@ def plan(comparison: Comparison, command: str = "") -> list[Entry]:
 
 def _agent(comparison: Comparison, named: str) -> Entry:
     """One of the agents that were named."""
-    label, equals, text = named.partition("=")
-    if not equals or not LABEL.fullmatch(label):
-        label, text = "", named
-    name, written = parse_call(text)
-    label = label or name.rpartition(":")[2]
+    label = label_of(named)
+    recipe, preset = recipe_of(comparison, named)
+    known = getattr(recipe.factory, "presets", {})
+    if preset is not None and known and preset not in known:
+        raise OptionError(f"{label} has no preset {preset!r}." + suggest(preset, known))
+    recipe.settings(preset)  # refuses what makes no sense before anything is run
+    own_reward = find_agent(recipe.name, preset).reward
+    options = recipe.options | ({} if recipe.reward == own_reward else {"reward": recipe.reward})
+    return Entry(_spec(comparison, label, recipe.name, preset=preset, options=options), recipe)
+
+
+def recipe_of(comparison: Comparison, named: str) -> tuple[Recipe, str | None]:
+    """How to make one of the agents that were named, and with what preset."""
+    name, written = parse_call(_without_label(named))
+    options = written | dict(comparison.options.get(label_of(named), {}))
+    preset = options.pop("preset", comparison.preset)
+    return find_agent(name, preset, **options), preset
+
+
+def label_of(named: str) -> str:
+    """What an agent is called: what stands before =, or its name.
+
+    >>> label_of("strong=mle(preset='strong')"), label_of("mine.py:Plain(hidden=32)"), label_of("seqgan")
+    ('strong', 'Plain', 'seqgan')
+    """
+    text = _without_label(named)
+    label = named[: -len(text)].removesuffix("=") or parse_call(text)[0].rpartition(":")[2]
     if not LABEL.fullmatch(label):
         raise OptionError(f"{label!r} is no name for a folder; write label={named}")
-    options = written | dict(comparison.options.get(label, {}))
-    preset = options.pop("preset", comparison.preset)
-    recipe = find_agent(name, preset, **options)
-    settings = recipe.settings(preset)  # refuses what makes no sense before anything is run
-    if comparison.preset is not None and settings is not None and recipe.preset_of(preset) is None:
-        known = getattr(recipe.factory, "presets", {})
-        if known:
-            raise OptionError(f"{label} has no preset {preset!r}." + suggest(str(preset), known))
-    return Entry(_spec(comparison, label, name, preset=preset, options=options), recipe)
+    return label
+
+
+def _without_label(named: str) -> str:
+    label, equals, text = named.partition("=")
+    return text if equals and LABEL.fullmatch(label) else named
 
 
 def _spec(comparison: Comparison, label: str, agent: str, **more: Any) -> CellSpec:

@@ -51,7 +51,7 @@ class MeasureSettings:
     """Rewards whose means are reported beside the rest: names, or module:attribute."""
     shown: int = 6
     """Samples of each model in the report."""
-    rollouts: int = 16
+    credit_rollouts: int = 16
     """Completions of each of their prefixes, from which each token's credit is."""
     points: int = 20
     """Evaluations while a model learns, for its learning curve."""
@@ -62,7 +62,7 @@ class MeasureSettings:
         """Refuse values that make no sense."""
         for name in ("samples", "references", "sweep_samples", "curve_samples"):
             whole_number(name, getattr(self, name), least=2)
-        for name in ("shown", "rollouts", "points"):
+        for name in ("shown", "credit_rollouts", "points"):
             whole_number(name, getattr(self, name), least=0)
         object.__setattr__(self, "temperatures", tuple(float(t) for t in self.temperatures))
         object.__setattr__(self, "also", tuple(self.also))
@@ -200,7 +200,7 @@ class Measures:
 
     def _values(self, model: Any, batch: Batch, seed: int) -> FloatArray | None:
         """What each sequence was worth to the model before its first token and after each, [n, T + 1]."""
-        if not self.settings.rollouts or not all(hasattr(model, a) for a in ("policy", "restricted", "rewards")):
+        if not self.settings.credit_rollouts or not all(hasattr(model, a) for a in ("policy", "restricted", "rewards")):
             return None
 
         def score(tokens: torch.Tensor, lengths: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -213,7 +213,7 @@ class Measures:
             model.tensor(batch.tokens),
             model.tensor(batch.lengths),
             score,
-            self.settings.rollouts,
+            self.settings.credit_rollouts,
             self.task.vocab.eos,
             torch.Generator(model.device).manual_seed(seed),
             model.prompt_rows(batch.examples),

@@ -39,9 +39,12 @@ class Recipe(NamedTuple):
         return "start" in inspect.signature(self.factory).parameters
 
     def settings(self, preset: str | None) -> Any:
-        """All its hyper-parameters, where it says what they are; else None."""
+        """All its hyper-parameters, where it says what they are; else None. Refuses what it does not have."""
         choose = getattr(self.factory, "choose_settings", None)
-        return None if choose is None else choose(self.preset_of(preset), **self.options)
+        if choose is not None:
+            return choose(self.preset_of(preset), **self.options)
+        check_options(f"agent {self.name!r}", partial(self.factory, None), self.options)
+        return None
 
     def preset_of(self, preset: str | None) -> str | None:
         """The preset, where it has one of this name; agents of the user's own often have none."""
@@ -52,8 +55,6 @@ class Recipe(NamedTuple):
         given = {"preset": self.preset_of(preset), **surroundings}
         parameters = _parameters(self.factory)
         fitting = {name: value for name, value in given.items() if name in parameters and value is not None}
-        if getattr(self.factory, "choose_settings", None) is None:
-            check_options(f"agent {self.name!r}", partial(self.factory, env), self.options)
         made = self.factory(env, **fitting, **self.options)
         if not callable(getattr(made, "sample", None)):
             raise OptionError(f"agent {self.name!r} made {made!r}, which has no sample()")

@@ -1,0 +1,107 @@
+"""The commands that train: `text-gym train` and `text-gym compare`, and what `evaluate` measures."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from agents.cell import CellSpec, load_model, prepare_cell, run_cell
+from agents.compare import compare as run_comparison
+from agents.compare import label_of
+from agents.display import Display
+from agents.evaluate import draw
+from agents.flags import Comparing, Flat, Training, read_comparison, read_training
+from agents.measures import Measures
+from agents.report import terminal_table, write_report
+from agents.results import read_cell
+from agents.verdicts import summaries
+
+
+def train(words: Sequence[str]) -> int:
+    """Train one agent, measure it, and keep everything in a folder."""
+    asked, options = read_training(words)
+    label = label_of(asked.agent)
+    folder = asked.out or Path("runs") / label
+    spec = CellSpec(
+        label, asked.agent, asked.seed, asked.task, asked.reward, asked.preset, options,
+        start_folder=None if asked.start is None else str(asked.start), steps=asked.steps, device=asked.device,
+        threads=asked.threads, measured=asked.measured, report_reward=asked.reward is not None,
+        command=shlex.join(["text-gym", "train", *words]),
+    )  # fmt: skip
+    prepare_cell(folder, spec)
+    run_cell(folder, progress=True)
+    console = Console()
+    _show_figures(console, folder)
+    for follow in ("sample", "evaluate", "report"):
+        console.print(f"  text-gym {follow} {escape(str(folder))}", highlight=False)
+    return 0
+
+
+def compare(words: Sequence[str]) -> int:
+    """Train several agents with their controls, and write the report."""
+    asked = read_comparison(_with_address(words))
+    console = Console()
+    with Display(console) as display:
+        results = run_comparison(asked, display, shlex.join(["text-gym", "compare", *words]))
+    page = write_report(results, asked.out)
+    console.print(terminal_table(results))
+    for line in summaries(results):
+        console.print(escape(line), highlight=False)
+    console.print(f"The report: {escape(str(page))}", highlight=False, soft_wrap=True)
+    for cell in results.failures:
+        console.print(escape(f"FAILED: {cell.label}, seed {cell.seed}: {cell.folder / 'error.txt'}"), highlight=False)
+    return 1 if results.failures else 0
+
+
+def measure_run(
+    folder: Path, samples: int | None, seed: int | None, also: Sequence[str], temperature: float
+) -> dict[str, float]:
+    """The figures of the agent in a folder."""
+    spec = CellSpec.read(folder)
+    model: Any = load_model(folder)
+    settings = replace(spec.measured, also=tuple(also) or spec.measured.also)
+    settings = settings if samples is None else replace(settings, samples=samples)
+    measures = Measures(model.task, settings, spec.reward if spec.report_reward else None)
+    seed = spec.seed if seed is None else seed
+    if temperature == 1:
+        return measures.figures(model, seed)
+    drawn = draw(model, max(settings.samples, measures.size), seed, "test", temperature=temperature)
+    return measures.of_samples(model, drawn, measures.test, temperature) | measures.of_texts(drawn)
+
+
+def add_to(app: Any) -> None:
+    """Let an app list and complete both commands; their hyper-parameters are flags only when they run."""
+
+    def train_(asked: Annotated[Training, Flat]) -> None:
+        raise AssertionError("run by train() above")
+
+    def compare_(asked: Annotated[Comparing, Flat]) -> None:
+        raise AssertionError("run by compare() above")
+
+    for function, name, runs in ((train_, "train", train), (compare_, "compare", compare)):
+        function.__doc__ = runs.__doc__
+        app.command(function, name=name)
+
+
+def _with_address(words: Sequence[str]) -> list[str]:
+    """`--ray` alone is a cluster on this machine."""
+    given = list(words)
+    for i, word in enumerate(given):
+        if word == "--ray" and (i + 1 == len(given) or given[i + 1].startswith("-")):
+            return [*given[: i + 1], "local", *given[i + 1 :]]
+    return given
+
+
+def _show_figures(console: Console, folder: Path) -> None:
+    """The headline figures of a run."""
+    from agents.columns import in_order
+
+    cell = read_cell(folder)
+    told = [f"{c.title} {c.show(cell.figures[c.key])}" for c in in_order(set(cell.figures)) if c.headline]
+    console.print(escape(f"{cell.label}, seed {cell.seed}: " + ", ".join(told)), highlight=False)

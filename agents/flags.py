@@ -1,0 +1,180 @@
+"""Command lines and TOML files to settings: every hyper-parameter of every agent is a flag.
+
+The words are read twice. The first time tells which agents are meant, and which preset; the second time
+knows their hyper-parameters, with the values of the preset as defaults, so that --help shows both.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, make_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from agents.compare import Comparison, label_of, recipe_of
+from agents.measures import MeasureSettings
+from agents.registry import find_agent
+from text_gym.errors import DataError, OptionError
+from text_gym.names import parse_call, suggest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Flat = tyro.conf.arg(name="")  # fields of a settings class, as flags without a prefix
+HELP = ("-h", "--help")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Training:
+    """What `text-gym train` is asked for."""
+
+    agent: tyro.conf.Positional[str]
+    """A name, name(option=value), or module:attribute."""
+    task: str = "grammar"
+    """A name, name(option=value), or the path of a corpus."""
+    reward: str | None = None
+    """A name, name(option=value), or module:attribute; the task's own if not given."""
+    preset: str | None = None
+    """A set of hyper-parameters."""
+    seed: int = 0
+    """Decides everything random."""
+    out: Path | None = None
+    """The folder of the run; runs/<agent> if not given. The same command goes on where it stopped."""
+    start: Path | None = None
+    """The folder of a run whose policy this one begins with."""
+    steps: int | None = None
+    """Epochs, updates or rounds; as many as the agent's settings say if not given."""
+    device: str = "auto"
+    """cpu, cuda, or auto for a GPU where there is one."""
+    threads: int = 1
+    """Of torch on a CPU."""
+    config: Path | None = None
+    """A TOML file with any of these settings and hyper-parameters; flags go before it."""
+    measured: Annotated[MeasureSettings, Flat] = field(default_factory=MeasureSettings)
+    """What is measured when it has learned."""
+
+
+@dataclass(frozen=True)
+class Comparing(Comparison):
+    """What `text-gym compare` is asked for."""
+
+    agents: tyro.conf.Positional[tuple[str, ...]] = Comparison.agents
+    """Names, name(option=value), or module:attribute; label=agent calls one otherwise."""
+    measured: Annotated[MeasureSettings, Flat] = field(default_factory=MeasureSettings)
+    """What is measured of each model, and on how much."""
+    options: tyro.conf.Suppress[Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    config: Path | None = None
+    """A TOML file with any of these settings, and a table of hyper-parameters for each label; flags go before it."""
+
+
+def read_training(words: Sequence[str]) -> tuple[Training, dict[str, Any]]:
+    """What `train` is asked for, and the hyper-parameters that differ from the preset's."""
+    config = read_config(words)
+    known, hyper = _split(Training, config)
+    if not any(not word.startswith("-") for word in words[:1]) and "agent" not in known:
+        return tyro.cli(Training, args=list(words), prog="text-gym train"), {}  # says what is missing, or helps
+    first: Training = _first_reading(Training, words, known)
+    name, written = parse_call(first.agent)
+    preset = written.pop("preset", first.preset)
+    first = replace(first, agent=name, preset=preset)
+    recipe = find_agent(name, preset, **written | hyper)
+    settings = recipe.settings(preset)
+    if settings is None:
+        return tyro.cli(Training, args=list(words), default=first, prog="text-gym train"), written | hyper
+    whole = make_dataclass(
+        "Whole",
+        [("run", Annotated[Training, Flat]), ("hyper", Annotated[type(settings), _prefix(settings, "hyper")])],
+        frozen=True,
+    )
+    parsed: Any = tyro.cli(whole, args=list(words), default=whole(first, settings), prog="text-gym train")
+    run = replace(parsed.run, agent=name, preset=preset)
+    reward = {"reward": (written | hyper)["reward"]} if "reward" in written | hyper else {}
+    return run, _difference(parsed.hyper, recipe._replace(options={}).settings(preset)) | reward
+
+
+def read_comparison(words: Sequence[str]) -> Comparing:
+    """What `compare` is asked for, with the hyper-parameters of each agent."""
+    known, tables = _split(Comparing, read_config(words))
+    for label, table in tables.items():
+        if not isinstance(table, dict):
+            known_names = [f.name for f in fields(Comparing)] + [f.name for f in fields(MeasureSettings)]
+            raise OptionError(
+                f"the file has a setting {label!r}, which compare does not." + suggest(label, known_names)
+            )
+    first = replace(_first_reading(Comparing, words, known), options=tables)
+    recipes = {label_of(named): recipe_of(first, named) for named in first.agents}
+    found = {label: recipe.settings(preset) for label, (recipe, preset) in recipes.items()}
+    before = {label: settings for label, settings in found.items() if settings is not None}
+    names = {label: f"hyper_{i}" for i, label in enumerate(before)}  # labels may be no names for Python
+    parts: list[Any] = [("run", Annotated[Comparing, Flat])]
+    parts += [(names[k], Annotated[type(settings), tyro.conf.arg(name=k)]) for k, settings in before.items()]
+    whole = make_dataclass("Whole", parts, frozen=True)
+    parsed: Any = tyro.cli(whole, args=list(words), default=whole(first, *before.values()), prog="text-gym compare")
+    options = {label: dict(table) for label, table in tables.items()}
+    for label, settings in before.items():
+        new = _difference(getattr(parsed, names[label]), settings)
+        if new:
+            options[label] = options.get(label, {}) | new
+    asked: Comparing = replace(parsed.run, options=options)
+    return asked
+
+
+def read_config(words: Sequence[str]) -> dict[str, Any]:
+    """The TOML file that --config names among the words, if any."""
+    path = next((w.partition("=")[2] for w in words if w.startswith("--config=")), None)
+    if path is None and "--config" in words[:-1]:
+        path = words[list(words).index("--config") + 1]
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise DataError(f"cannot read {path}: {problem}") from problem
+
+
+def _first_reading(kind: type[T], words: Sequence[str], known: Mapping[str, Any]) -> T:
+    """The words as far as they are not hyper-parameters."""
+    without_help = [word for word in words if word not in HELP]
+    default: Any = _with_defaults(kind, known)
+    parsed: tuple[T, list[str]] = tyro.cli(kind, args=without_help, default=default, return_unknown_args=True)
+    return parsed[0]
+
+
+def _with_defaults(kind: type[Any], known: Mapping[str, Any]) -> Any:
+    """The settings with what a file says as defaults."""
+    measured = {f.name: known[f.name] for f in fields(MeasureSettings) if f.name in known}
+    rest = {name: value for name, value in known.items() if name not in measured}
+    rest = {name: Path(value) if name in ("out", "start") else value for name, value in rest.items()}
+    try:
+        return kind(
+            **{"agent": tyro.MISSING, **rest} if kind is Training else rest, measured=MeasureSettings(**measured)
+        )
+    except TypeError as problem:
+        raise OptionError(f"the file's settings do not fit: {problem}") from problem
+
+
+def _split(kind: type[Any], config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What of a file is about the run, lists as tuples, and what is about hyper-parameters."""
+    names = {f.name for f in fields(kind)} | {f.name for f in fields(MeasureSettings)}
+    names -= {"measured", "options", "config"}
+    plain = {key.replace("-", "_") if not isinstance(value, dict) else key: value for key, value in config.items()}
+    known = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items() if k in names}
+    return known, {k: v for k, v in plain.items() if k not in names}
+
+
+def _prefix(settings: Any, name: str) -> Any:
+    """No prefix, unless a hyper-parameter is called as a setting of the run is."""
+    taken = {f.name for kind in (Training, MeasureSettings) for f in fields(kind)}
+    return tyro.conf.arg(name=name if taken & {f.name for f in fields(settings)} else "")
+
+
+def _difference(settings: Any, before: Any) -> dict[str, Any]:
+    """The hyper-parameters that are not as they were."""
+    names = [f.name for f in fields(before) if getattr(settings, f.name) != getattr(before, f.name)]
+    return {name: getattr(settings, name) for name in names}
