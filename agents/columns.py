@@ -60,7 +60,7 @@ _LIKELIHOODS = [  # in nats, and but for the last one per token
         "kl_model_data", "KL(model, data)", "NLL-oracle less entropy: what the model writes and the data do not", True
     ),
     _lower("kl_data_model", "KL(data, model)", "NLL-test less the data's entropy: what the model leaves out", True),
-    _lower("kl_sum", "KL, both", "the sum of the two", True),
+    _lower("kl_sum", "KL sum", "the sum of both divergences", True),
     _lower("js", "JS", "Jensen and Shannon's divergence, in nats a sequence: 0 to 0.693", True),
 ]
 _SUCCESS = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -46,11 +47,11 @@ def train(words: Sequence[str]) -> int:
 def compare(words: Sequence[str]) -> int:
     """Train several agents with their controls, and write the report."""
     asked = read_comparison(_with_address(words))
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=110)
     with Display(console) as display:
         results = run_comparison(asked, display, shlex.join(["text-gym", "compare", *words]))
     page = write_report(results, asked.out)
-    console.print(terminal_table(results))
+    console.print(terminal_table(results, console.width))
     for line in summaries(results):
         console.print(escape(line), highlight=False)
     console.print(f"The report: {escape(str(page))}", highlight=False, soft_wrap=True)

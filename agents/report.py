@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +24,7 @@ from agents.tables import Plain, best_under, context, main_table
 __all__ = ["best_under", "terminal_table", "write_report"]
 
 IN_TERMINAL = ("nll_oracle", "nll_test", "js", "exact_match", "rouge_l", "validity", "bleu4", "self_bleu4", "coverage")
-TERMINAL_COLUMNS = 5
+MODEL_WIDTH, FIGURE_WIDTH = 20, 18  # columns of a terminal
 
 
 def write_report(results: Results, folder: Path) -> Path:
@@ -192,13 +193,13 @@ def _plain(text: str, bold: bool = False) -> str:
     return re.sub(special, lambda found: "\\" + found[0], " ".join(text.split()))
 
 
-def terminal_table(results: Results) -> Table:
-    """The most telling figures, for a terminal of 100 columns."""
+def terminal_table(results: Results, width: int = 100) -> Table:
+    """The most telling figures, as many as a terminal of this width has room for."""
     found = main_table(results)
-    shown = _in_terminal(found["columns"])
+    shown = _in_terminal(found, max(1, (width - MODEL_WIDTH) // FIGURE_WIDTH))
     title = Text(f"{results.task}: mean ± half of the 95 % bootstrap interval; * is the best")
     table = Table(title=title, title_justify="left", box=box.SIMPLE)
-    table.add_column("model", max_width=18, overflow="fold")
+    table.add_column("model", min_width=MODEL_WIDTH - 4, no_wrap=True)
     for i in shown:
         table.add_column(
             Text(f"{found['columns'][i]['title']} {found['columns'][i]['arrow']}"), justify="right", no_wrap=True
@@ -210,12 +211,17 @@ def terminal_table(results: Results) -> Table:
     return table
 
 
-def _in_terminal(columns: Sequence[Plain]) -> list[int]:
+def _in_terminal(table: Plain, room: int) -> list[int]:
     """Which columns there is room for: the named ones first, then other headline ones, in the order of tables."""
-    places = {column["key"]: i for i, column in enumerate(columns)}
+    columns, agents = table["columns"], table["groups"][0]["rows"]
+    places = {
+        column["key"]: i
+        for i, column in enumerate(columns)
+        if any(math.isfinite(row["cells"][i]["summary"].mean) for row in agents)
+    }
     wanted = [places[key] for key in IN_TERMINAL if key in places]
-    others = [i for i, column in enumerate(columns) if column["headline"] and i not in wanted]
-    return sorted([*wanted, *others][:TERMINAL_COLUMNS])
+    others = [i for i in places.values() if columns[i]["headline"] and i not in wanted]
+    return sorted([*wanted, *others][:room])
 
 
 def _in_cell(cell: Plain) -> Text:

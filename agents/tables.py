@@ -169,10 +169,11 @@ def _mark_best(cells: Sequence[Plain], column: Column) -> None:
 
 
 def _tests(tests: Sequence[Test]) -> list[Plain]:
-    """The tests against the baseline, by figure."""
+    """The tests against the baseline, by figure; without the figures that are finite for nobody."""
     groups: dict[str, list[Plain]] = {}
     for test in tests:
-        groups.setdefault(test.key, []).append(_test(test))
+        if any(math.isfinite(other.difference.mean) for other in tests if other.key == test.key):
+            groups.setdefault(test.key, []).append(_test(test))
     return [_heading(column_of(key)) | {"rows": rows} for key, rows in groups.items()]
 
 

@@ -73,12 +73,19 @@ def summaries(results: Results) -> list[str]:
     for label in agents:
         its = [verdict for verdict in said if verdict.label == label]
         weak = [column_of(v.key).title for v in its if v.gain.above_zero and (label, v.key) not in strong]
-        without = [f"{column_of(s.key).title} ({s.reason})" for s in left_out if s.label == label]
+        without = _by_reason([s for s in left_out if s.label == label])
         also = f"; better, but not after the correction for all comparisons: {_join(weak)}" if weak else ""
-        also += f"; left out: {', '.join(without)}" if without else ""
+        also += f"; left out: {without}" if without else ""
         lines.append(f"{label} against {results.baseline}: {_count(its)}{also}.")
     missing = _missing(results)
     return lines + ([f"Missing: {'; '.join(missing)}."] if missing else [])
+
+
+def _by_reason(left_out: Sequence[Skipped]) -> str:
+    """The figures of which nothing is said, and why."""
+    reasons = list(dict.fromkeys(s.reason for s in left_out))
+    groups = {reason: [column_of(s.key).title for s in left_out if s.reason == reason] for reason in reasons}
+    return "; ".join(f"{_join(titles)} ({reason})" for reason, titles in groups.items())
 
 
 def _count(its: Sequence[Verdict]) -> str:
@@ -200,9 +207,10 @@ class _Claim:
         elif outcome == "uncontrolled":
             text += "; no control was run: what did it is not known"
         elif outcome == "gain":
-            text += f"; and more than its controls ({self.beaten(controls, gain.n)}): a gain of its own"
+            own = "a gain of its own" if self.test.p_holm < SIGNIFICANT else "perhaps a gain of its own"
+            text += f"; and more than its controls ({self.beaten(controls, gain.n)}): {own}"
         else:
-            text += f"; {self.rivals(controls, rivals, gain.n)}: no evidence that {self.label}'s own reward helped"
+            text += f"; {self.rivals(controls, rivals, gain.n)}: no evidence that this is {self.label}'s own doing"
         return f"{text}.{self.remark()}"
 
     def too_few(self, gain: Difference) -> str:

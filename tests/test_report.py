@@ -302,7 +302,7 @@ def test_a_report_is_replaced_whole_and_leaves_nothing_else(results, tmp_path, m
 
 def test_the_terminals_table_fits(results):
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(terminal_table(results))
+    console.print(terminal_table(results, console.width))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 100
     assert "…" not in text

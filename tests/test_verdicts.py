@@ -70,7 +70,7 @@ def test_an_agent_whose_control_does_as_well_has_no_gain_of_its_own():
     assert found.text == (
         f"seqgan lowers NLL-oracle by 0.370 [{0.37 - half:.3f}, {0.37 + half:.3f}] over 5 seeds "
         "(Welch p < 0.001 after Holm over 2 comparisons); a constant reward lowers it by 0.360, which leaves "
-        f"0.010 [{0.01 - half_rest:.3f}, {0.01 + half_rest:.3f}]: no evidence that seqgan's own reward helped."
+        f"0.010 [{0.01 - half_rest:.3f}, {0.01 + half_rest:.3f}]: no evidence that this is seqgan's own doing."
     )
 
 
@@ -210,7 +210,7 @@ def test_infinite_figures_have_no_verdict_but_are_counted():
     assert skipped(found) == [("seqgan", "kl_sum", "not finite in 2 of 5 seeds")]
     assert "after Holm over 1 comparison)" in verdicts(found)[0].text  # the infinite one is none
     (line,) = summaries(found)
-    assert line.endswith("worse on 0; left out: KL, both (not finite in 2 of 5 seeds).")
+    assert line.endswith("worse on 0; left out: KL sum (not finite in 2 of 5 seeds).")
     # a seed that the baseline lacks is no excuse either
     assert skipped(results(mle=[9.0, 9.1, None], seqgan=[8.0, 8.1, math.inf]))[0].reason == "not finite in 1 of 3 seeds"
 
