@@ -153,7 +153,7 @@ def blocks(page, language):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_programs_in_the_documentation_run(page):
-    namespace = {}
+    namespace = {"__name__": "__main__"}
     for program in blocks(page, "python"):
         exec(compile(program, str(page), "exec"), namespace)
 
