@@ -6,6 +6,7 @@ was stopped goes on, one that is finished is not run again, and a report needs n
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import platform
@@ -87,6 +88,11 @@ class CellSpec:
     @classmethod
     def read(cls, folder: Path) -> CellSpec:
         """What a folder's cell.json says."""
+        if not (folder / CELL).is_file():
+            raise DataError(
+                f"no run of text-gym train in {str(folder)!r}, nor one seed of a comparison: there is no {CELL}; "
+                "is the path right?"
+            )
         content = read_json(folder / CELL)
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             raise DataError(f"{folder / CELL} is no {FORMAT!r}")
@@ -105,18 +111,26 @@ def _tupled(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def prepare_cell(folder: Path, spec: CellSpec) -> None:
     """Write down what is to be run; refuse a folder where something else was."""
+    check_folder(folder, spec)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / CELL, spec.as_json())
+
+
+def check_folder(folder: Path, spec: CellSpec) -> None:
+    """Refuse a folder where something else was, or that is none."""
     wanted = spec.as_json()
+    there_is = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there_is.is_dir():
+        raise OptionError(f"{there_is} is no folder; give another one")
     if (folder / CELL).exists():
         there = CellSpec.read(folder).as_json()
         differs = [name for name in wanted if name not in WORDS_ALONE and there.get(name) != wanted[name]]
         if differs:
             said = ", ".join(f"{name} was {there.get(name)!r} and is {wanted[name]!r}" for name in differs)
             raise OptionError(f"{folder} holds another run: {said}. Give another folder, or the same arguments.")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / CELL, wanted)
 
 
-def run_cell(folder: Path, progress: bool = False) -> None:
+def run_cell(folder: Path, progress: bool = False, env: gym.Env[Any, Any] | None = None) -> None:
     """Learn and measure what cell.json asks for, going on where an earlier run was stopped; with a bar if wanted."""
     spec = CellSpec.read(folder)
     if (folder / RESULTS).exists():
@@ -124,7 +138,7 @@ def run_cell(folder: Path, progress: bool = False) -> None:
     (folder / ERROR).unlink(missing_ok=True)
     torch.set_num_threads(spec.threads)
     started, begin = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.perf_counter()
-    model = make_model(spec, folder, progress)
+    model = make_model(spec, folder, progress, env)
     learn(model, spec, folder)
     cost = cost_of(folder) or {"seconds": time.perf_counter() - begin}
     write_json(folder / NOW, {"doing": "measuring"})
@@ -147,10 +161,10 @@ def run_cell(folder: Path, progress: bool = False) -> None:
     (folder / NOW).unlink(missing_ok=True)
 
 
-def make_model(spec: CellSpec, folder: Path, progress: bool = False) -> Any:
-    """The model that a cell asks for, as far as the folder holds it."""
+def make_model(spec: CellSpec, folder: Path, progress: bool = False, env: gym.Env[Any, Any] | None = None) -> Any:
+    """The model that a cell asks for, as far as the folder holds it; in its environment, if there is one already."""
     recipe = find_agent(spec.agent, spec.preset, **spec.options)
-    env = make_env(spec)
+    env = make_env(spec) if env is None else env
     begins_with = None if spec.start_folder is None else Path(spec.start_folder)
     if spec.start is not None:
         begins_with = folder.parent.parent / spec.start / f"seed-{spec.seed}"
@@ -174,6 +188,12 @@ def load_model(folder: Path) -> Any:
     factory = find_agent(spec.agent, spec.preset, **spec.options).factory
     if isinstance(factory, type) and issubclass(factory, Agent):
         return factory.load(folder, make_env(spec), device=spec.device, progress=False)
+    learns = callable(getattr(factory, "learn", None))
+    if learns and "folder" not in inspect.signature(factory).parameters:
+        raise OptionError(
+            f"what {spec.label} learned is not kept in {folder}: only an agents.Agent can be loaded, or an agent that "
+            "takes folder= and reads from there what it has learned"
+        )
     return make_model(spec, folder)
 
 

@@ -5,6 +5,7 @@ What needs torch is imported by the commands that need it.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -93,7 +94,11 @@ def sample(
         top_p: Only the fewest likeliest tokens with this much probability together.
         prompt: What to answer; once for each prompt.
     """
+    ways = {"temperature": (temperature, 1.0), "top_k": (top_k, 0), "top_p": (top_p, 1.0), "prompts": (prompt, ())}
+    asked = {name: value for name, (value, usual) in ways.items() if value != usual}
     if run is None:
+        if asked:
+            raise OptionError(f"{', '.join(asked)}: only for what an agent writes; name the folder of a run")
         made = make_task(task)
         batch = _draw(made, split, n, seed)
     else:
@@ -101,8 +106,11 @@ def sample(
 
         model = load_model(run)
         made = model.task
-        ways = {"temperature": (temperature, 1.0), "top_k": (top_k, 0), "top_p": (top_p, 1.0), "prompts": (prompt, ())}
-        asked = {name: value for name, (value, usual) in ways.items() if value != usual}
+        whole_number("n", n, least=1)
+        whole_number("seed", 0 if seed is None else seed, least=0)
+        for name in asked:
+            if name not in inspect.signature(model.sample).parameters:
+                raise OptionError(f"the agent in {run} draws without {name}; leave it out")
         batch = model.sample(len(prompt) or n, seed=seed, **asked)
     for question, text in zip(batch.prompts, batch.texts, strict=True):
         _say(f"{question} -> {text}" if made.conditional else text)
@@ -273,11 +281,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         sys.stderr.write(f"text-gym: {problem}\n")
         return 2
+    except BrokenPipeError:
+        sys.stderr.close()
+    except OSError as problem:  # a folder that cannot be written, a disk that is full
+        if "--debug" in given:
+            raise
+        sys.stderr.write(f"text-gym: {problem}\n")
+        return 2
     except KeyboardInterrupt as stopped:
         sys.stderr.write(f"text-gym: stopped. {stopped}\n".replace(". \n", "; the same command goes on.\n"))
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +13,20 @@ from typing import Annotated, Any
 from rich.console import Console
 from rich.markup import escape
 
-from agents.cell import CellSpec, load_model, prepare_cell, run_cell
+from agents.cell import CellSpec, load_model, make_env, prepare_cell, run_cell
 from agents.compare import compare as run_comparison
 from agents.compare import label_of
 from agents.display import Display
 from agents.evaluate import draw
 from agents.flags import Comparing, Flat, Training, read_comparison, read_training
-from agents.measures import Measures
+from agents.measures import Measures, knows_temperature
+from agents.registry import find_agent
 from agents.report import terminal_table, write_report
-from agents.results import read_cell
+from agents.results import ERROR, read_cell
 from agents.verdicts import summaries
+from agents.writer import find_device
+from text_gym.errors import OptionError, TextGymError
+from text_gym.names import whole_number
 
 
 def train(words: Sequence[str]) -> int:
@@ -35,13 +40,44 @@ def train(words: Sequence[str]) -> int:
         threads=asked.threads, measured=asked.measured, report_reward=asked.reward is not None,
         command=shlex.join(["text-gym", "train", *words]),
     )  # fmt: skip
+    env = _check(spec)
     prepare_cell(folder, spec)
-    run_cell(folder, progress=True)
+    _run(folder, env)
     console = Console()
     _show_figures(console, folder)
     for follow in ("sample", "evaluate", "report"):
         console.print(f"  text-gym {follow} {escape(str(folder))}", highlight=False)
     return 0
+
+
+def _check(spec: CellSpec) -> Any:
+    """Refuse what cannot be run before there is a folder; the environment that it will be run in."""
+    recipe = find_agent(spec.agent, spec.preset, **spec.options)
+    find_device(spec.device)
+    env: Any = make_env(spec)
+    Measures(env.unwrapped.task, spec.measured, spec.reward if spec.report_reward else None)
+    if spec.start_folder is None:
+        return env
+    if not recipe.takes_start:
+        raise OptionError(f"{spec.label} does not begin with another agent's policy; leave --start out")
+    start = load_model(Path(spec.start_folder))
+    if start.task.vocab.tokens != env.unwrapped.task.vocab.tokens:
+        raise OptionError(
+            f"{spec.start_folder} is a run of task {CellSpec.read(Path(spec.start_folder)).task!r}, whose "
+            f"tokens are others than those of {spec.task!r}"
+        )
+    return env
+
+
+def _run(folder: Path, env: Any) -> None:
+    """Run a cell; what a user's own agent or reward raises is kept in the folder, and told in a line."""
+    try:
+        run_cell(folder, progress=True, env=env)
+    except (TextGymError, OSError):
+        raise
+    except Exception as problem:
+        (folder / ERROR).write_text(traceback.format_exc(), encoding="utf-8")
+        raise TextGymError(f"{type(problem).__name__}: {problem}. The traceback is in {folder / ERROR}") from problem
 
 
 def compare(words: Sequence[str]) -> int:
@@ -69,9 +105,11 @@ def measure_run(
     settings = replace(spec.measured, also=tuple(also) or spec.measured.also)
     settings = settings if samples is None else replace(settings, samples=samples)
     measures = Measures(model.task, settings, spec.reward if spec.report_reward else None)
-    seed = spec.seed if seed is None else seed
+    seed = spec.seed if seed is None else whole_number("seed", seed, least=0)
     if temperature == 1:
         return measures.figures(model, seed)
+    if not knows_temperature(model):
+        raise OptionError(f"{spec.label} cannot be drawn from at a temperature; leave --temperature out")
     drawn = draw(model, max(settings.samples, measures.size), seed, "test", temperature=temperature)
     return measures.of_samples(model, drawn, measures.test, temperature) | measures.of_texts(drawn)
 

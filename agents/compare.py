@@ -18,21 +18,23 @@ from typing import Any, NamedTuple
 import filelock
 import torch
 
-from agents.cell import CellSpec, prepare_cell
+from agents.cell import CellSpec, check_folder, prepare_cell
 from agents.measures import Measures, MeasureSettings
 from agents.mle import MLE
+from agents.references import knows_real_data
 from agents.registry import Recipe, find_agent
 from agents.reinforce import GradientSettings, Reinforce
 from agents.results import ERROR, NOW, RESULTS, Results, read_cell
 from agents.seqgan import SeqGAN
 from agents.workers import LocalPool, Pool, RayPool
+from agents.writer import find_device
 from text_gym.errors import OptionError
 from text_gym.names import parse_call, suggest, whole_number
 from text_gym.rewards import Scorer
-from text_gym.tasks import make_task
+from text_gym.tasks import Task, make_task
 
 LOCK = ".lock"
-LABEL = re.compile(r"[\w.+-]+")
+LABEL = re.compile(r"[\w+-][\w.+-]*")
 START = "mle"  # what the start is called when it is not among the agents
 
 
@@ -99,6 +101,8 @@ def compare(comparison: Comparison, watch: Callable[[Progress], None] | None = N
         command: What was typed, for the records.
     """
     models = plan(comparison, command or shlex.join(sys.argv))
+    if comparison.out.exists() and not comparison.out.is_dir():
+        raise OptionError(f"{comparison.out} is no folder; give another one")
     comparison.out.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(comparison.out / LOCK, timeout=0):
@@ -171,7 +175,9 @@ def label_of(named: str) -> str:
     text = _without_label(named)
     label = named[: -len(text)].removesuffix("=") or parse_call(text)[0].rpartition(":")[2]
     if not LABEL.fullmatch(label):
-        raise OptionError(f"{label!r} is no name for a folder; write label={named}")
+        raise OptionError(
+            f"{label!r} is no name for a folder; write label=agent, with letters, digits and _ . + - in the label"
+        )
     return label
 
 
@@ -256,23 +262,30 @@ def _update_rule(model: Entry, reward: str) -> tuple[Recipe, str | None]:
 
 def lay_out(comparison: Comparison, models: Sequence[Entry]) -> list[Path]:
     """A folder for each model and seed, the ones that others wait for first, then those that take longest."""
-    check(comparison, models)
-    folders = []
-    for model in sorted(models, key=_urgency):
-        for seed in range(comparison.seeds):
-            folder = comparison.out / model.spec.label / f"seed-{seed}"
-            prepare_cell(folder, replace(model.spec, seed=seed))
-            folders.append(folder)
-    return folders
+    task = check(comparison, models)
+    models = [model for model in models if model.spec.kind != "reference" or knows_real_data(task)]
+    cells = {
+        comparison.out / model.spec.label / f"seed-{seed}": replace(model.spec, seed=seed)
+        for model in sorted(models, key=_urgency)
+        for seed in range(comparison.seeds)
+    }
+    for folder, spec in cells.items():  # all of them before any is written
+        check_folder(folder, spec)
+    for folder, spec in cells.items():
+        prepare_cell(folder, spec)
+    return list(cells)
 
 
-def check(comparison: Comparison, models: Sequence[Entry]) -> None:
-    """Refuse now what would fail in every cell: the task, the rewards, the measures."""
+def check(comparison: Comparison, models: Sequence[Entry]) -> Task:
+    """Refuse now what would fail in every cell: the device, the task, the rewards, the measures."""
+    if comparison.ray is None:
+        find_device(comparison.device)
     task = make_task(comparison.task)
     Measures(task, comparison.measured, comparison.reward)
     for model in models:
         if model.recipe.reward is not None:
             Scorer(model.recipe.reward, task)
+    return task
 
 
 def _urgency(model: Entry) -> tuple[int, ...]:

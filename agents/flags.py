@@ -10,15 +10,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
 from agents.compare import Comparison, label_of, recipe_of
 from agents.measures import MeasureSettings
-from agents.registry import find_agent
+from agents.registry import Recipe, find_agent
 from text_gym.errors import DataError, OptionError
-from text_gym.names import parse_call, suggest
+from text_gym.names import parse_call, suggest, whole_number
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -27,6 +28,7 @@ else:
 
 Flat = tyro.conf.arg(name="")  # fields of a settings class, as flags without a prefix
 HELP = ("-h", "--help")
+WORDS = {str: "a text", Path: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 T = TypeVar("T")
 
 
@@ -59,6 +61,13 @@ class Training:
     measured: Annotated[MeasureSettings, Flat] = field(default_factory=MeasureSettings)
     """What is measured when it has learned."""
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no sense."""
+        whole_number("seed", self.seed, least=0)
+        whole_number("threads", self.threads, least=1)
+        if self.steps is not None:
+            whole_number("steps", self.steps, least=0)
+
 
 @dataclass(frozen=True)
 class Comparing(Comparison):
@@ -82,17 +91,21 @@ def read_training(words: Sequence[str]) -> tuple[Training, dict[str, Any]]:
     first: Training = _first_reading(Training, words, known)
     name, written = parse_call(first.agent)
     preset = written.pop("preset", first.preset)
-    first = replace(first, agent=name, preset=preset)
     recipe = find_agent(name, preset, **written | hyper)
+    recipe.check_preset(preset)
+    _check_file(recipe, hyper)
     settings = recipe.settings(preset)
     if settings is None:
-        return tyro.cli(Training, args=list(words), default=first, prog="text-gym train"), written | hyper
+        plain: Training = tyro.cli(Training, args=list(words), default=first, prog="text-gym train")
+        _check_place(plain.agent, first.agent)
+        return replace(plain, agent=name, preset=preset), written | hyper
     whole = make_dataclass(
         "Whole",
         [("run", Annotated[Training, Flat]), ("hyper", Annotated[type(settings), _prefix(settings, "hyper")])],
         frozen=True,
     )
     parsed: Any = tyro.cli(whole, args=list(words), default=whole(first, settings), prog="text-gym train")
+    _check_place(parsed.run.agent, first.agent)
     run = replace(parsed.run, agent=name, preset=preset)
     reward = {"reward": (written | hyper)["reward"]} if "reward" in written | hyper else {}
     return run, _difference(parsed.hyper, recipe._replace(options={}).settings(preset)) | reward
@@ -103,9 +116,8 @@ def read_comparison(words: Sequence[str]) -> Comparing:
     known, tables = _split(Comparing, read_config(words))
     for label, table in tables.items():
         if not isinstance(table, dict):
-            known_names = [f.name for f in fields(Comparing)] + [f.name for f in fields(MeasureSettings)]
             raise OptionError(
-                f"the file has a setting {label!r}, which compare does not." + suggest(label, known_names)
+                f"the file has a setting {label!r}, which compare does not." + suggest(label, _names(Comparing))
             )
     first = replace(_first_reading(Comparing, words, known), options=tables)
     recipes = {label_of(named): recipe_of(first, named) for named in first.agents}
@@ -116,6 +128,7 @@ def read_comparison(words: Sequence[str]) -> Comparing:
     parts += [(names[k], Annotated[type(settings), tyro.conf.arg(name=k)]) for k, settings in before.items()]
     whole = make_dataclass("Whole", parts, frozen=True)
     parsed: Any = tyro.cli(whole, args=list(words), default=whole(first, *before.values()), prog="text-gym compare")
+    _check_place(parsed.run.agents, first.agents)
     options = {label: dict(table) for label, table in tables.items()}
     for label, settings in before.items():
         new = _difference(getattr(parsed, names[label]), settings)
@@ -139,30 +152,83 @@ def read_config(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _first_reading(kind: type[T], words: Sequence[str], known: Mapping[str, Any]) -> T:
-    """The words as far as they are not hyper-parameters."""
-    without_help = [word for word in words if word not in HELP]
+    """The words as far as they are not hyper-parameters, whose flags have all that follows them up to the next."""
+    names = {*_names(kind), "config"}
+    kept: list[str] = []
+    ours = True
+    for word in words:
+        if word.startswith("--"):
+            name = word[2:].partition("=")[0].replace("-", "_")
+            ours = name in names or name.removeprefix("no_") in names
+        if ours and word not in HELP:
+            kept.append(word)
+    prog = f"text-gym {'train' if kind is Training else 'compare'}"
     default: Any = _with_defaults(kind, known)
-    parsed: tuple[T, list[str]] = tyro.cli(kind, args=without_help, default=default, return_unknown_args=True)
+    parsed: tuple[T, list[str]] = tyro.cli(kind, args=kept, default=default, prog=prog, return_unknown_args=True)
     return parsed[0]
+
+
+def _check_file(recipe: Recipe, hyper: Mapping[str, Any]) -> None:
+    """Refuse what a file says that is neither a setting of the run nor a hyper-parameter of the agent."""
+    if not hasattr(recipe.factory, "settings_type"):
+        return
+    known = {"reward", *(f.name for f in fields(recipe.factory.settings_type))}
+    for name, value in hyper.items():
+        if isinstance(value, dict):
+            raise OptionError(f"the file has a table [{name}]; train takes hyper-parameters that are in no table")
+        if name not in known:
+            raise OptionError(
+                f"the file has a setting {name!r}, which neither train nor {recipe.name} does."
+                + suggest(name, known | _names(Training))
+            )
+
+
+def _check_place(read: Any, first: Any) -> None:
+    """Refuse an agent that stands behind a hyper-parameter, whose flags were not known before it was."""
+    if read != first:
+        raise OptionError(f"{read!r} is read as an agent behind hyper-parameters; name agents first, then --flags")
 
 
 def _with_defaults(kind: type[Any], known: Mapping[str, Any]) -> Any:
     """The settings with what a file says as defaults."""
     measured = {f.name: known[f.name] for f in fields(MeasureSettings) if f.name in known}
     rest = {name: value for name, value in known.items() if name not in measured}
+    for settings, values in ((MeasureSettings, measured), (kind, rest)):
+        hints = get_type_hints(settings)
+        for name, value in values.items():
+            if not _fits(value, hints[name]):
+                said = list(value) if isinstance(value, tuple) else value
+                raise OptionError(f"the file says {name} = {said!r}, which must be {_described(hints[name])}")
     rest = {name: Path(value) if name in ("out", "start") else value for name, value in rest.items()}
-    try:
-        return kind(
-            **{"agent": tyro.MISSING, **rest} if kind is Training else rest, measured=MeasureSettings(**measured)
-        )
-    except TypeError as problem:
-        raise OptionError(f"the file's settings do not fit: {problem}") from problem
+    return kind(**{"agent": tyro.MISSING, **rest} if kind is Training else rest, measured=MeasureSettings(**measured))
+
+
+def _alternatives(hint: Any) -> list[Any]:
+    return [kind for kind in (get_args(hint) if isinstance(hint, UnionType) else [hint]) if kind is not type(None)]
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value that TOML has is one for a setting of this type."""
+    if isinstance(value, tuple):
+        return get_origin(hint) is tuple and all(_fits(part, get_args(hint)[0]) for part in value)
+    kinds = {str if kind is Path else kind for kind in _alternatives(hint)}
+    return type(value) in kinds or (float in kinds and type(value) is int)
+
+
+def _described(hint: Any) -> str:
+    if get_origin(hint) is tuple:
+        return f"a list, of which each is {_described(get_args(hint)[0])}"
+    return " or ".join(WORDS[kind] for kind in _alternatives(hint))
+
+
+def _names(kind: type[Any]) -> set[str]:
+    """The settings of a run."""
+    return {f.name for of in (kind, MeasureSettings) for f in fields(of)} - {"measured", "options", "config"}
 
 
 def _split(kind: type[Any], config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What of a file is about the run, lists as tuples, and what is about hyper-parameters."""
-    names = {f.name for f in fields(kind)} | {f.name for f in fields(MeasureSettings)}
-    names -= {"measured", "options", "config"}
+    names = _names(kind)
     plain = {key.replace("-", "_") if not isinstance(value, dict) else key: value for key, value in config.items()}
     known = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items() if k in names}
     return known, {k: v for k, v in plain.items() if k not in names}

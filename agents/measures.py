@@ -84,8 +84,8 @@ class Measures:
         """Make the references' tables, once."""
         self.task, self.settings = task, settings
         self.test = task.batch("test")
-        if not len(self.test):
-            raise OptionError(f"the 'test' split of {task!r} is empty: there is nothing to compare with")
+        if len(self.test) < 2:
+            raise OptionError(f"the 'test' split of {task!r} has {len(self.test)} sequences, and comparing takes two")
         if reward is None and task.conditional:
             reward = task.default_reward
         self.reward = None if reward is None else Scorer(reward, task)
@@ -123,8 +123,7 @@ class Measures:
 
     def sweep(self, model: Any, seed: int) -> list[dict[str, float]]:
         """The figures of quality and diversity at each temperature, where the model can be drawn from at one."""
-        asked = [getattr(model, name) for name in ("sample", "log_prob") if hasattr(model, name)]
-        if not all("temperature" in inspect.signature(method).parameters for method in asked):
+        if not knows_temperature(model):
             return []
         n = max(self.settings.sweep_samples, self.size)
         rows = []
@@ -230,6 +229,12 @@ class Measures:
         likeness = [rouge_l(sentence, other) for other in pool]
         best = int(np.argmax(likeness))
         return {"text": self.task.decode(pool[best]), "similarity": round(likeness[best], 4)}
+
+
+def knows_temperature(model: Any) -> bool:
+    """Whether a model can be drawn from, and asked for likelihoods, at a temperature."""
+    asked = [getattr(model, name) for name in ("sample", "log_prob") if hasattr(model, name)]
+    return all("temperature" in inspect.signature(method).parameters for method in asked)
 
 
 def distinct(sentences: Sequence[Sequence[int]], n: int) -> float:

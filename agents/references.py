@@ -13,6 +13,7 @@ from agents.writer import Writer, rules_of
 from text_gym.errors import OptionError
 from text_gym.models import log_prob_of_tokens
 from text_gym.sequences import Batch, Example
+from text_gym.tasks import Task
 
 
 class UniformPolicy(nn.Module):
@@ -56,6 +57,11 @@ class Uniform(Writer):
         """There is nothing to learn."""
         super().__init__(env, seed, "cpu")
         self.policy = UniformPolicy(len(self.task.vocab))
+
+
+def knows_real_data(task: Task) -> bool:
+    """Whether there are real sequences to show that are neither learned from nor compared with."""
+    return task.conditional or task.knows("sample") or len(task.valid.references) > 0
 
 
 class RealData:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from functools import partial
 from typing import Any, NamedTuple
 
 from text_gym.errors import OptionError
-from text_gym.names import check_options, lookup, parse_call, register
+from text_gym.names import check_options, lookup, parse_call, register, suggest
 
 PUBLISHED_BLEU = "bleu(n=3, references=0.4, smoothing=None)"
+GIVEN = {"seed", "preset", "folder", "device", "threads", "start", "progress", "log"}  # to agents that take it
 
 
 class Recipe(NamedTuple):
@@ -40,11 +42,25 @@ class Recipe(NamedTuple):
 
     def settings(self, preset: str | None) -> Any:
         """All its hyper-parameters, where it says what they are; else None. Refuses what it does not have."""
+        if taken := GIVEN & self.options.keys():
+            raise OptionError(f"agent {self.name!r} is given {min(taken)} by the run; leave it out of its options")
         choose = getattr(self.factory, "choose_settings", None)
         if choose is not None:
-            return choose(self.preset_of(preset), **self.options)
+            settings = choose(self.preset_of(preset), **self.options)
+            if taken := GIVEN & {field.name for field in fields(settings)}:
+                raise OptionError(
+                    f"agent {self.name!r} has a hyper-parameter {min(taken)!r}, which every agent is given; "
+                    "call it otherwise"
+                )
+            return settings
         check_options(f"agent {self.name!r}", partial(self.factory, None), self.options)
         return None
+
+    def check_preset(self, preset: str | None) -> None:
+        """Refuse a preset that it does not have."""
+        known = getattr(self.factory, "presets", {})
+        if preset is not None and preset not in known:
+            raise OptionError(f"{self.name} has no preset {preset!r}." + suggest(preset, known))
 
     def preset_of(self, preset: str | None) -> str | None:
         """The preset, where it has one of this name; agents of the user's own often have none."""

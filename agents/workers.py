@@ -12,6 +12,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
 
+from tqdm import tqdm
+
 from agents.results import ERROR
 from text_gym.errors import DependencyError, TextGymError
 
@@ -127,10 +129,10 @@ class RayPool:
             import ray
         except ImportError as problem:
             raise DependencyError("--ray needs Ray: pip install 'text-gym[ray]', or pip install ray") from problem
-        self._ray = ray
+        self._ray: Any = ray
         ray.init(address=None if address == "local" else address, ignore_reinit_error=True, log_to_driver=False,
                  configure_logging=False, include_dashboard=False if address == "local" else None)  # fmt: skip
-        self.jobs = jobs or max(1, int(ray.cluster_resources().get("CPU", 1)) // threads)
+        self.jobs = jobs or max(1, int(self._ray.cluster_resources().get("CPU", 1)) // threads)
         self._remote: Callable[[str, list[str]], Any] = ray.remote(num_cpus=threads, max_retries=0)(
             _run_remotely
         ).remote
@@ -175,6 +177,7 @@ def _run_remotely(folder: str, path: list[str]) -> str | None:
 def _work(connection: Connection) -> None:
     """What a process does: a cell, and the next one, until the other side is gone."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    tqdm.set_lock(threading.RLock())  # its usual lock is for several processes, and would outlive one that is ended
     while True:
         try:
             folder = Path(connection.recv())

@@ -38,7 +38,7 @@ class Writer:
         self.env = env
         self.rules: Rules = rules_of(env)
         self.task = self.rules.task
-        self.device = _device(device)
+        self.device = find_device(device)
         self._sampler = torch.Generator(self.device).manual_seed(seed)
         self.written = 0  # sequences, completions of prefixes included
 
@@ -200,7 +200,7 @@ def rules_of(env: Any) -> Rules:
     return rules
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
     """The device of this name; for "auto" a GPU where there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
