@@ -141,7 +141,10 @@ class Agent(Writer, ABC):
     @property
     def steps_of_preset(self) -> int:
         """How many steps learn() takes if it is not told."""
-        raise OptionError(f"{self.name} has no number of steps of its own; say learn(steps)")
+        raise OptionError(
+            f"{self.name} has no number of steps of its own; say learn(steps), in `text-gym train` --steps, "
+            f"and in `text-gym compare` how it is called with (steps=...) behind it"
+        )
 
     def trained_parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
         """What learning changes: the parts whose tensors a checkpoint holds."""

@@ -6,7 +6,6 @@ started again at any time: cells that are finished are not run again.
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import sys
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import filelock
-import torch
 
 from agents.cell import CellSpec, check_folder, prepare_cell
 from agents.measures import Measures, MeasureSettings
@@ -24,9 +22,9 @@ from agents.mle import MLE
 from agents.references import knows_real_data
 from agents.registry import Recipe, find_agent
 from agents.reinforce import GradientSettings, Reinforce
-from agents.results import ERROR, NOW, RESULTS, Results, read_cell
+from agents.results import Results, read_cell
+from agents.schedule import Progress, make_pool, run_all
 from agents.seqgan import SeqGAN
-from agents.workers import LocalPool, Pool, RayPool
 from agents.writer import find_device
 from text_gym.errors import OptionError
 from text_gym.names import parse_call, suggest, whole_number
@@ -108,15 +106,13 @@ def compare(comparison: Comparison, watch: Callable[[Progress], None] | None = N
         with filelock.FileLock(comparison.out / LOCK, timeout=0):
             cells = lay_out(comparison, models)
             progress = Progress(cells)
-            run_all(progress, lambda: make_pool(comparison), watch or (lambda progress: None))
+            where = comparison.jobs, comparison.threads, comparison.device, comparison.ray
+            run_all(progress, lambda: make_pool(*where), watch or (lambda progress: None))
             return Results(map(read_cell, cells))
     except filelock.Timeout:
         raise OptionError(
             f"another comparison is running in {comparison.out}; wait for it, or give another folder"
         ) from None
-
-
-# What to run.
 
 
 def plan(comparison: Comparison, command: str = "") -> list[Entry]:
@@ -155,7 +151,8 @@ def _agent(comparison: Comparison, named: str) -> Entry:
     recipe.settings(preset)  # refuses what makes no sense before anything is run
     own_reward = find_agent(recipe.name, preset).reward
     options = recipe.options | ({} if recipe.reward == own_reward else {"reward": recipe.reward})
-    return Entry(_spec(comparison, label, recipe.name, preset=preset, options=options), recipe)
+    spec = _spec(comparison, label, recipe.name, preset=preset, options=options, steps=recipe.steps)
+    return Entry(spec, recipe)
 
 
 def recipe_of(comparison: Comparison, named: str) -> tuple[Recipe, str | None]:
@@ -239,7 +236,7 @@ def _without_information(comparison: Comparison, rewarded: Sequence[Entry], star
         words = f"a {kind} reward"
         spec = _spec(
             comparison, label, recipe.name, preset=preset, options={**recipe.options, "reward": reward},
-            kind="control", words=words, controls_for=tuple(labels), steps=None,
+            kind="control", words=words, controls_for=tuple(labels), steps=recipe.steps,
         )  # fmt: skip
         models.append(_from(Entry(spec, recipe._replace(reward=reward)), start))
     return models
@@ -293,85 +290,3 @@ def _urgency(model: Entry) -> tuple[int, ...]:
         return (0,)
     settings = model.recipe.settings(model.spec.preset)
     return (1, -bool(getattr(settings, "rounds", 0)), -getattr(settings, "rollouts", 0))
-
-
-# Running it.
-
-
-class Progress:
-    """How far a comparison is.
-
-    Attributes:
-        cells: Their folders.
-        done: Those that are finished.
-        failed: Those that failed, and why.
-        running: Those that are being run.
-    """
-
-    def __init__(self, cells: Sequence[Path]) -> None:
-        """Some may be finished from an earlier run."""
-        self.cells = list(cells)
-        self.specs = {folder: CellSpec.read(folder) for folder in cells}
-        self.done = [folder for folder in cells if (folder / RESULTS).exists()]
-        self.before = len(self.done)
-        self.failed: dict[Path, str] = {}
-        self.running: list[Path] = []
-
-    def start_of(self, folder: Path) -> Path | None:
-        """The cell that this one begins with."""
-        spec = self.specs[folder]
-        return None if spec.start is None else folder.parent.parent / spec.start / folder.name
-
-    @property
-    def waiting(self) -> list[Path]:
-        """Those that have not begun."""
-        begun = {*self.done, *self.failed, *self.running}
-        return [folder for folder in self.cells if folder not in begun]
-
-    @property
-    def ready(self) -> list[Path]:
-        """Those that could begin: what they begin with is there."""
-        return [folder for folder in self.waiting if self.start_of(folder) in (None, *self.done)]
-
-
-def run_all(progress: Progress, make: Callable[[], Pool], watch: Callable[[Progress], None]) -> None:
-    """Run what is not finished, as many at a time as the pool has room for."""
-    if not progress.waiting:
-        watch(progress)
-        return
-    pool = make()
-    try:
-        while progress.waiting or progress.running:
-            for folder in progress.ready[: pool.free]:
-                pool.begin(folder)
-                progress.running.append(folder)
-            _give_up_those_without_start(progress)
-            for folder, error in pool.wait(0.25):
-                progress.running.remove(folder)
-                (folder / NOW).unlink(missing_ok=True)
-                if error == "stopped":
-                    raise KeyboardInterrupt
-                if error is None:
-                    progress.done.append(folder)
-                else:
-                    progress.failed[folder] = error
-            watch(progress)
-    finally:
-        pool.close()
-
-
-def _give_up_those_without_start(progress: Progress) -> None:
-    for folder in progress.waiting:
-        start = progress.start_of(folder)
-        if start in progress.failed:
-            progress.failed[folder] = f"{start} failed, with which it would have begun"
-            (folder / ERROR).write_text(progress.failed[folder], encoding="utf-8")
-
-
-def make_pool(comparison: Comparison) -> Pool:
-    """Where the cells run."""
-    if comparison.ray is not None:
-        return RayPool(comparison.ray, comparison.jobs, comparison.threads)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    on_gpu = comparison.device != "cpu" and torch.cuda.is_available()
-    return LocalPool(comparison.jobs or (1 if on_gpu else max(1, cores // comparison.threads)))

@@ -13,8 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from agents.compare import Progress
 from agents.results import NOW, read_json
+from agents.schedule import Progress
 from text_gym.errors import DataError
 
 

@@ -107,6 +107,7 @@ def read_training(words: Sequence[str]) -> tuple[Training, dict[str, Any]]:
     parsed: Any = tyro.cli(whole, args=list(words), default=whole(first, settings), prog="text-gym train")
     _check_place(parsed.run.agent, first.agent)
     run = replace(parsed.run, agent=name, preset=preset)
+    run = replace(run, steps=recipe.steps) if run.steps is None else run
     reward = {"reward": (written | hyper)["reward"]} if "reward" in written | hyper else {}
     return run, _difference(parsed.hyper, recipe._replace(options={}).settings(preset)) | reward
 

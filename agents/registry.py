@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from text_gym.errors import OptionError
-from text_gym.names import check_options, lookup, parse_call, register, suggest
+from text_gym.names import check_options, lookup, parse_call, register, suggest, whole_number
 
 PUBLISHED_BLEU = "bleu(n=3, references=0.4, smoothing=None)"
 GIVEN = {"seed", "preset", "folder", "device", "threads", "start", "progress", "log"}  # to agents that take it
@@ -26,6 +26,8 @@ class Recipe(NamedTuple):
     """Hyper-parameters that were written in brackets."""
     reward: str | None
     """Its own reward, in place of the environment's."""
+    steps: int | None = None
+    """How many it learns, if that was written and is none of its hyper-parameters."""
 
     @property
     def learns_from_reward(self) -> bool:
@@ -93,7 +95,10 @@ def find_agent(spec: str, preset: str | None = None, **options: Any) -> Recipe:
     reward = written.pop("reward", None)
     if reward is None and name == "pg-bleu":
         reward = PUBLISHED_BLEU if preset in ("paper", "fast") else "bleu"
-    return Recipe(name, factory, written, reward)
+    hyper = fields(factory.settings_type) if hasattr(factory, "settings_type") else ()
+    has_steps = "steps" in _parameters(factory) | {field.name for field in hyper}
+    steps = None if has_steps else written.pop("steps", None)
+    return Recipe(name, factory, written, reward, None if steps is None else whole_number("steps", steps, least=0))
 
 
 def register_agent(name: str, factory: Callable[..., Any], replace: bool = False) -> None:

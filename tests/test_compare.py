@@ -16,9 +16,10 @@ import torch
 import text_gym  # noqa: F401
 from agents import MLE, Reinforce, SeqGAN
 from agents.cell import CellSpec, load_model, prepare_cell, run_cell
-from agents.compare import Comparison, Progress, compare, label_of, plan
+from agents.compare import Comparison, compare, label_of, plan
 from agents.measures import MeasureSettings
 from agents.results import read_cell, read_curve, read_metrics, read_results
+from agents.schedule import Progress
 from text_gym.errors import OptionError, TextGymError
 
 TASK = "oracle(vocab_size=12, max_length=5, train_size=96, valid_size=40, test_size=40)"
@@ -110,6 +111,9 @@ def test_what_is_compared_is_what_was_named():
     found = entries(agents=("mle", MINE + "Plain"), options={})
     assert list(found) == ["mle", "Plain", "constant", "random", "uniform", "real"]
     assert found["random"].spec.agent == MINE + "Plain"
+    found = entries(agents=(MINE + "Plain(steps=2)",), options={})
+    assert [entry.spec.steps for entry in found.values()] == [2, 2, 2, None, None]
+    assert found["random"].spec.options == {"reward": "random"}
     assert list(entries(agents=("real", "uniform", "mle"), options={})) == ["real", "uniform", "mle"]
 
 

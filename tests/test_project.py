@@ -79,6 +79,7 @@ AGENT_LAYERS = [
     "registry",
     "cell",
     "workers",
+    "schedule",
     "compare",
     "flags display",
     "commands",
