@@ -86,9 +86,9 @@ def read_training(words: Sequence[str]) -> tuple[Training, dict[str, Any]]:
     """What `train` is asked for, and the hyper-parameters that differ from the preset's."""
     config = read_config(words)
     known, hyper = _split(Training, config)
-    if not any(not word.startswith("-") for word in words[:1]) and "agent" not in known:
-        return tyro.cli(Training, args=list(words), prog="text-gym train"), {}  # says what is missing, or helps
     first: Training = _first_reading(Training, words, known)
+    if not first.agent:
+        return tyro.cli(Training, args=list(words), prog="text-gym train"), {}  # says what is missing, or helps
     name, written = parse_call(first.agent)
     preset = written.pop("preset", first.preset)
     recipe = find_agent(name, preset, **written | hyper)
@@ -201,7 +201,7 @@ def _with_defaults(kind: type[Any], known: Mapping[str, Any]) -> Any:
                 said = list(value) if isinstance(value, tuple) else value
                 raise OptionError(f"the file says {name} = {said!r}, which must be {_described(hints[name])}")
     rest = {name: Path(value) if name in ("out", "start") else value for name, value in rest.items()}
-    return kind(**{"agent": tyro.MISSING, **rest} if kind is Training else rest, measured=MeasureSettings(**measured))
+    return kind(**{"agent": "", **rest} if kind is Training else rest, measured=MeasureSettings(**measured))
 
 
 def _alternatives(hint: Any) -> list[Any]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from agents.writer import Writer, rules_of
 from text_gym.errors import OptionError
 from text_gym.models import log_prob_of_tokens
-from text_gym.sequences import Batch, Example
+from text_gym.sequences import Batch, Example, Sequences
 from text_gym.tasks import Task
 
 
@@ -75,12 +75,19 @@ class RealData:
 
     def __init__(self, env: Any, seed: int = 0) -> None:
         """There is nothing to learn."""
-        self.task = rules_of(env).task
+        self.rules = rules_of(env)
+        self.task = self.rules.task
         self.seed = seed
         if self.task.knows("log_prob"):
             self.log_prob = self._log_prob_of_source
 
-    def sample(self, n: int = 1, *, seed: int | None = None, prompts: Sequence[Example] | None = None) -> Batch:
+    def sample(
+        self,
+        n: int = 1,
+        *,
+        seed: int | None = None,
+        prompts: Sequence[str | Sequence[int] | Example] | None = None,
+    ) -> Batch:
         """Real sequences, or a reference to each prompt; no more than there are."""
         if prompts is not None:
             return self._answers(prompts)
@@ -92,12 +99,15 @@ class RealData:
         rows = np.random.default_rng(self.seed if seed is None else seed).permutation(pool)
         return self.task.batch("valid", rows[:n])
 
-    def _answers(self, prompts: Sequence[Example]) -> Batch:
+    def _answers(self, prompts: Sequence[str | Sequence[int] | Example]) -> Batch:
         """The first reference of each prompt."""
-        pool = self.task.test
-        firsts = np.searchsorted(pool.owner, np.arange(len(pool)))
-        numbers = [pool.by_prompt[example.prompt] if example.number is None else example.number for example in prompts]
-        return self.task.batch("test", firsts[numbers])
+        examples = [p if isinstance(p, Example) else self.rules.find_example(p) for p in prompts]
+        for example in examples:
+            if not example.references:
+                raise OptionError(f"no real answer to {self.task.decode(example.prompt)!r} is known")
+        answers = Sequences.from_lists([example.references[0] for example in examples])
+        tokens, lengths = answers.padded(self.task.max_length, self.task.vocab.pad, self.task.vocab.eos)
+        return Batch(tokens, lengths, self.task.vocab, examples)
 
     def _log_prob_of_source(self, tokens: Any, lengths: Any = None, examples: Any = None) -> Any:
         """The source's own."""

@@ -1,6 +1,7 @@
 """Agents that comparisons are tried with: some that work, and some that do not."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,33 @@ class Plain(Agent):
         self.descend(self.likelihood_loss(batch, weights=rewards - rewards.mean()))
 
 
+@dataclass(frozen=True)
+class LikeFlags:
+    """Hyper-parameters that are called as settings of a run are."""
+
+    steps: int = 4
+    samples: int = 5
+
+
+class Clashing(Plain):
+    """Its hyper-parameters are called as flags are."""
+
+    settings_type = LikeFlags
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A hyper-parameter that could never arrive."""
+
+    seed: int = 1
+
+
+class Seeded(Plain):
+    """Its hyper-parameter is what every agent is given."""
+
+    settings_type = Taken
+
+
 class OnlySamples:
     """The least that an agent is: it repeats the first training sequence."""
 
@@ -49,6 +77,25 @@ class Fails:
 
     def sample(self, n, seed=None):
         return Batch(np.zeros((n, 1), dtype=int), np.ones(n, dtype=int), self.env.unwrapped.task.vocab)
+
+
+class Forgets(OnlySamples):
+    """Learns, and keeps nothing of it."""
+
+    def learn(self, steps=2):
+        self.steps = steps
+
+
+class Keeps(OnlySamples):
+    """Keeps in its folder how many steps it learned."""
+
+    def __init__(self, env, folder):
+        super().__init__(env)
+        self.path = folder / "steps.txt"
+        self.steps = int(self.path.read_text(encoding="utf-8")) if self.path.exists() else 0
+
+    def learn(self, steps=2):
+        self.path.write_text(str(steps), encoding="utf-8")
 
 
 class FailsUntilMended(OnlySamples):
