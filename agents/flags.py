@@ -29,6 +29,12 @@ else:
 Flat = tyro.conf.arg(name="")  # fields of a settings class, as flags without a prefix
 HELP = ("-h", "--help")
 WORDS = {str: "a text", Path: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+TRAIN = "Train one agent, measure it, and keep everything in a folder. Name the agent first: its flags are listed too."
+COMPARE = (
+    "Train several agents from the same start with their controls, over several seeds, and write a report. "
+    "Name the agents first: their hyper-parameters are listed too. Example: "
+    "text-gym compare mle seqgan --task grammar --preset demo --seqgan.rounds 5"
+)
 T = TypeVar("T")
 
 
@@ -88,7 +94,9 @@ def read_training(words: Sequence[str]) -> tuple[Training, dict[str, Any]]:
     known, hyper = _split(Training, config)
     first: Training = _first_reading(Training, words, known)
     if not first.agent:
-        return tyro.cli(Training, args=list(words), prog="text-gym train"), {}  # says what is missing, or helps
+        return tyro.cli(
+            Training, args=list(words), prog="text-gym train", description=TRAIN
+        ), {}  # says what is missing, or helps
     name, written = parse_call(first.agent)
     preset = written.pop("preset", first.preset)
     recipe = find_agent(name, preset, **written | hyper)
@@ -96,7 +104,7 @@ def read_training(words: Sequence[str]) -> tuple[Training, dict[str, Any]]:
     _check_file(recipe, hyper)
     settings = recipe.settings(preset)
     if settings is None:
-        plain: Training = tyro.cli(Training, args=list(words), default=first, prog="text-gym train")
+        plain: Training = tyro.cli(Training, args=list(words), default=first, prog="text-gym train", description=TRAIN)
         _check_place(plain.agent, first.agent)
         return replace(plain, agent=name, preset=preset), written | hyper
     whole = make_dataclass(
@@ -104,7 +112,9 @@ def read_training(words: Sequence[str]) -> tuple[Training, dict[str, Any]]:
         [("run", Annotated[Training, Flat]), ("hyper", Annotated[type(settings), _prefix(settings, "hyper")])],
         frozen=True,
     )
-    parsed: Any = tyro.cli(whole, args=list(words), default=whole(first, settings), prog="text-gym train")
+    parsed: Any = tyro.cli(
+        whole, args=list(words), default=whole(first, settings), prog="text-gym train", description=TRAIN
+    )
     _check_place(parsed.run.agent, first.agent)
     run = replace(parsed.run, agent=name, preset=preset)
     run = replace(run, steps=recipe.steps) if run.steps is None else run
@@ -128,7 +138,9 @@ def read_comparison(words: Sequence[str]) -> Comparing:
     parts: list[Any] = [("run", Annotated[Comparing, Flat])]
     parts += [(names[k], Annotated[type(settings), tyro.conf.arg(name=k)]) for k, settings in before.items()]
     whole = make_dataclass("Whole", parts, frozen=True)
-    parsed: Any = tyro.cli(whole, args=list(words), default=whole(first, *before.values()), prog="text-gym compare")
+    parsed: Any = tyro.cli(
+        whole, args=list(words), default=whole(first, *before.values()), prog="text-gym compare", description=COMPARE
+    )
     _check_place(parsed.run.agents, first.agents)
     options = {label: dict(table) for label, table in tables.items()}
     for label, settings in before.items():
