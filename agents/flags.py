@@ -42,7 +42,7 @@ T = TypeVar("T")
 class Training:
     """What `text-gym train` is asked for."""
 
-    agent: tyro.conf.Positional[str]
+    agent: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="AGENT")]
     """A name, name(option=value), or module:attribute."""
     task: str = "grammar"
     """A name, name(option=value), or the path of a corpus."""
@@ -79,7 +79,7 @@ class Training:
 class Comparing(Comparison):
     """What `text-gym compare` is asked for."""
 
-    agents: tyro.conf.Positional[tuple[str, ...]] = Comparison.agents
+    agents: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="AGENT ...")] = Comparison.agents
     """Names, name(option=value), or module:attribute; label=agent calls one otherwise."""
     measured: Annotated[MeasureSettings, Flat] = field(default_factory=MeasureSettings)
     """What is measured of each model, and on how much."""
