@@ -182,9 +182,21 @@ def make_env(spec: CellSpec) -> gym.Env[Any, Any]:
     return gym.make("TextGen-v0", task=make_task(spec.task), reward=reward)
 
 
-def load_model(folder: Path) -> Any:
-    """The model that a finished cell's folder holds, for sampling and measuring or as another's start."""
+def load_model(folder: Path, trust: bool = True) -> Any:
+    """The model that a finished cell's folder holds, for sampling and measuring or as another's start.
+
+    Args:
+        folder: Of the cell.
+        trust: Whether modules and files that the folder names, for an agent or a reward of one's own, may be run.
+    """
     spec = CellSpec.read(folder)
+    named = [spec.agent, spec.task, spec.reward or "", str(spec.options.get("reward", "")), *spec.measured.also]
+    for name in named if not trust else ():
+        if ":" in name.partition("(")[0]:
+            raise OptionError(
+                f"the run in {folder} names {name!r}, and to load it would run what is there; "
+                "if that is your own code or code that you trust, say --trust"
+            )
     factory = find_agent(spec.agent, spec.preset, **spec.options).factory
     if isinstance(factory, type) and issubclass(factory, Agent):
         return factory.load(folder, make_env(spec), device=spec.device, progress=False)

@@ -80,6 +80,7 @@ def sample(
     top_k: int = 0,
     top_p: float = 1.0,
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    trust: bool = False,
 ) -> None:
     """Print sequences: what the agent in a run's folder writes, or without one, real sequences of a task.
 
@@ -93,6 +94,7 @@ def sample(
         top_k: Only so many of the likeliest tokens; 0 for all.
         top_p: Only the fewest likeliest tokens with this much probability together.
         prompt: What to answer; once for each prompt.
+        trust: Let a run name modules and files of your own, which are then run.
     """
     ways = {"temperature": (temperature, 1.0), "top_k": (top_k, 0), "top_p": (top_p, 1.0), "prompts": (prompt, ())}
     asked = {name: value for name, (value, usual) in ways.items() if value != usual}
@@ -104,7 +106,7 @@ def sample(
     else:
         from agents.cell import load_model
 
-        model = load_model(run)
+        model = load_model(run, trust)
         made = model.task
         whole_number("n", n, least=1)
         whole_number("seed", 0 if seed is None else seed, least=0)
@@ -123,6 +125,7 @@ def evaluate(
     seed: int | None = None,
     also: tyro.conf.UseAppendAction[tuple[RewardName, ...]] = (),
     temperature: float = 1.0,
+    trust: bool = False,
 ) -> None:
     """Measure the agent in a run's folder anew.
 
@@ -132,10 +135,11 @@ def evaluate(
         seed: Draws them; the run's own if not given.
         also: Rewards to report beside the rest.
         temperature: At which to draw them.
+        trust: Let a run name modules and files of your own, which are then run.
     """
     from agents.commands import measure_run
 
-    figures = measure_run(run, samples, seed, also, temperature)
+    figures = measure_run(run, samples, seed, also, temperature, trust)
     table = Table("figure", "value", "what it is", box=None)
     for column in in_order(set(figures)):
         table.add_row(escape(column.title), column.show(figures[column.key]), column.about)

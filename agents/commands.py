@@ -40,7 +40,7 @@ def train(words: Sequence[str]) -> int:
         threads=asked.threads, measured=asked.measured, report_reward=asked.reward is not None,
         command=shlex.join(["text-gym", "train", *words]),
     )  # fmt: skip
-    env = _check(spec)
+    env = _check(spec, asked.trust)
     prepare_cell(folder, spec)
     _run(folder, env)
     console = Console()
@@ -50,7 +50,7 @@ def train(words: Sequence[str]) -> int:
     return 0
 
 
-def _check(spec: CellSpec) -> Any:
+def _check(spec: CellSpec, trust: bool) -> Any:
     """Refuse what cannot be run before there is a folder; the environment that it will be run in."""
     recipe = find_agent(spec.agent, spec.preset, **spec.options)
     find_device(spec.device)
@@ -60,7 +60,7 @@ def _check(spec: CellSpec) -> Any:
         return env
     if not recipe.takes_start:
         raise OptionError(f"{spec.label} does not begin with another agent's policy; leave --start out")
-    start = load_model(Path(spec.start_folder))
+    start = load_model(Path(spec.start_folder), trust)
     if start.task.vocab.tokens != env.unwrapped.task.vocab.tokens:
         raise OptionError(
             f"{spec.start_folder} is a run of task {CellSpec.read(Path(spec.start_folder)).task!r}, whose "
@@ -97,11 +97,11 @@ def compare(words: Sequence[str]) -> int:
 
 
 def measure_run(
-    folder: Path, samples: int | None, seed: int | None, also: Sequence[str], temperature: float
+    folder: Path, samples: int | None, seed: int | None, also: Sequence[str], temperature: float, trust: bool
 ) -> dict[str, float]:
     """The figures of the agent in a folder."""
     spec = CellSpec.read(folder)
-    model: Any = load_model(folder)
+    model: Any = load_model(folder, trust)
     settings = replace(spec.measured, also=tuple(also) or spec.measured.also)
     settings = settings if samples is None else replace(settings, samples=samples)
     measures = Measures(model.task, settings, spec.reward if spec.report_reward else None)

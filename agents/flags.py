@@ -62,6 +62,8 @@ class Training:
     """cpu, cuda, or auto for a GPU where there is one."""
     threads: int = 1
     """Of torch on a CPU."""
+    trust: bool = False
+    """Let the run to start from name modules and files of your own, which are then run."""
     config: Path | None = None
     """A TOML file with any of these settings and hyper-parameters; flags go before it."""
     measured: Annotated[MeasureSettings, Flat] = field(default_factory=MeasureSettings)
