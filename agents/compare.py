@@ -19,7 +19,7 @@ import filelock
 from agents.cell import CellSpec, check_folder, prepare_cell
 from agents.measures import Measures, MeasureSettings
 from agents.mle import MLE
-from agents.references import knows_real_data
+from agents.references import RealData, knows_real_data
 from agents.registry import Recipe, find_agent
 from agents.reinforce import GradientSettings, Reinforce
 from agents.results import Results, read_cell
@@ -280,6 +280,8 @@ def check(comparison: Comparison, models: Sequence[Entry]) -> Task:
     task = make_task(comparison.task)
     Measures(task, comparison.measured, comparison.reward)
     for model in models:
+        if model.recipe.factory is RealData and model.spec.kind == "agent" and not knows_real_data(task):
+            raise OptionError(f"the 'valid' split of {task!r} is empty, so there are no real sequences to compare with")
         if model.recipe.reward is not None:
             Scorer(model.recipe.reward, task)
     return task

@@ -40,7 +40,7 @@ class Recipe(NamedTuple):
     @property
     def takes_start(self) -> bool:
         """Whether it can go on from another agent's policy."""
-        return "start" in inspect.signature(self.factory).parameters
+        return "start" in _parameters(self.factory)
 
     def settings(self, preset: str | None) -> Any:
         """All its hyper-parameters, where it says what they are; else None. Refuses what it does not have."""
@@ -55,7 +55,8 @@ class Recipe(NamedTuple):
                     "call it otherwise"
                 )
             return settings
-        check_options(f"agent {self.name!r}", partial(self.factory, None), self.options)
+        given = dict.fromkeys(GIVEN & _parameters(self.factory))
+        check_options(f"agent {self.name!r}", partial(self.factory, None, **given), self.options)
         return None
 
     def check_preset(self, preset: str | None) -> None:
@@ -114,7 +115,10 @@ def registered_agents() -> dict[str, str]:
 
 def _parameters(factory: Callable[..., Any]) -> set[str]:
     """The names of what a factory takes; those of Agent.__init__ too where it passes others on to it."""
-    parameters = inspect.signature(factory).parameters
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError) as problem:
+        raise OptionError(f"{factory!r} does not say what it takes, and so cannot make an agent") from problem
     names = set(parameters)
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         from agents.agent import Agent

@@ -1,13 +1,22 @@
 """The text-gym command and the examples, as a person runs them."""
 
+import itertools
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from agents.audit import audit_rewards
+from agents.cell import CellSpec, load_model, prepare_cell
 from agents.cli import main
+from agents.columns import ALSO
+from agents.commands import measure_run
+from agents.results import read_cell, read_curve, read_metrics
+from text_gym import TextGymError, make_task
 
 ROOT = Path(__file__).parent.parent
 
@@ -156,3 +165,346 @@ def test_an_example_on_ones_own_file(write):
     )
     assert "Task('mine'" in done.stdout
     assert "is worth 1.00" in done.stdout
+
+
+TASK = "oracle(vocab_size=12, max_length=5, train_size=96, valid_size=40, test_size=40)"
+MEASURED = "--samples 20 --references 20 --temperatures 1 --sweep-samples 20 --shown 1 --points 1 --curve-samples 20"
+TINY = ["--task", TASK, *MEASURED.split(), "--device", "cpu"]
+MLE = ["--schedule", "2", "0.01", "--hidden", "8", "--embedding", "8", "--no-early-stopping"]
+MINE = "tests.agents_for_tests:"
+OWN = """
+import numpy as np
+
+class Repeats:
+    \"\"\"Repeats a training sequence.\"\"\"
+
+    def __init__(self, env, seed=0, row=0):
+        self.task, self.row = env.unwrapped.task, row
+
+    def sample(self, n, seed=None):
+        return self.task.batch("train", np.full(n, self.row))
+
+class Breaks(Repeats):
+    def learn(self):
+        raise RuntimeError("out of luck")
+
+class NoLast(Repeats):
+    def sample(self):
+        pass
+
+def length(completions):
+    return [float(len(text.split())) for text in completions]
+
+def wrong(completions):
+    raise KeyError("no such word")
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a small run."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    assert main(["train", "mle", *TINY, *MLE, "--out", str(out), "--also", "length"]) == 0
+    return out
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, write):
+    monkeypatch.chdir(tmp_path)
+    write("mine.py", OWN)
+    return tmp_path
+
+
+def test_train_says_what_came_of_it_and_what_can_follow(trained, capsys, tmp_path):
+    code, out, err = run(capsys, "train", "mle", *TINY, *MLE, "--out", str(tmp_path / "new run"))
+    assert (code, err) == (0, "")
+    assert out.startswith("mle, seed 0: NLL-oracle ")
+    for follow in ("sample", "evaluate", "report"):
+        assert f"text-gym {follow} " in out.replace("\n", " ")
+    assert {"cell.json", "results.json", "samples.json", "progress.json"} <= {
+        p.name for p in (tmp_path / "new run").iterdir()
+    }
+    assert ALSO + "length" in read_cell(trained).figures
+    # The same command again has nothing to do, and another one is refused.
+    before = (trained / "results.json").stat().st_mtime_ns
+    assert run(capsys, "train", "mle", *TINY, *MLE, "--out", str(trained), "--also", "length")[0] == 0
+    assert (trained / "results.json").stat().st_mtime_ns == before
+    code, _, err = run(capsys, "train", "mle", *TINY, *MLE, "--out", str(trained), "--seed", "3")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "holds another run: seed was 0 and is 3" in err
+
+
+def test_sample_a_run(trained, capsys):
+    code, out, _ = run(capsys, "sample", str(trained), "--n", "3", "--seed", "1")
+    assert code == 0
+    assert out.splitlines() == load_model(trained).sample(3, seed=1).texts
+    sharp = run(capsys, "sample", str(trained), "--n", "30", "--seed", "1", "--temperature", "0.01")[1]
+    assert len(set(sharp.splitlines())) < 5
+    assert (
+        run(capsys, "sample", str(trained), "--n", "30", "--top-k", "1")[1].splitlines()[1:]
+        == (run(capsys, "sample", str(trained), "--n", "30", "--top-p", "0.01")[1].splitlines()[1:])
+    )
+    for wrong in (["--n", "0"], ["--seed", "-1"], ["--temperature", "0"], ["--top-k", "-1"], ["--prompt", "1 2"]):
+        code, out, err = run(capsys, "sample", str(trained), *wrong)
+        assert (code, out, err.count("\n")) == (2, "", 1), wrong
+
+
+def test_evaluate_a_run(trained, capsys):
+    figures = measure_run(trained, None, None, (), 1.0)
+    done = read_cell(trained).figures
+    assert figures == {key: value for key, value in done.items() if key not in ("seconds", "sequences")}
+    code, out, _ = run(capsys, "evaluate", str(trained))
+    assert code == 0
+    assert f"NLL-test {figures['nll_test']:14.3f}".split() == next(
+        line.split()[:2] for line in out.splitlines() if "NLL-test" in line
+    )
+    sharp = measure_run(trained, 50, 3, ("constant(value=0.5)",), 0.5)
+    assert sharp["entropy"] < measure_run(trained, 50, 3, (), 1.0)["entropy"]
+    assert 0.5 in sharp.values()
+    model = load_model(trained)
+    drawn = model.sample(50, seed=3, temperature=0.5)
+    assert sharp["entropy"] == pytest.approx(-model.log_prob(drawn.tokens, temperature=0.5).mean() / 5)
+    for wrong in (["--samples", "1"], ["--seed", "-1"], ["--temperature", "0"], ["--also", "lenght"]):
+        code, out, err = run(capsys, "evaluate", str(trained), *wrong)
+        assert (code, out, err.count("\n")) == (2, "", 1), wrong
+
+
+def test_report_of_runs(trained, capsys, here):
+    assert run(capsys, "train", "uniform", *TINY, "--out", "uniform")[0] == 0
+    code, out, _ = run(capsys, "report", str(trained), "uniform", "--out", "page")
+    assert (code, out) == (0, "page/report.html\n")
+    page = (here / "page" / "report.html").read_text(encoding="utf-8")
+    assert "uniform" in page
+    assert "mle" in page
+    for wrong in ([], ["absent"], ["mine.py"], ["uniform", "--out", "mine.py"]):
+        code, out, err = run(capsys, "report", *wrong)
+        assert (code, out, err.count("\n")) == (2, "", 1), wrong
+
+
+def test_agents_are_listed_with_their_hyper_parameters(capsys, here):
+    code, out, _ = run(capsys, "agents")
+    assert code == 0
+    assert all(name in out for name in ("mle", "pg-bleu", "seqgan", "uniform", "real"))
+    code, out, _ = run(capsys, "agents", "seqgan")
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()[1:] if line.strip()}
+    assert {"rounds", "rollouts", "hidden"} <= set(rows)
+    assert out.splitlines()[0].split() == ["hyper-parameter", "default", "paper", "fast", "demo"]
+    for wrong in ("segan", "uniform", "mine.py:Repeats", "mine.py:Nobody"):
+        code, out, err = run(capsys, "agents", wrong)
+        assert (code, out, err.count("\n")) == (2, "", 1), wrong
+
+
+def test_a_config_file(capsys, here, write):
+    write("run.toml", f"agent = 'mle'\ntask = '{TASK}'\nsamples = 20\nreferences = 20\ntemperatures = []\npoints = 0\n"
+          "shown = 0\nhidden = 8\nembedding = 8\nschedule = [[1, 1e-2]]\ndevice = 'cpu'\n")  # fmt: skip
+    assert run(capsys, "train", "--config", "run.toml", "--out", "a", "--hidden", "4")[0] == 0
+    spec = CellSpec.read(here / "a")
+    assert (spec.options["hidden"], spec.options["embedding"], spec.measured.samples) == (4, 8, 20)
+    assert load_model(here / "a").policy.lstm.hidden_size == 4
+    assert read_cell(here / "a").sweep == []
+
+
+def test_agents_and_rewards_from_a_file_here(capsys, here):
+    assert run(capsys, "train", "mine.py:Repeats(row=3)", *TINY, "--reward", "mine.py:length", "--out", "r")[0] == 0
+    cell = read_cell(here / "r")
+    assert (cell.label, cell.figures["reward"], cell.figures["copies"]) == ("Repeats", 5.0, 1.0)
+    assert cell.figures["duplicates"] == 19 / 20
+    lines = run(capsys, "sample", "r", "--n", "2")[1].splitlines()
+    assert lines == [make_task(TASK).batch("train").texts[3]] * 2
+    code, _, err = run(capsys, "train", "mine.py:Breaks", *TINY, "--out", "b")
+    assert code == 2
+    assert err == f"text-gym: RuntimeError: out of luck. The traceback is in {Path('b', 'error.txt')}\n"
+    assert "raise RuntimeError" in (here / "b" / "error.txt").read_text(encoding="utf-8")
+    code, _, err = run(capsys, "train", "mine.py:NoLast", *TINY, "--out", "n")
+    assert (code, err.count("\n")) == (2, 1)
+    code, _, err = run(capsys, "train", "mine.py:Repeats", *TINY, "--reward", "mine.py:wrong", "--out", "w")
+    assert (code, err) == (2, "text-gym: reward 'wrong' failed with KeyError: 'no such word'\n")
+
+
+def test_what_an_agent_learned_is_only_loaded_if_it_was_kept(capsys, here):
+    assert run(capsys, "train", MINE + "Keeps", *TINY, "--steps", "7", "--out", "kept")[0] == 0
+    assert load_model(here / "kept").steps == 7
+    assert run(capsys, "train", MINE + "Forgets", *TINY, "--out", "forgot")[0] == 0
+    for command in ("sample", "evaluate"):
+        code, out, err = run(capsys, command, "forgot")
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert "what Forgets learned is not kept" in err
+        assert run(capsys, command, "kept")[0] == 0
+    for command in (["sample", "kept", "--temperature", "0.5"], ["evaluate", "kept", "--temperature", "0.5"]):
+        code, out, err = run(capsys, *command)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert "temperature" in err
+
+
+def test_going_on_from_another_run(trained, capsys, here):
+    short = ["--updates", "1", "--rollouts", "1", "--batch-size", "4"]
+    assert run(capsys, "train", "reinforce", *TINY, *short, "--start", str(trained), "--out", "next")[0] == 0
+    assert read_curve(here / "next")[0]["nll_valid"] == pytest.approx(load_model(trained).nll("valid"), rel=1e-5)
+    for wrong, said in [
+        (["reinforce", *TINY, "--start", "absent"], "no run of text-gym train in 'absent'"),
+        (["mle", *TINY, "--start", str(trained)], "does not begin with another agent's policy"),
+        (["reinforce", *MEASURED.split(), "--task", "grammar(train_size=50, test_size=50)", "--start", str(trained)],
+         "whose tokens are others than those of"),
+    ]:  # fmt: skip
+        code, out, err = run(capsys, "train", *wrong, "--out", "wrong")
+        assert (code, out, err.count("\n")) == (2, "", 1), wrong
+        assert said in err
+        assert not (here / "wrong").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["mlee"], "unknown agent 'mlee'"), (["mle", "--task", "gramar"], "Did you mean 'grammar'"),
+        (["mle", *TINY, "--device", "tpu"], "device='tpu'"), (["mle", *TINY, "--preset", "strog"], "no preset 'strog'"),
+        (["mle(hiden=3)", *TINY], "no hyper-parameter 'hiden'"), (["mle(", *TINY], "cannot read 'mle('"),
+        (["reinforce", *TINY, "--reward", "blue"], "Did you mean 'bleu'"),
+        (["nofile.py:A", *TINY], "no file 'nofile.py'"),
+        (["mle", *TINY, "--also", "lenght"], "Did you mean 'length'"),
+        (["mle", *TINY, "--config", "no.toml"], "cannot read"),
+        (["mle", *TINY, "--task", "empty.txt"], "empty"), (["mle", *TINY, "--task", "one.txt"], "comparing takes two"),
+        (["mle", *TINY, "--task", "absent.txt"], "no file 'absent.txt'"), (["a b=mle", *TINY], "unknown agent"),
+        (["uniform", *TINY, "--out", "one.txt"], "one.txt is no folder"),
+        (["uniform", *TINY, "--out", "one.txt/below"], "one.txt is no folder"),
+        (["uniform", *TINY, "--out", "x" * 300], "name too long"),
+        (["pg-bleu", *TINY, "--reward", "validity", "--out", "o"], "cannot say what is valid"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_train_are_one_line_and_leave_no_folder(capsys, here, write, words, said):
+    write("empty.txt", "")
+    write("one.txt", "a b c\n")
+    code, out, err = run(capsys, "train", *words)
+    told = [line for line in err.splitlines() if line.startswith("text-gym: ")]
+    assert (code, out, len(told)) == (2, "", 1)
+    assert said.lower() in told[0].lower()
+    assert "Traceback" not in err
+    assert not list(here.rglob("cell.json"))
+    with pytest.raises((TextGymError, OSError)):
+        main(["train", *words, "--debug"])
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"format": "text_gym cell 1"}', "\xff"])
+@pytest.mark.parametrize("command", ["sample", "evaluate", "report"])
+def test_damaged_and_missing_runs_are_one_line(capsys, here, command, content):
+    (here / "run").mkdir()
+    for folder in ("run", "absent", "mine.py"):
+        code, out, err = run(capsys, command, folder)
+        assert (code, out, err.count("\n")) == (2, "", 1), folder
+    (here / "run" / "cell.json").write_bytes(content.encode("latin-1"))
+    code, out, err = run(capsys, command, "run")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "cell.json" in err
+
+
+def test_an_unfinished_run_without_a_checkpoint(capsys, here):
+    prepare_cell(here / "run", CellSpec("mle", "mle", task=TASK, device="cpu"))
+    code, _, err = run(capsys, "sample", "run")
+    assert (code, err) == (2, "text-gym: no checkpoint in 'run'; is the path right?\n")
+
+
+def test_real_sequences_are_not_written_by_an_agent(capsys):
+    for words in (["--temperature", "0.5"], ["--top-k", "3"], ["--prompt", "a"]):
+        code, out, err = run(capsys, "sample", *words)
+        assert (code, out) == (2, "")
+        assert "name the folder of a run" in err
+
+
+SMALL_COMPARISON = ["--controls", "--seeds", "1", "--jobs", "2", "--out", "c"]
+
+
+def test_compare_reports_failures_by_its_exit_code(capsys, here, write):
+    """All of it once: agents of the package and of a file, a corpus without a validation split, a failure."""
+    write("lines.txt", "\n".join(f"{a} {b} {c}" for a in "xyz" for b in "xyz" for c in "xyz"))
+    words = ["compare", "mle", "mine.py:Repeats", *TINY, *SMALL_COMPARISON, "--task", "lines.txt(test=0.4, valid=0)"]
+    words += ["--mle.schedule", "1", "0.01", "--mle.hidden", "4", "--mle.embedding", "4"]
+    code, out, err = run(capsys, *words)
+    assert (code, err) == (0, "")
+    assert "The report: c/report.html" in out
+    assert (here / "c" / "report.md").exists()
+    assert not (here / "c" / "real").exists()  # there are no real sequences that are not compared with
+    assert (here / "c" / "uniform" / "seed-0" / "results.json").exists()
+    code, out, _ = run(capsys, *[words[0], words[1], "mine.py:Breaks", *words[3:], "--no-controls"])
+    assert code == 1
+    assert "FAILED: Breaks, seed 0: c/Breaks/seed-0/error.txt" in out.replace("\n", " ").replace("  ", " ")
+    # What is refused at the last model leaves nothing of the others.
+    code, _, err = run(capsys, *words[:2], "uniform", *words[3:], "--no-controls", "--mle.hidden", "5")
+    assert (code, err.count("\n")) == (2, 1)
+    again = run(capsys, "compare", "new=mle", "mle", *words[3:], "--no-controls", "--threads", "2")
+    assert again[0] == 2
+    assert not (here / "c" / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["mle", "mle"], "two agents are called 'mle'"), (["a b=mle"], "no name for a folder"),
+        (["..=mle"], "no name for a folder"), ([".=mle"], "no name for a folder"),
+        ([".lock=mle"], "no name for a folder"), (["=mle"], "no name for a folder"),
+        (["mle", "--preset", "strog"], "no preset 'strog'"),
+        (["mle", "--baseline", "m"], "baseline 'm' is not compared"),
+        (["mle", "--device", "tpu"], "device='tpu'"), (["mle", "--out", "mine.py"], "mine.py is no folder"),
+        (["real", "--task", "lines.txt(valid=0, test=0.5)"], "'valid' split"), (["mle", "--task", "gramar"], "grammar"),
+        (["x" * 300 + "=mle"], "name too long"), (["mine.py:Nobody"], "has no 'Nobody'"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_compare_are_one_line_and_leave_no_folder(capsys, here, write, words, said):
+    write("lines.txt", "\n".join(f"{a} {b} {c}" for a in "xyz" for b in "xyz" for c in "xyz"))
+    agents = list(itertools.takewhile(lambda word: not word.startswith("--"), words))
+    code, out, err = run(capsys, "compare", *agents, *TINY, *words[len(agents) :])
+    told = [line for line in err.splitlines() if line.startswith("text-gym: ")]
+    assert (code, out, len(told)) == (2, "", 1)
+    assert said.lower() in told[0].lower()
+    assert not list(here.rglob("cell.json"))
+
+
+def _interrupted(arguments, cwd, ready):
+    """The exit code and standard error of a command that Ctrl-C ends once something is ready."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "agents.cli", *arguments], cwd=cwd, env=environment, text=True, start_new_session=True,
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    end = time.monotonic() + 60
+    while not ready():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, err = process.communicate(timeout=60)
+    return process.returncode, err
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(tmp_path, command):
+    folder = tmp_path / "run" if command == "train" else tmp_path / "run" / "mle" / "seed-0"
+    long = ["100000", "0.001"]
+    if command == "train":
+        arguments = ["train", "mle", *TINY, "--schedule", *long, "--no-early-stopping", "--hidden", "4", "--out", "run"]
+    else:
+        arguments = ["compare", "mle", *TINY, "--mle.schedule", *long, "--mle.no-early-stopping", "--mle.hidden", "4",
+                     "--out", "run", "--seeds", "1", "--no-controls", "--jobs", "1"]  # fmt: skip
+    steps = lambda: max((row.get("time/step", 0) for row in read_metrics(folder)), default=0)  # noqa: E731
+    code, err = _interrupted(arguments, tmp_path, lambda: steps() >= 3)
+    assert code == 130, err
+    assert "text-gym: stopped" in err
+    assert "Traceback" not in err
+    assert "goes on" in err
+    assert not (folder / "results.json").exists()
+    before = steps()
+    assert load_model(folder).steps_done >= before - 1
+    if command == "compare":
+        return  # tests/test_compare.py goes on
+    code, err = _interrupted(
+        arguments, tmp_path, lambda: (folder / "progress-2.json").exists() and steps() > before + 1
+    )
+    assert code == 130, err
+
+
+def test_completion_knows_every_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "agents.cli", "--tyro-print-completion", "bash"],
+        capture_output=True, text=True, check=True, cwd=ROOT,
+    )  # fmt: skip
+    assert all(
+        name in done.stdout for name in ("train", "compare", "sample", "evaluate", "report", "agents", "--seeds")
+    )

@@ -10,7 +10,7 @@ import torch
 
 import text_gym
 from agents import MLE
-from agents.evaluate import Evaluation, evaluate
+from agents.evaluate import Evaluation, draw, evaluate, likelihoods
 from text_gym.errors import OptionError
 
 
@@ -89,3 +89,29 @@ def test_a_callback_records_it_while_learning(tmp_path):
         assert torch.equal(mine, other)
     with pytest.raises(OptionError, match="every"):
         Evaluation(every=0)
+
+
+def test_every_figure_at_a_temperature_equals_enumeration(agent):
+    sequences = np.array(list(itertools.product(range(3), repeat=3)))
+    p = np.exp(agent.log_prob(sequences, temperature=0.5))
+    q = np.exp(agent.task.log_prob(sequences))
+    assert p.sum() == pytest.approx(1, abs=1e-5)
+    drawn = draw(agent, 20_000, 3, "test", temperature=0.5)
+    results = likelihoods(agent, drawn, agent.task.batch("test"), 0.5)
+    m = (p + q) / 2
+    for name, value in {
+        "nll_test": -(q * np.log(p)).sum() / 3,
+        "entropy": -(p * np.log(p)).sum() / 3,
+        "nll_oracle": -(p * np.log(q)).sum() / 3,
+        "js": ((p * np.log(p / m)).sum() + (q * np.log(q / m)).sum()) / 2,
+    }.items():
+        assert results[name] == pytest.approx(value, abs=0.03), name
+    assert results["entropy"] < likelihoods(agent, draw(agent, 20_000, 3, "test"), agent.task.batch("test"))["entropy"]
+
+
+def test_draws_are_by_the_seed_and_prompts_too():
+    agent = MLE(gym.make("TextGen-v0", task="answers(size=200)"), seed=0, progress=False)
+    first, again, other = (draw(agent, 20, seed, "test") for seed in (1, 1, 2))
+    assert (first.tokens == again.tokens).all()
+    assert [e.number for e in first.examples] == [e.number for e in again.examples]
+    assert [e.number for e in first.examples] != [e.number for e in other.examples]

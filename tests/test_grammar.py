@@ -202,3 +202,39 @@ def test_an_ambiguous_grammar_is_refused():
     grammar = Grammar(rules=rules, lexicon={"a": ["x"], "c": ["x"], "b": ["y"]}, min_words=1)
     with pytest.raises(OptionError, match="'x' fits two rules"):
         grammar.sample(1)
+
+
+def test_steps_number_what_the_rules_do():
+    """Two sentences take the same steps as far as they begin alike; each other word or state is another step."""
+    grammar = Grammar(0, max_length=8, rules=TINY_RULES, lexicon=TINY_WORDS)
+    encode = grammar.vocab.encode_tokens
+    sentences = enumerate_sentences(grammar)
+    inside = [s for s in sentences if 3 <= len(s) <= 7]
+    seen = {}
+    for sentence in inside:
+        steps = grammar.steps([encode(sentence)])[0].tolist()
+        assert len(steps) == len(sentence)
+        for t, step in enumerate(steps):
+            assert step >= 0
+            assert seen.setdefault(step, sentence[t]) == sentence[t]  # one word for each step
+        assert grammar.log_prob([encode(sentence)])[0] > -np.inf
+    rows = [encode(s) for s in (["the", "cat", "sees"], ["the", "dog", "sees"], ["the", "cat", "not", "sees"])]
+    cat, dog, negated = (grammar.steps([row])[0].tolist() for row in rows)
+    assert cat[0] == dog[0] == negated[0]
+    assert cat[1] == negated[1] != dog[1]
+    assert cat[2] == dog[2] != negated[2]  # the same state, whatever the noun was
+    assert negated[3] != cat[2]  # after "not", another state
+
+
+def test_steps_end_where_a_sentence_is_wrong():
+    grammar = Grammar(0, max_length=8, rules=TINY_RULES, lexicon=TINY_WORDS)
+    rows = ["the the cat", "cat the the", "the cat sees", "the cat sees sees"]
+    pad = len(grammar.vocab)
+    batch = np.array([[*grammar.vocab.encode_tokens(row.split()), 0, pad, pad][:5] for row in rows])
+    found = grammar.steps(batch) >= 0
+    assert found.tolist() == [
+        [True, False, False, False, False],
+        [False] * 5,
+        [True, True, True, False, False],  # EOS is no step
+        [True, True, True, False, False],
+    ]

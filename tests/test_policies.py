@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from agents import MLE, Reinforce, ScheduledSampling
-from agents.policies import PolicySettings, Restricted, architecture_of, make_policy
+from agents.policies import PolicySettings, Restricted, Tempered, architecture_of, make_policy
 from agents.transformer import Transformer
 from tests.test_models import probability, seeded, small_model
 from tests.test_reinforce import SEQUENCES, exact_gradient, worth
@@ -159,3 +159,59 @@ def test_agents_write_nothing_that_is_banned():
     assert np.exp(agent.log_prob([[1, 1, 1], [1, 1, EOS]], as_written=True)).sum() == pytest.approx(1)
     observation, _ = env.reset()
     assert agent.predict(observation, deterministic=True)[0] == 1
+
+
+@pytest.mark.parametrize("temperature", [0.3, 2.5])
+def test_likelihoods_at_a_temperature_are_those_of_a_softmax_by_hand(temperature):
+    agent = MLE(restricted_env(), seed=0, progress=False, embedding=3, hidden=5)
+    agent.policy.load_state_dict(small_model(3, seed=1).state_dict())
+    tokens = torch.tensor([[*s, *[3] * (3 - len(s))] for s in SEQUENCES])
+    model = agent.policy.eval()
+    logits = model.output(model.features(tokens)).detach().double()
+    shares = (logits / temperature).exp() / (logits / temperature).exp().sum(dim=2, keepdim=True)
+    by_hand = [math.log(math.prod(shares[i, t, token] for t, token in enumerate(s))) for i, s in enumerate(SEQUENCES)]
+    lengths = [len(s) for s in SEQUENCES]
+    found = agent.log_prob(tokens.numpy(), lengths, temperature=temperature)
+    assert found == pytest.approx(by_hand, abs=1e-5)
+    assert np.exp(found).sum() == pytest.approx(1, abs=1e-5)
+    assert agent.log_prob(tokens.numpy(), lengths, temperature=1) == pytest.approx(
+        [probability(agent.policy, s) for s in SEQUENCES], abs=1e-5
+    )
+    drawn = agent.sample(20_000, seed=0, temperature=temperature)
+    written = [tuple(t for t in row if t != 3) for row in drawn.tokens.tolist()]
+    shares_drawn = np.array([written.count(s) for s in SEQUENCES]) / 20_000
+    assert shares_drawn == pytest.approx(np.exp(found), abs=0.015)  # four standard errors at most
+    for wrong in (0.0, -1.0, float("nan")):
+        with pytest.raises(OptionError, match="temperature"):
+            agent.log_prob(tokens.numpy(), lengths, temperature=wrong)
+
+
+def test_what_is_written_under_restrictions_at_a_temperature_sums_to_one():
+    agent = MLE(restricted_env(min_length=2), seed=0, progress=False, embedding=3, hidden=5, initial_std=1.0)
+    kept = [s for s in SEQUENCES if allowed(s)]
+    tokens, lengths = [[*s, *[3] * (3 - len(s))] for s in kept], [len(s) for s in kept]
+    own = agent.log_prob(tokens, lengths, temperature=0.4)
+    written = agent.log_prob(tokens, lengths, temperature=0.4, as_written=True)
+    assert np.exp(written).sum() == pytest.approx(1, abs=1e-5)
+    assert np.exp(own).sum() < 0.99
+    drawn = agent.sample(20_000, seed=0, temperature=0.4)
+    shares = [np.mean((drawn.tokens == row).all(axis=1)) for row in tokens]
+    assert shares == pytest.approx(np.exp(written), abs=0.015)
+
+
+@pytest.mark.parametrize("policy", ["lstm", "transformer"])
+def test_a_tempered_policy_step_by_step_is_the_one_at_once(policy):
+    model = make_policy(PolicySettings(policy=policy, embedding=8, hidden=8, heads=2, layers=1), 3).eval()
+    tempered = Tempered(model, 0.5)
+    tokens = torch.tensor([[0, 1, 0], [1, 1, 2]])
+    prompts = torch.tensor([[1, 0], [0, 2]])
+    with torch.no_grad():
+        whole = tempered.output(tempered.features(tokens, prompts))
+        logits, state = tempered.start(2, prompts)
+        for t in range(3):
+            assert torch.allclose(logits, whole[:, t], atol=1e-5)
+            assert torch.allclose(logits, 2 * model.output(model.features(tokens, prompts))[:, t], atol=1e-5)
+            logits, state = tempered.step(tokens[:, t], state)
+        scores = tempered.log_prob(tokens, torch.ones(2, 3, dtype=torch.bool), prompts)
+    expected = whole.log_softmax(dim=2).gather(2, tokens[:, :, None])[:, :, 0]
+    assert torch.allclose(scores, expected, atol=1e-5)

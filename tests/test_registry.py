@@ -69,6 +69,7 @@ def test_settings_are_checked_before_anything_is_made():
         (MINE + "OnlySamples(seed=2)", "is given seed by the run"),
         (MINE + "Seeded", "has a hyper-parameter 'seed', which every agent is given"),
         ("uniform(hidden=3)", "no option 'hidden'"),
+        ("builtins:dict", "does not say what it takes"),
     ]:
         with pytest.raises(OptionError, match=words):
             find_agent(name).settings(None)
