@@ -250,7 +250,7 @@ def test_sample_a_run(trained, capsys):
 
 
 def test_evaluate_a_run(trained, capsys):
-    figures = measure_run(trained, None, None, (), 1.0)
+    figures = measure_run(trained, None, None, (), 1.0, False)
     done = read_cell(trained).figures
     assert figures == {key: value for key, value in done.items() if key not in ("seconds", "sequences")}
     code, out, _ = run(capsys, "evaluate", str(trained))
@@ -258,8 +258,8 @@ def test_evaluate_a_run(trained, capsys):
     assert f"NLL-test {figures['nll_test']:14.3f}".split() == next(
         line.split()[:2] for line in out.splitlines() if "NLL-test" in line
     )
-    sharp = measure_run(trained, 50, 3, ("constant(value=0.5)",), 0.5)
-    assert sharp["entropy"] < measure_run(trained, 50, 3, (), 1.0)["entropy"]
+    sharp = measure_run(trained, 50, 3, ("constant(value=0.5)",), 0.5, False)
+    assert sharp["entropy"] < measure_run(trained, 50, 3, (), 1.0, False)["entropy"]
     assert 0.5 in sharp.values()
     model = load_model(trained)
     drawn = model.sample(50, seed=3, temperature=0.5)
@@ -309,7 +309,11 @@ def test_agents_and_rewards_from_a_file_here(capsys, here):
     cell = read_cell(here / "r")
     assert (cell.label, cell.figures["reward"], cell.figures["copies"]) == ("Repeats", 5.0, 1.0)
     assert cell.figures["duplicates"] == 19 / 20
-    lines = run(capsys, "sample", "r", "--n", "2")[1].splitlines()
+    for command in (["sample", "r"], ["evaluate", "r"], ["train", "reinforce", *TINY, "--start", "r", "--out", "s"]):
+        code, out, err = run(capsys, *command)  # someone else's folder must not run someone else's code
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert "names 'mine.py:Repeats', and to load it would run what is there" in err
+    lines = run(capsys, "sample", "r", "--n", "2", "--trust")[1].splitlines()
     assert lines == [make_task(TASK).batch("train").texts[3]] * 2
     code, _, err = run(capsys, "train", "mine.py:Breaks", *TINY, "--out", "b")
     assert code == 2
@@ -326,12 +330,12 @@ def test_what_an_agent_learned_is_only_loaded_if_it_was_kept(capsys, here):
     assert load_model(here / "kept").steps == 7
     assert run(capsys, "train", MINE + "Forgets", *TINY, "--out", "forgot")[0] == 0
     for command in ("sample", "evaluate"):
-        code, out, err = run(capsys, command, "forgot")
+        code, out, err = run(capsys, command, "forgot", "--trust")
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert "what Forgets learned is not kept" in err
-        assert run(capsys, command, "kept")[0] == 0
+        assert run(capsys, command, "kept", "--trust")[0] == 0
     for command in (["sample", "kept", "--temperature", "0.5"], ["evaluate", "kept", "--temperature", "0.5"]):
-        code, out, err = run(capsys, *command)
+        code, out, err = run(capsys, *command, "--trust")
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert "temperature" in err
 
