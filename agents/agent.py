@@ -116,7 +116,7 @@ class Agent(Writer, ABC):
             torch.set_num_threads(whole_number("threads", threads, least=1))
         self.progress, self.log = progress, checked_logs(log, self.folder)
         self.steps_done = 0
-        self._seconds, self._sequences = 0.0, 0  # that learning has taken and drawn since learn() was called
+        self.cost = {"seconds": 0.0, "sequences": 0.0}  # of learning: wall-clock time, and what it has drawn
         self.finished = False  # whether a step has said that it was the last
         self.logger = Logger(None, [])
         self._own_logger = True
@@ -169,15 +169,13 @@ class Agent(Writer, ABC):
             callback: As in Stable-Baselines3; on_step() is called after every step.
         """
         last = self.steps_of_preset if steps is None else self.steps_done + whole_number("steps", steps, least=0)
-        self._seconds, self._sequences = 0.0, 0
         total_timesteps = last  # a name that callbacks look for
         called = self._prepare_callback(callback)
         if self._own_logger:
             self.logger = open_logger(self.folder, self.log)
         try:
             with stop_on_interrupt() as interrupted:
-                with self._counted():
-                    self.begin_learning(steps is not None and self.finished, interrupted)
+                self.begin_learning(steps is not None and self.finished, interrupted)
                 called.on_training_start(locals(), globals())
                 self._learn_until(total_timesteps, called, interrupted)
             self.end_learning()
@@ -208,7 +206,7 @@ class Agent(Writer, ABC):
         with tqdm(total=last, initial=self.steps_done, desc=self.name, disable=not self.progress or None) as bar:
             while self.steps_done < last and not self.finished and not interrupted.is_set():
                 self._reseed_sampler(LEARNING)
-                with self._counted(), self.randomness(self.steps_done):
+                with self.counted(), self.randomness(self.steps_done):
                     self.finished = self.one_step(self.steps_done) is False
                 self.steps_done += 1
                 self._reseed_sampler(SAMPLING)
@@ -217,8 +215,8 @@ class Agent(Writer, ABC):
                 called.update_locals(locals())
                 goes_on = called.on_step()
                 self.logger.record("time/step", self.steps_done)
-                self.logger.record("time/seconds", round(self._seconds, 3))
-                self.logger.record("time/sequences", self._sequences)
+                for name, value in self.cost.items():
+                    self.logger.record(f"time/{name}", round(value, 3))
                 self.logger.dump(self.steps_done)
                 self.checkpoint()
                 if not goes_on:
@@ -280,7 +278,7 @@ class Agent(Writer, ABC):
         tensors, groups = self._packed_parts()
         described = {"settings": _as_json(asdict(self.settings)), "seed": self.seed}
         described |= {"trained": self.trained_numbers(), "optimizers": groups}
-        described |= {"finished": self.finished, "task": self._described_task()}
+        described |= {"finished": self.finished, "task": self._described_task(), "cost": self.cost}
         save_checkpoint(folder, Checkpoint(self.name, self.steps_done, described, tensors))
 
     @classmethod
@@ -334,12 +332,12 @@ class Agent(Writer, ABC):
         return torch.Generator(self.device).manual_seed(int(random.integers(2**63)))
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
+    def counted(self) -> Iterator[None]:
         """Time, and sequences drawn, that count as learning; those of callbacks do not."""
         begin, before = time.perf_counter(), self.written
         yield
-        self._seconds += time.perf_counter() - begin
-        self._sequences += self.written - before
+        self.cost["seconds"] += time.perf_counter() - begin
+        self.cost["sequences"] += self.written - before
 
     def _restore(self, folder: Path) -> None:
         saved = load_checkpoint(folder, self.name, self.device)
@@ -357,6 +355,7 @@ class Agent(Writer, ABC):
         except (KeyError, RuntimeError, TypeError, ValueError) as problem:
             raise CheckpointError(f"the checkpoint in {folder} is damaged: {problem}") from problem
         self.steps_done, self.finished = saved.step, bool(saved.state.get("finished"))
+        self.cost |= saved.state.get("cost", {})
         self._reseed_sampler(SAMPLING)
 
     def _prepare_callback(self, callback: Callback) -> BaseCallback:

@@ -10,15 +10,17 @@ import inspect
 import json
 import os
 import platform
+import random
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -27,12 +29,19 @@ from agents.agent import Agent
 from agents.evaluate import Evaluation
 from agents.measures import Measures, MeasureSettings
 from agents.registry import find_agent
-from agents.results import CELL, ERROR, FORMAT, NOW, RESULTS, SAMPLES, read_json, read_metrics
+from agents.results import CELL, ERROR, FORMAT, NOW, RESULTS, SAMPLES, read_json
 from text_gym.errors import DataError, OptionError
 from text_gym.tasks import make_task
 
-WORDS_ALONE = {"order", "baseline", "controls_for", "words", "command"}  # what changes nothing in the results
-PACKAGES = ("text-gym", "torch", "numpy", "gymnasium", "stable-baselines3")
+WORDS_ALONE = {
+    "order",
+    "baseline",
+    "controls_for",
+    "trivial",
+    "words",
+    "command",
+}  # what changes nothing in the results
+PACKAGES = ("torch", "numpy", "gymnasium", "stable-baselines3")
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,8 @@ class CellSpec:
     """The label that others are measured against."""
     controls_for: tuple[str, ...] = ()
     """The labels whose success it puts to the test."""
+    trivial: bool = False
+    """Whether being better than it shows nothing."""
     words: str = ""
     """What a sentence calls it."""
     command: str = ""
@@ -112,6 +123,8 @@ def _tupled(content: Mapping[str, Any]) -> dict[str, Any]:
 def prepare_cell(folder: Path, spec: CellSpec) -> None:
     """Write down what is to be run; refuse a folder where something else was."""
     check_folder(folder, spec)
+    if (folder / RESULTS).exists():
+        spec = replace(spec, command=CellSpec.read(folder).command)  # what it was made with
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CELL, spec.as_json())
 
@@ -137,10 +150,11 @@ def run_cell(folder: Path, progress: bool = False, env: gym.Env[Any, Any] | None
         return
     (folder / ERROR).unlink(missing_ok=True)
     torch.set_num_threads(spec.threads)
+    seed_everything(spec.seed)
     started, begin = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.perf_counter()
     model = make_model(spec, folder, progress, env)
     learn(model, spec, folder)
-    cost = cost_of(folder) or {"seconds": time.perf_counter() - begin}
+    cost = model.cost if isinstance(model, Agent) else {"seconds": time.perf_counter() - begin}
     write_json(folder / NOW, {"doing": "measuring"})
     measures = Measures(model.task, spec.measured, spec.reward if spec.report_reward else None)
     write_json(folder / SAMPLES, measures.samples(model, spec.seed))
@@ -152,7 +166,7 @@ def run_cell(folder: Path, progress: bool = False, env: gym.Env[Any, Any] | None
             "sweep": measures.sweep(model, spec.seed) if learns else [],
             "signatures": measures.signatures(),
             "settings": asdict(model.settings) if isinstance(model, Agent) else dict(spec.options),
-            "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+            "versions": versions(),
             "hardware": hardware(),
             "started": started,
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -238,13 +252,17 @@ class Heartbeat(BaseCallback):
         return True
 
 
-def cost_of(folder: Path) -> dict[str, float]:
-    """What learning took, added up over the runs that it took: each one's metrics end with its own sum."""
-    last: dict[str, dict[str, float]] = {}
-    for row in read_metrics(folder):
-        if "time/seconds" in row:
-            last[row["file"]] = {"seconds": row["time/seconds"], "sequences": row["time/sequences"]}
-    return {name: float(sum(row[name] for row in last.values())) for name in ("seconds", "sequences")} if last else {}
+def seed_everything(seed: int) -> None:
+    """For agents that draw from the global generators; without it their numbers would depend on earlier cells."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - the global one is meant
+    torch.manual_seed(seed)
+
+
+def versions() -> dict[str, str]:
+    """Of Python, this package and those that results depend on."""
+    own = {"python": platform.python_version(), "text-gym": text_gym.__version__}
+    return own | {name: metadata.version(name) for name in PACKAGES}
 
 
 def logs() -> tuple[str, ...]:
@@ -285,6 +303,3 @@ def _worded(content: Any) -> Any:
     if isinstance(content, list | tuple):
         return [_worded(value) for value in content]
     return content
-
-
-assert text_gym  # imported for TextGen-v0

@@ -6,6 +6,7 @@ What needs torch is imported by the commands that need it.
 from __future__ import annotations
 
 import inspect
+import secrets
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -113,7 +114,7 @@ def sample(
         for name in asked:
             if name not in inspect.signature(model.sample).parameters:
                 raise OptionError(f"the agent in {run} draws without {name}; leave it out")
-        batch = model.sample(len(prompt) or n, seed=seed, **asked)
+        batch = model.sample(len(prompt) or n, seed=secrets.randbits(31) if seed is None else seed, **asked)
     for question, text in zip(batch.prompts, batch.texts, strict=True):
         _say(f"{question} -> {text}" if made.conditional else text)
 

@@ -111,7 +111,7 @@ def column_of(key: str) -> Column:
     if key in COLUMNS:
         return COLUMNS[key]
     name = key.removeprefix(ALSO)
-    return Column(key, name, "higher", f"the mean of the reward {name}", True)
+    return Column(key, name, "neither", f"the mean of the reward {name}", True)
 
 
 def in_order(keys: set[str]) -> list[Column]:

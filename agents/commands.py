@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 import traceback
@@ -10,12 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import filelock
 from rich.console import Console
 from rich.markup import escape
 
 from agents.cell import CellSpec, load_model, make_env, prepare_cell, run_cell
+from agents.compare import LOCK, label_of
 from agents.compare import compare as run_comparison
-from agents.compare import label_of
 from agents.display import Display
 from agents.evaluate import draw
 from agents.flags import Comparing, Flat, Training, read_comparison, read_training
@@ -27,6 +29,8 @@ from agents.verdicts import summaries
 from agents.writer import find_device
 from text_gym.errors import OptionError, TextGymError
 from text_gym.names import whole_number
+
+ADDRESS = re.compile(r"auto|local|ray://.+|[\w.-]+:\d+")
 
 
 def train(words: Sequence[str]) -> int:
@@ -41,8 +45,13 @@ def train(words: Sequence[str]) -> int:
         command=shlex.join(["text-gym", "train", *words]),
     )  # fmt: skip
     env = _check(spec, asked.trust)
-    prepare_cell(folder, spec)
-    _run(folder, env)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(folder / LOCK, timeout=0):
+            prepare_cell(folder, spec)
+            _run(folder, env)
+    except filelock.Timeout:
+        raise OptionError(f"another training is running in {folder}; wait for it, or give another folder") from None
     console = Console()
     _show_figures(console, folder)
     for follow in ("sample", "evaluate", "report"):
@@ -93,7 +102,7 @@ def compare(words: Sequence[str]) -> int:
     console.print(f"The report: {escape(str(page))}", highlight=False, soft_wrap=True)
     for cell in results.failures:
         console.print(escape(f"FAILED: {cell.label}, seed {cell.seed}: {cell.folder / 'error.txt'}"), highlight=False)
-    return 1 if results.failures else 0
+    return 1 if results.failures or results.unfinished else 0
 
 
 def measure_run(
@@ -132,7 +141,7 @@ def _with_address(words: Sequence[str]) -> list[str]:
     """`--ray` alone is a cluster on this machine."""
     given = list(words)
     for i, word in enumerate(given):
-        if word == "--ray" and (i + 1 == len(given) or given[i + 1].startswith("-")):
+        if word == "--ray" and not (i + 1 < len(given) and ADDRESS.fullmatch(given[i + 1])):
             return [*given[: i + 1], "local", *given[i + 1 :]]
     return given
 

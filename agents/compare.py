@@ -11,20 +11,20 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import filelock
 
-from agents.cell import CellSpec, check_folder, prepare_cell
-from agents.measures import Measures, MeasureSettings
-from agents.mle import MLE
-from agents.references import RealData, knows_real_data
+from agents.cell import CellSpec, check_folder, prepare_cell, write_json
+from agents.controls import Entry, begins_with, controls, is_start
+from agents.measures import Measures, MeasureSettings, knows_real_data
+from agents.policies import PolicySettings
+from agents.references import RealData
 from agents.registry import Recipe, find_agent
-from agents.reinforce import GradientSettings, Reinforce
-from agents.results import Results, read_cell
+from agents.results import COMPARISON, Results, read_cell
 from agents.schedule import Progress, make_pool, run_all
-from agents.seqgan import SeqGAN
 from agents.writer import find_device
 from text_gym.errors import OptionError
 from text_gym.names import parse_call, suggest, whole_number
@@ -80,13 +80,6 @@ class Comparison:
             raise OptionError("name the agents to compare, for example: mle seqgan")
 
 
-class Entry(NamedTuple):
-    """What is to be trained in every seed, before it has a seed."""
-
-    spec: CellSpec
-    recipe: Recipe
-
-
 def compare(comparison: Comparison, watch: Callable[[Progress], None] | None = None, command: str = "") -> Results:
     """Run a comparison, and read back what came of it.
 
@@ -118,20 +111,21 @@ def compare(comparison: Comparison, watch: Callable[[Progress], None] | None = N
 def plan(comparison: Comparison, command: str = "") -> list[Entry]:
     """All models of a comparison: the agents, the start that they share, and the controls."""
     agents = [_agent(comparison, named) for named in comparison.agents]
-    labels = [model.spec.label for model in agents]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise OptionError(f"two agents are called {label!r}; write label=agent to call one otherwise")
     for label in comparison.options:
-        if label not in labels:
+        if label not in (labels := [entry.spec.label for entry in agents]):
             raise OptionError(
                 f"there are hyper-parameters for {label!r}, which is not compared." + suggest(label, labels)
             )
-    if any(model.recipe.takes_start for model in agents) and not any(map(_is_start, agents)):
+    if any(entry.recipe.takes_start for entry in agents) and not any(map(is_start, agents)):
         agents.insert(0, _agent(comparison, START))
-    start = next((model.spec.label for model in agents if _is_start(model)), None)
-    agents = [_from(model, start) for model in agents]
-    models = agents + (_controls(comparison, agents, start) if comparison.controls else [])
+    labels = [entry.spec.label for entry in agents]
+    for label in labels:
+        if labels.count(label) > 1:
+            what = f"two agents are called {label!r} (what all begin with is called {START!r})"
+            raise OptionError(f"{what}; write label=agent to call one otherwise")
+    start = next((entry.spec.label for entry in agents if is_start(entry)), None)
+    agents = [begins_with(entry, start) for entry in agents]
+    models = agents + (controls(agents, start, partial(_spec, comparison)) if comparison.controls else [])
     baseline = comparison.baseline or start or agents[0].spec.label
     if baseline not in (known := [model.spec.label for model in models]):
         raise OptionError(f"the baseline {baseline!r} is not compared." + suggest(baseline, known))
@@ -188,75 +182,6 @@ def _spec(comparison: Comparison, label: str, agent: str, **more: Any) -> CellSp
     return CellSpec(label, agent, report_reward=comparison.reward is not None, **shared | more)
 
 
-def _is_start(model: Entry) -> bool:
-    """Whether it is what the other agents begin with: maximum likelihood itself."""
-    return model.recipe.factory is MLE
-
-
-def _from(model: Entry, start: str | None) -> Entry:
-    """The model, beginning with the start's policy if it can."""
-    if start is None or not model.recipe.takes_start:
-        return model
-    return model._replace(spec=replace(model.spec, start=start))
-
-
-def _controls(comparison: Comparison, agents: Sequence[Entry], start: str | None) -> list[Entry]:
-    """The models that must not do as well as the agents, if those are to have shown anything."""
-    rewarded = [model for model in agents if model.recipe.learns_from_reward]
-    tested = tuple(model.spec.label for model in agents if model.spec.label != start)
-    models = _without_information(comparison, rewarded, start)
-    for model in agents:
-        if model.spec.label == start and not model.recipe.settings(model.spec.preset).early_stopping:
-            options = {**model.spec.options, "early_stopping": True, "patience": 5}
-            words = {"kind": "control", "words": "likelihood stopped early", "controls_for": tested}
-            early = _spec(comparison, f"{start}-early", "mle", preset=model.spec.preset, options=options, **words)
-            models.append(Entry(early, find_agent("mle", model.spec.preset, **options)))
-    uniform = {"kind": "control", "words": "uniform tokens", "controls_for": tested}
-    models.append(Entry(_spec(comparison, "uniform", "uniform", **uniform), find_agent("uniform")))
-    real = {"kind": "reference", "words": "real data"}
-    models.append(Entry(_spec(comparison, "real", "real", **real), find_agent("real")))
-    taken = {model.spec.label for model in agents}
-    return [model for model in models if model.spec.label not in taken]
-
-
-def _without_information(comparison: Comparison, rewarded: Sequence[Entry], start: str | None) -> list[Entry]:
-    """Each agent's update rule on a reward that is constant, and on one that is random; equal ones once."""
-    found: dict[Any, tuple[Recipe, str | None, list[str]]] = {}
-    for model in rewarded:
-        for reward in ("constant(value=0.5)", "random"):
-            recipe, preset = _update_rule(model, reward)
-            settings = recipe.settings(preset)
-            key = (recipe.factory, repr(settings) if settings is not None else model.spec.label, reward)
-            found.setdefault(key, (recipe, preset, []))[2].append(model.spec.label)
-    alone = len({labels[0] for _, _, labels in found.values()}) == 1
-    models = []
-    for (_, _, reward), (recipe, preset, labels) in found.items():
-        kind = reward.partition("(")[0]
-        label = kind if alone else f"{kind}-{labels[0]}"
-        words = f"a {kind} reward"
-        spec = _spec(
-            comparison, label, recipe.name, preset=preset, options={**recipe.options, "reward": reward},
-            kind="control", words=words, controls_for=tuple(labels), steps=recipe.steps,
-        )  # fmt: skip
-        models.append(_from(Entry(spec, recipe._replace(reward=reward)), start))
-    return models
-
-
-def _update_rule(model: Entry, reward: str) -> tuple[Recipe, str | None]:
-    """The agent with another reward; SeqGAN, whose reward is its own, as the `Reinforce` inside it."""
-    recipe, preset = model.recipe, model.spec.preset
-    settings = recipe.settings(preset)
-    if recipe.factory not in (SeqGAN, Reinforce):
-        return recipe, preset
-    shared = {f.name: getattr(settings, f.name) for f in fields(GradientSettings)}
-    rounds = settings.rounds * settings.generator_steps if recipe.factory is SeqGAN else settings.updates
-    architecture = ("policy", "embedding", "hidden", "layers", "heads", "initial_std")  # are the start's
-    options = {name: value for name, value in shared.items() if name not in architecture} | {"updates": rounds}
-    if reward.startswith("constant") and settings.baseline != "prefix":
-        options["rollouts"] = 0  # each completion would be paid the same
-    return find_agent("reinforce", None, **options), None
-
-
 def lay_out(comparison: Comparison, models: Sequence[Entry]) -> list[Path]:
     """A folder for each model and seed, the ones that others wait for first, then those that take longest."""
     task = check(comparison, models)
@@ -270,16 +195,20 @@ def lay_out(comparison: Comparison, models: Sequence[Entry]) -> list[Path]:
         check_folder(folder, spec)
     for folder, spec in cells.items():
         prepare_cell(folder, spec)
+    write_json(comparison.out / COMPARISON, {"cells": [str(cell.relative_to(comparison.out)) for cell in cells]})
     return list(cells)
 
 
 def check(comparison: Comparison, models: Sequence[Entry]) -> Task:
-    """Refuse now what would fail in every cell: the device, the task, the rewards, the measures."""
+    """Refuse now what would fail in every cell: devices, tasks, rewards, measures, architectures."""
     if comparison.ray is None:
         find_device(comparison.device)
     task = make_task(comparison.task)
     Measures(task, comparison.measured, comparison.reward)
+    starts = {model.spec.label: model.recipe.settings(model.spec.preset) for model in models if is_start(model)}
     for model in models:
+        if model.spec.start is not None:
+            _check_architecture(model, starts[model.spec.start])
         if model.recipe.factory is RealData and model.spec.kind == "agent" and not knows_real_data(task):
             raise OptionError(f"the 'valid' split of {task!r} is empty, so there are no real sequences to compare with")
         if model.recipe.reward is not None:
@@ -287,8 +216,18 @@ def check(comparison: Comparison, models: Sequence[Entry]) -> Task:
     return task
 
 
+def _check_architecture(model: Entry, start: Any) -> None:
+    """Who goes on with a policy cannot have another architecture."""
+    for name in (each.name for each in fields(PolicySettings) if each.name != "initial_std"):
+        if name in model.recipe.options and model.recipe.options[name] != getattr(start, name):
+            raise OptionError(
+                f"{model.spec.label} has {name}={model.recipe.options[name]!r}, and begins with the policy of "
+                f"{model.spec.start}, which has {getattr(start, name)!r}; say it of {model.spec.start} alone"
+            )
+
+
 def _urgency(model: Entry) -> tuple[int, ...]:
-    if _is_start(model) and model.spec.kind == "agent":
+    if is_start(model) and model.spec.kind == "agent":
         return (0,)
     settings = model.recipe.settings(model.spec.preset)
     return (1, -bool(getattr(settings, "rounds", 0)), -getattr(settings, "rollouts", 0))

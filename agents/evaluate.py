@@ -86,7 +86,7 @@ def likelihoods(model: Model, drawn: Batch, real: Batch, temperature: float = 1.
             results["kl_data_model"] = results["nll_test"] - results["data_entropy"]
             results["kl_sum"] = results["kl_model_data"] + results["kl_data_model"]
             halves = _above_mixture(of_drawn, source_of_drawn), _above_mixture(source_of_real, of_real)
-            results["js"] = sum(halves) / 2
+            results["js"] = max(0.0, sum(halves) / 2)  # 0 but for rounding, if both are one
     return results
 
 

@@ -8,6 +8,7 @@ of references and self-BLEU with that of sequences.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -75,9 +76,9 @@ class Measures:
     """What can be said of models of one task.
 
     Args:
-        env: The environment whose reward is reported, where the task has prompts or a reward was chosen.
+        task: Whose held-out sequences they are compared with.
         settings: How much is drawn.
-        report_reward: Whether the environment's own reward is a column.
+        reward: The environment's reward, if it is to be a column; with prompts the task's own is one in any case.
     """
 
     def __init__(self, task: Task, settings: MeasureSettings, reward: Any = None) -> None:
@@ -91,8 +92,9 @@ class Measures:
         self.reward = None if reward is None else Scorer(reward, task)
         self.also = {ALSO + name: Scorer(name, task) for name in settings.also}
         rows = np.random.default_rng(REFERENCE_SEED).permutation(len(self.test))
-        self.references = self.test.take(rows[: settings.references])
-        self.size = len(self.references)
+        self.size = min(settings.references, len(self.test), _real_ones(task))
+        self.references = self.test.take(rows[: self.size])
+        self.swept = self.test.take(rows[: max(settings.sweep_samples, self.size)])
 
     @cached_property
     def tables(self) -> dict[int, Bleu]:
@@ -129,7 +131,7 @@ class Measures:
         rows = []
         for temperature in self.settings.temperatures:
             drawn = draw(model, n, seed, "test", temperature=temperature)
-            figures = self.of_samples(model, drawn, self.test.take(np.arange(min(n, len(self.test)))), temperature)
+            figures = self.of_samples(model, drawn, self.swept, temperature)
             figures |= self._alike(drawn.take(np.arange(self.size)), (4,))
             rows.append({"temperature": temperature} | {key: figures[key] for key in SWEPT if key in figures})
         return rows
@@ -147,6 +149,8 @@ class Measures:
             figures["validity"] = float(task.is_valid(drawn.tokens, drawn.lengths).mean())
         if task.knows("steps"):
             figures["coverage"] = float(np.isin(self.steps_of_real, task.steps(drawn.tokens, drawn.lengths)).mean())
+        if not _has_references(drawn):
+            return figures
         if self.reward is not None:
             figures["reward"] = float(self.reward(drawn).total.mean())
         return figures | {key: float(scorer(drawn).total.mean()) for key, scorer in self.also.items()}
@@ -168,6 +172,8 @@ class Measures:
         if part.examples is None:
             scores = {n: self.tables[n].score(part.tokens, part.content_lengths) for n in orders}
             return figures | {f"bleu{n}": float(score.mean()) for n, score in scores.items()}
+        if not _has_references(part):
+            return figures
         rows = list(zip(part.sentences, [example.references for example in part.examples], strict=True))
         for n in orders:
             figures[f"bleu{n}"] = float(np.mean([sentence_bleu(s, references, n) for s, references in rows]))
@@ -195,7 +201,7 @@ class Measures:
         ]
 
     def _own_reward(self, batch: Batch) -> FloatArray | None:
-        return None if self.reward is None else self.reward(batch).total
+        return self.reward(batch).total if self.reward is not None and _has_references(batch) else None
 
     def _values(self, model: Any, batch: Batch, seed: int) -> FloatArray | None:
         """What each sequence was worth to the model before its first token and after each, [n, T + 1]."""
@@ -235,6 +241,23 @@ def knows_temperature(model: Any) -> bool:
     """Whether a model can be drawn from, and asked for likelihoods, at a temperature."""
     asked = [getattr(model, name) for name in ("sample", "log_prob") if hasattr(model, name)]
     return all("temperature" in inspect.signature(method).parameters for method in asked)
+
+
+def _has_references(batch: Batch) -> bool:
+    """Whether there is something to compare each answer with; always, where there are no prompts."""
+    return batch.examples is None or all(example.references for example in batch.examples)
+
+
+def knows_real_data(task: Task) -> bool:
+    """Whether there are real sequences to show that are neither learned from nor compared with."""
+    return task.conditional or task.knows("sample") or len(task.valid.references) > 1
+
+
+def _real_ones(task: Task) -> int:
+    """How many real sequences can be put beside a model's as a model's own."""
+    if task.conditional or task.knows("sample") or not knows_real_data(task):
+        return sys.maxsize
+    return len(task.valid.references)
 
 
 def distinct(sentences: Sequence[Sequence[int]], n: int) -> float:

@@ -13,7 +13,6 @@ from agents.writer import Writer, rules_of
 from text_gym.errors import OptionError
 from text_gym.models import log_prob_of_tokens
 from text_gym.sequences import Batch, Example, Sequences
-from text_gym.tasks import Task
 
 
 class UniformPolicy(nn.Module):
@@ -59,11 +58,6 @@ class Uniform(Writer):
         self.policy = UniformPolicy(len(self.task.vocab))
 
 
-def knows_real_data(task: Task) -> bool:
-    """Whether there are real sequences to show that are neither learned from nor compared with."""
-    return task.conditional or task.knows("sample") or len(task.valid.references) > 0
-
-
 class RealData:
     """Real sequences in the place of a model's: newly drawn where the source is known, else the validation split.
 
@@ -100,14 +94,15 @@ class RealData:
         return self.task.batch("valid", rows[:n])
 
     def _answers(self, prompts: Sequence[str | Sequence[int] | Example]) -> Batch:
-        """The first reference of each prompt."""
+        """The first reference of each prompt, to be compared with its others, if there are any."""
         examples = [p if isinstance(p, Example) else self.rules.find_example(p) for p in prompts]
         for example in examples:
             if not example.references:
                 raise OptionError(f"no real answer to {self.task.decode(example.prompt)!r} is known")
         answers = Sequences.from_lists([example.references[0] for example in examples])
         tokens, lengths = answers.padded(self.task.max_length, self.task.vocab.pad, self.task.vocab.eos)
-        return Batch(tokens, lengths, self.task.vocab, examples)
+        others = [example._replace(references=example.references[1:]) for example in examples]
+        return Batch(tokens, lengths, self.task.vocab, others)
 
     def _log_prob_of_source(self, tokens: Any, lengths: Any = None, examples: Any = None) -> Any:
         """The source's own."""

@@ -23,6 +23,7 @@ from agents.columns import Column, in_order
 from text_gym.errors import DataError
 
 CELL, RESULTS, SAMPLES, ERROR = "cell.json", "results.json", "samples.json", "error.txt"
+COMPARISON = "comparison.json"  # the cells of a comparison; others beside them are of earlier ones
 NOW = "now.json"  # how far a cell is that is being run
 FORMAT = "text_gym cell 1"
 
@@ -71,7 +72,7 @@ class Results:
     """All cells of one comparison, or of several on one task.
 
     Args:
-        cells: In any order; of two with one label and seed the latter counts.
+        cells: In any order.
     """
 
     def __init__(self, cells: Iterable[Cell]) -> None:
@@ -80,10 +81,20 @@ class Results:
         self.cells = {(cell.label, cell.seed): cell for cell in ordered}
         if not self.cells:
             raise DataError("no cells to report")
-        tasks = sorted({str(cell.spec["task"]) for cell in self.cells.values()})
-        if len(tasks) > 1:
-            raise DataError(f"these runs are of different tasks, {' and '.join(tasks)}; report them one by one")
-        self.task = tasks[0]
+        if len(self.cells) < len(ordered):
+            twice = next(c for c in ordered if self.cells[c.label, c.seed] is not c)
+            other = self.cells[twice.label, twice.seed].folder
+            raise DataError(f"{twice.folder} and {other} are both {twice.label}, seed {twice.seed}; report one of them")
+        self.task = str(self._shared("task"))
+        for name in ("measured", "reward"):
+            self._shared(name)
+
+    def _shared(self, name: str) -> Any:
+        """What all cells have; figures of runs that differ in it cannot stand side by side."""
+        said = {json.dumps(cell.spec.get(name), sort_keys=True): cell.spec.get(name) for cell in self.cells.values()}
+        if len(said) > 1:
+            raise DataError(f"these runs differ in {name}: {' and '.join(said)}; report them one by one")
+        return next(iter(said.values()))
 
     @cached_property
     def labels(self) -> list[str]:
@@ -144,11 +155,21 @@ def read_results(folders: Sequence[str | Path]) -> Results:
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise DataError(f"no folder {str(folder)!r}; is the path right?")
-        here = sorted(path.parent for path in folder.rglob(CELL))
+        here = _cells_of(folder)
         if not here:
             raise DataError(f"no run of text-gym train or compare in {str(folder)!r}: no {CELL} in it or below it")
         found += here
     return Results(map(read_cell, found))
+
+
+def _cells_of(folder: Path) -> list[Path]:
+    """The cells that a comparison lists, or else all in and below a folder."""
+    if (folder / COMPARISON).exists():
+        listed = read_json(folder / COMPARISON)
+        if not isinstance(listed, dict) or not isinstance(listed.get("cells"), list):
+            raise DataError(f"{folder / COMPARISON} is damaged: it lists no cells")
+        return [folder / str(cell) for cell in listed["cells"]]
+    return sorted(path.parent for path in folder.rglob(CELL))
 
 
 def read_cell(folder: Path) -> Cell:

@@ -10,7 +10,7 @@ import torch
 
 from agents.cell import CellSpec
 from agents.results import ERROR, NOW, RESULTS
-from agents.workers import LocalPool, Pool, RayPool
+from agents.workers import STOPPED, LocalPool, Pool, RayPool
 
 
 class Progress:
@@ -64,12 +64,12 @@ def run_all(progress: Progress, make: Callable[[], Pool], watch: Callable[[Progr
             for folder, error in pool.wait(0.25):
                 progress.running.remove(folder)
                 (folder / NOW).unlink(missing_ok=True)
-                if error == "stopped":
+                if error == STOPPED:
                     raise KeyboardInterrupt
                 if error is None:
                     progress.done.append(folder)
                 else:
-                    progress.failed[folder] = error
+                    fail(progress, folder, error)
             watch(progress)
     finally:
         pool.close()
@@ -79,14 +79,20 @@ def _give_up_those_without_start(progress: Progress) -> None:
     for folder in progress.waiting:
         start = progress.start_of(folder)
         if start in progress.failed:
-            progress.failed[folder] = f"{start} failed, with which it would have begun"
-            (folder / ERROR).write_text(progress.failed[folder], encoding="utf-8")
+            fail(progress, folder, f"{start} failed, with which it would have begun")
+
+
+def fail(progress: Progress, folder: Path, why: str) -> None:
+    """Count a cell as failed, and say why in its folder, unless it has said so itself."""
+    progress.failed[folder] = why
+    if not (folder / ERROR).exists():
+        (folder / ERROR).write_text(why + "\n", encoding="utf-8")
 
 
 def make_pool(jobs: int | None, threads: int, device: str, ray: str | None) -> Pool:
     """Where the cells run; without a number of jobs, as many at a time as the machine has room for."""
     if ray is not None:
-        return RayPool(ray, jobs, threads)
+        return RayPool(ray, jobs, threads, device != "cpu")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     on_gpu = device != "cpu" and torch.cuda.is_available()
     return LocalPool(jobs or (1 if on_gpu else max(1, cores // threads)))

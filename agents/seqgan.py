@@ -243,7 +243,7 @@ class SeqGAN(Reinforce):
             total=passes, initial=self.passes_done, desc="discriminator", disable=not self.progress or None
         ) as bar:
             while self.passes_done < passes and not interrupted.is_set():
-                with self.randomness(self.passes_done, PRETRAINING):
+                with self.counted(), self.randomness(self.passes_done, PRETRAINING):
                     figures = self.train_discriminator(self.numpy_random(self.passes_done, PRETRAINING))
                 self.passes_done += 1
                 self.logger.record("pretraining/pass", self.passes_done)
@@ -269,6 +269,7 @@ class SeqGAN(Reinforce):
         epochs = self.settings.pretraining_epochs
         more = None if epochs is None or first.finished else max(0, epochs - first.steps_done)
         self.begin_with(first.learn(more).policy)
+        self.cost = {name: value + first.cost[name] for name, value in self.cost.items()}
         self.policy_pretrained = True
         self.checkpoint()
 

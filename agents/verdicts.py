@@ -169,16 +169,34 @@ class _Claim:
         names = [c for c in self.results.controls_of(self.label) if c != self.baseline and self.values(c)]
         controls = {c: self.gain(self.values(c), self.values(self.baseline)) for c in names}
         rivals = [c for c in names if not self.beats(c)]
-        outcome = self.outcome(gain, rivals, names)
+        outcome = self.outcome(gain, rivals)
         text = self.sentence(outcome, gain, controls, rivals)
         return Verdict(self.label, self.baseline, self.column.key, outcome, gain, tuple(controls.items()), text)
 
-    def outcome(self, gain: Difference, rivals: Sequence[str], controls: Sequence[str]) -> Outcome:
+    def outcome(self, gain: Difference, rivals: Sequence[str]) -> Outcome:
         if gain.n < 2:
             return "one seed"
         if not gain.above_zero:
             return "loss" if gain.below_zero else "none"
-        return "control" if rivals else "gain" if controls else "uncontrolled"
+        return "control" if rivals else "uncontrolled" if self.missing or not self.tested else "gain"
+
+    @property
+    def telling(self) -> list[str]:
+        """The controls that were to be run, but for those that anything is better than."""
+        controls = [c for c in self.results.controls_of(self.label) if c != self.baseline]
+        return [c for c in controls if not self.results.of(c)[0].spec.get("trivial")]
+
+    @property
+    def tested(self) -> bool:
+        """Whether any of them has the figure."""
+        return any(self.values(control) for control in self.telling)
+
+    @property
+    def missing(self) -> list[str]:
+        """Those of them that failed, or have not finished, in all seeds but one."""
+        ours = self.values(self.label)
+        done = {c: {cell.seed for cell in self.results.of(c) if cell.finished} for c in self.telling}
+        return [control for control, seeds in done.items() if len(seeds & ours.keys()) < 2]
 
     def beats(self, control: str) -> bool:
         """Whether it is surely better than a control; with fewer than two seeds in common, it is not."""
@@ -205,7 +223,10 @@ class _Claim:
         if outcome == "loss":
             text += ", which is worse"
         elif outcome == "uncontrolled":
-            text += "; no control was run: what did it is not known"
+            why = "no control of its way of learning was run"
+            if self.missing:
+                why = f"{_join([self.words(c) for c in self.missing])} did not finish, to compare with"
+            text += f"; {why}: what did it is not known"
         elif outcome == "gain":
             own = "a gain of its own" if self.test.p_holm < SIGNIFICANT else "perhaps a gain of its own"
             text += f"; and more than its controls ({self.beaten(controls, gain.n)}): {own}"
@@ -265,7 +286,9 @@ class _Claim:
         return f" (Welch {_p(p)} after Holm over {self.family} comparison{'s' * (self.family != 1)}{fails})"
 
     def remark(self) -> str:
-        """Being better than the data is nothing to be proud of."""
+        """Being better than the data is nothing to be proud of, unless it is a reward that was to be raised."""
+        if self.column.key == "reward":
+            return ""
         results, ours = self.results, self.values(self.label)
         if REAL not in results.labels or results.kind(REAL) != "reference":
             return ""

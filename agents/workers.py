@@ -19,6 +19,7 @@ from text_gym.errors import DependencyError, TextGymError
 
 Done = tuple[Path, str | None]
 """A cell's folder, and why it failed if it did."""
+STOPPED = "\0"  # in place of why a cell failed: it was interrupted
 OUTPUT = "output.txt"  # what a cell's process printed
 
 
@@ -46,7 +47,7 @@ def run_safely(folder: Path) -> str | None:
     try:
         run_cell(folder)
     except KeyboardInterrupt:
-        return "stopped"
+        return STOPPED
     except Exception as problem:  # whatever a user's own agent or reward raises: the other cells go on
         (folder / ERROR).write_text(traceback.format_exc(), encoding="utf-8")
         said = str(problem) if isinstance(problem, TextGymError) else f"{type(problem).__name__}: {problem}"
@@ -74,10 +75,13 @@ class LocalPool:
 
     def begin(self, folder: Path) -> None:
         """Give the cell to a process that has nothing to do, or to a new one."""
+        for ours, (process, doing) in list(self._workers.items()):
+            if doing is None and not process.is_alive():
+                del self._workers[ours]
         idle = next((ours for ours, (_, doing) in self._workers.items() if doing is None), None)
         if idle is None:
             idle, theirs = self._context.Pipe()
-            process = self._context.Process(target=_work, args=(theirs,), daemon=True)
+            process = self._context.Process(target=_work, args=(theirs,))
             process.start()
             theirs.close()
             self._workers[idle] = (process, None)
@@ -95,10 +99,10 @@ class LocalPool:
                 self._workers[ready] = (process, None)
             except (EOFError, OSError):
                 process.join()
-                error = f"its process died ({_how(process.exitcode)}); what it said is in {OUTPUT}"
+                error = f"its process died ({_how(process.exitcode)})"
+                if folder is not None and (folder / OUTPUT).exists():
+                    error += f"; what it said is in {folder / OUTPUT}"
                 del self._workers[ready]
-                if folder is not None:
-                    (folder / ERROR).write_text(error, encoding="utf-8")
             if folder is not None:
                 ended.append((folder, error))
         return ended
@@ -121,21 +125,24 @@ class RayPool:
         address: Of the cluster; "local" starts one on this machine.
         jobs: How many cells at once; as many as the cluster has cores for if not given.
         threads: The cores that a cell takes.
+        on_gpu: Whether it takes a GPU too, where there are any.
     """
 
-    def __init__(self, address: str, jobs: int | None, threads: int) -> None:
+    def __init__(self, address: str, jobs: int | None, threads: int, on_gpu: bool = False) -> None:
         """Connect."""
         try:
             import ray
         except ImportError as problem:
             raise DependencyError("--ray needs Ray: pip install 'text-gym[ray]', or pip install ray") from problem
         self._ray: Any = ray
-        ray.init(address=None if address == "local" else address, ignore_reinit_error=True, log_to_driver=False,
-                 configure_logging=False, include_dashboard=False if address == "local" else None)  # fmt: skip
-        self.jobs = jobs or max(1, int(self._ray.cluster_resources().get("CPU", 1)) // threads)
-        self._remote: Callable[[str, list[str]], Any] = ray.remote(num_cpus=threads, max_retries=0)(
-            _run_remotely
-        ).remote
+        self._ours = not self._ray.is_initialized()  # a cluster that the caller is connected to stays so
+        if self._ours:
+            dashboard = False if address == "local" else None
+            self._ray.init(address, log_to_driver=False, configure_logging=False, include_dashboard=dashboard)
+        there = self._ray.cluster_resources()
+        self.jobs = jobs or max(1, int(there.get("CPU", 1)) // threads)
+        needs = {"num_cpus": threads, "num_gpus": int(on_gpu and there.get("GPU", 0) > 0), "max_retries": 0}
+        self._remote: Callable[..., Any] = self._ray.remote(**needs)(_run_remotely).remote
         self._running: dict[Any, Path] = {}
 
     @property
@@ -145,7 +152,7 @@ class RayPool:
 
     def begin(self, folder: Path) -> None:
         """Hand the cell to the cluster."""
-        self._running[self._remote(str(folder.resolve()), sys.path)] = folder
+        self._running[self._remote(str(folder.resolve()), str(Path.cwd()), sys.path)] = folder
 
     def wait(self, seconds: float) -> list[Done]:
         """Hear from the cluster."""
@@ -165,11 +172,15 @@ class RayPool:
         """End what is running, and disconnect."""
         for handle in self._running:
             self._ray.cancel(handle, force=True)
+        if self._running:
+            self._ray.wait(list(self._running), num_returns=len(self._running), timeout=60)
         self._running = {}
-        self._ray.shutdown()
+        if self._ours:
+            self._ray.shutdown()
 
 
-def _run_remotely(folder: str, path: list[str]) -> str | None:
+def _run_remotely(folder: str, here: str, path: list[str]) -> str | None:
+    os.chdir(here)  # where paths of corpora and agents begin
     sys.path[:] = [*dict.fromkeys([*path, *sys.path])]
     return run_safely(Path(folder))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from agents import Agent
+from agents import Agent, SeqGAN
 from text_gym.models import LSTM
 from text_gym.sequences import Batch
 
@@ -116,3 +116,24 @@ class Dies(Fails):
 def no_agent(env):
     """Makes something that is no agent."""
     return 5
+
+
+class Global(OnlySamples):
+    """Draws from the generators that all of a process shares, at home and when it is asked."""
+
+    def learn(self):
+        self.rows = torch.randint(40, (500,)).numpy() + np.random.randint(2)  # noqa: NPY002
+
+    def sample(self, n, seed=None):
+        return self.task.batch("train", self.rows[:n])
+
+
+class OwnGAN(SeqGAN):
+    """SeqGAN by another name."""
+
+
+class OwnReward(Plain):
+    """Paid by itself."""
+
+    def rewards(self, batch):
+        return batch.lengths.astype(float)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import text_gym
-from agents.measures import Measures, MeasureSettings
-from agents.references import RealData, Uniform, knows_real_data
+from agents.measures import Measures, MeasureSettings, knows_real_data
+from agents.references import RealData, Uniform
 from text_gym.errors import OptionError
 from text_gym.sequences import Example, Examples, Sequences
 from text_gym.tasks import Task

@@ -133,19 +133,47 @@ def test_one_seed_says_nothing_about_chance():
     assert same.text.startswith("in one seed seqgan does not change NLL-oracle:")
 
 
+def test_a_control_that_failed_leaves_a_gain_nobodys():
+    """A control that could have refuted the agent, and did not finish, has not been beaten."""
+    models = [*cells("mle", around(9.0)), *cells("seqgan", around(8.0, OTHER)), *cells("random", around(9.0, OTHER))]
+    assert one(Results([*models, *cells("constant", around(9.0))])).outcome == "gain"
+    for values in ([None] * 5, [...] * 5, [9.0, None, None, ..., ...]):
+        found = one(Results([*models, *cells("constant", values)]))
+        assert found.outcome in ("uncontrolled", "control")
+        assert "of its own" not in found.text
+    found = one(Results([*models, *cells("constant", [None] * 5)]))
+    assert "; a constant reward did not finish, to compare with: what did it is not known." in found.text
+
+
+def test_being_better_than_noise_shows_nothing():
+    models = [*cells("mle", around(9.0)), *cells("seqgan", around(8.0, OTHER))]
+    noise = cells("constant", around(11.0), trivial=True)
+    assert one(Results([*models, *noise])).outcome == "uncontrolled"
+    assert one(Results([*models, *noise, *cells("random", around(9.0, OTHER))])).outcome == "gain"
+    assert one(Results([*models, *cells("constant", around(7.9, OTHER), trivial=True)])).outcome == "control"
+
+
+def test_a_reward_that_was_to_be_raised_may_go_beyond_the_data():
+    models = {"mle": around(0.3), "seqgan": around(0.9, OTHER), "random": around(0.3), "real": around(0.35)}
+    assert "Real data" not in one(results("reward", **models)).text
+    assert "Real data" in one(results("bleu4", **models)).text
+    assert verdicts(results("also:length", **models)) == []  # which way is better is not known
+
+
 def test_without_controls_a_gain_is_nobodys():
     found = one(results(mle=around(9.0), seqgan=around(8.0, OTHER)))
     assert found.outcome == "uncontrolled"
     assert found.controls == ()
-    assert "; no control was run: what did it is not known." in found.text
+    assert "; no control of its way of learning was run: what did it is not known." in found.text
     models = {label: cells(label, around(x, OTHER)) for label, x in [("mle", 9.0), ("seqgan", 8.0)]}
     for other in (
         cells("constant", around(8.0), controls_for=["another"]),
         cells("constant", [None] * 5),
         cells("constant", around(8.0), "js"),
-        cells("mle", around(9.0), controls_for=["seqgan"]),  # the baseline is no control of itself
     ):
         assert one(Results([*models["mle"], *models["seqgan"], *other])).outcome == "uncontrolled"
+    itself = cells("mle", around(9.0, OTHER), controls_for=["seqgan"])  # the baseline is no control of itself
+    assert one(Results([*itself, *models["seqgan"]])).outcome == "uncontrolled"
 
 
 def test_a_control_counts_with_the_seeds_that_it_has():
