@@ -209,6 +209,7 @@ def test_a_file_of_a_comparison(config):
     assert asked.agents == ("mle", "q=seqgan")
     assert (asked.options["q"], asked.options["mle"]) == ({"rounds": 4, "rollouts": 2}, {"hidden": 9})
     assert (asked.seeds, asked.controls) == (5, True)
+    assert read_comparison([*config(COMPARED), "--q.rollouts", "2"]).options["q"] == {"rounds": 3, "rollouts": 2}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Figures of models against NLTK, enumeration, and sums by hand."""
 
+from dataclasses import replace
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -152,6 +154,8 @@ def test_the_sweep_is_of_each_temperature(oracle, learner):
         assert row["nll_oracle"] == pytest.approx(-oracle.log_prob(drawn.tokens).mean() / 5)
         assert row["self_bleu4"] == measures.of_texts(drawn)["self_bleu4"]
         assert row["bleu4"] == measures.of_texts(drawn)["bleu4"]
+    few = Measures(oracle, replace(SMALL, sweep_samples=2)).sweep(learner, 4)  # no fewer than there are references
+    assert few[1]["self_bleu4"] == measures.of_texts(learner.sample(30, seed=4))["self_bleu4"]
     env = gym.make("TextGen-v0", task=ORACLE)
     flat = measures.sweep(Uniform(env), 0)
     assert {round(row["nll_test"], 6) for row in flat} == {round(np.log(12), 6)}

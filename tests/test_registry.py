@@ -96,14 +96,14 @@ def test_presets_are_those_it_has():
 def test_an_agent_gets_what_it_has_parameters_for(env, tmp_path):
     seen = {}
 
-    def takes(env, folder=None, start=None):
+    def takes(env, folder=None, start="scratch"):
         seen.update(folder=folder, start=start)
         return OnlySamples(env)
 
     register_agent("takes", takes)
     try:
         find_agent("takes").make(env, "fast", seed=1, folder=tmp_path, start=None, device="cpu")
-        assert seen == {"folder": tmp_path, "start": None}
+        assert seen == {"folder": tmp_path, "start": "scratch"}
         assert "takes" in registered_agents()
         with pytest.raises(OptionError, match="there is a agent 'takes' already"):
             register_agent("takes", takes)
