@@ -70,11 +70,14 @@ def _spec(order, label, kind, start, words, seed):
         "agent": label if kind == "agent" else None,
         "task": "oracle",
         "preset": "fast",
-        "options": {"lr": 0.01} if label == "ss" else {},
-        "reward": {"pg-bleu": "bleu", "constant": "constant", "random": "random"}.get(label),
+        "options": {"ss": {"lr": 0.01}, "constant": {"reward": "constant"}, "random": {"reward": "random"}}.get(
+            label, {}
+        ),
+        "reward": None,
         "start": start,
         "baseline": "mle",
         "controls_for": CONTROLS_FOR.get(label, []),
+        "trivial": label == "uniform",
         "words": words,
         "command": "text-gym compare mle ss pg-bleu seqgan --task oracle --seeds 3 --out runs/table1",
         "measured": {"samples": 9984, "references": 1000, "temperatures": list(TEMPERATURES)},

@@ -78,7 +78,7 @@ AGENT_LAYERS = [
     "scheduled_sampling seqgan",
     "registry",
     "cell",
-    "workers",
+    "controls workers",
     "schedule",
     "compare",
     "flags display",
