@@ -45,7 +45,7 @@ def controls(agents: Sequence[Entry], start: str | None, spec: Spec) -> list[Ent
     tested = tuple(entry.spec.label for entry in agents if entry.spec.label != start)
     models = _without_information(agents, start, spec)
     models += [_stopped_early(entry, tested, spec) for entry in agents if _goes_on(entry, start)]
-    uniform = spec("uniform", "uniform", kind="control", words="uniform tokens", controls_for=tested, trivial=True)
+    uniform = spec("uniform", "uniform", kind="control", words="uniform noise", controls_for=tested, trivial=True)
     real = spec("real", "real", kind="reference", words="real data")
     models += [Entry(uniform, find_agent("uniform")), Entry(real, find_agent("real"))]
     return [model for model in models if not _is_compared(model, agents)]
