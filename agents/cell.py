@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
+from hashlib import blake2b
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from agents.measures import Measures, MeasureSettings
 from agents.registry import find_agent
 from agents.results import CELL, ERROR, FORMAT, NOW, RESULTS, SAMPLES, read_json
 from text_gym.errors import DataError, OptionError
+from text_gym.names import parse_call
+from text_gym.readers import SUFFIXES
 from text_gym.tasks import make_task
 
 WORDS_ALONE = {
@@ -41,6 +44,7 @@ WORDS_ALONE = {
     "words",
     "command",
 }  # what changes nothing in the results
+INPUTS = "inputs"
 PACKAGES = ("torch", "numpy", "gymnasium", "stable-baselines3")
 
 
@@ -92,9 +96,15 @@ class CellSpec:
     """What was typed."""
 
     def as_json(self) -> dict[str, Any]:
-        """The content of cell.json."""
-        content: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **asdict(self)}))
+        """The content of cell.json, with digests of the files that it names."""
+        content: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **asdict(self), INPUTS: self.inputs()}))
         return content
+
+    def inputs(self) -> dict[str, str]:
+        """The files that the task, the agent and the rewards are read from, each with a digest of its content."""
+        named = [self.task, self.agent, self.reward, self.options.get("reward"), *self.measured.also]
+        paths = {path for name in named if name is not None for path in _files_in(str(name))}
+        return {path: blake2b(Path(path).read_bytes(), digest_size=8).hexdigest() for path in sorted(paths)}
 
     @classmethod
     def read(cls, folder: Path) -> CellSpec:
@@ -120,6 +130,13 @@ def _tupled(content: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
 
 
+def _files_in(name: str) -> list[str]:
+    """The files that a name stands for, as captions.txt(valid='more.txt') or mine.py:Mine does."""
+    plain, options = (name, {}) if name.endswith(SUFFIXES) else parse_call(name)
+    texts = [plain, plain.rpartition(":")[0], *(str(value) for value in options.values())]
+    return [text for text in texts if text and Path(text).is_file()]
+
+
 def prepare_cell(folder: Path, spec: CellSpec) -> None:
     """Write down what is to be run; refuse a folder where something else was."""
     check_folder(folder, spec)
@@ -136,8 +153,11 @@ def check_folder(folder: Path, spec: CellSpec) -> None:
     if not there_is.is_dir():
         raise OptionError(f"{there_is} is no folder; give another one")
     if (folder / CELL).exists():
-        there = CellSpec.read(folder).as_json()
+        there = CellSpec.read(folder).as_json() | {INPUTS: read_json(folder / CELL).get(INPUTS, {})}
         differs = [name for name in wanted if name not in WORDS_ALONE and there.get(name) != wanted[name]]
+        if differs == [INPUTS]:
+            changed = [path for path, digest in wanted[INPUTS].items() if there[INPUTS].get(path) != digest]
+            raise OptionError(f"{', '.join(changed)} changed since {folder} was made from it. Give another folder.")
         if differs:
             said = ", ".join(f"{name} was {there.get(name)!r} and is {wanted[name]!r}" for name in differs)
             raise OptionError(f"{folder} holds another run: {said}. Give another folder, or the same arguments.")

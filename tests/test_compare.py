@@ -386,6 +386,20 @@ def test_agents_whose_start_failed_are_given_up(tmp_path):
     assert read_cell(tmp_path / "uniform" / "seed-0").finished
 
 
+def test_a_file_that_changed_is_noticed(tmp_path, write):
+    corpus, mine = (
+        write("lines.txt", "a b\nb a\n" * 20),
+        write("mine.py", "def score(completions): return [0.0] * len(completions)"),
+    )
+    spec = CellSpec("mine", "mle", task=f"{corpus}(valid=0.2)", measured=replace(SMALL, also=(f"{mine}:score",)))
+    assert sorted(spec.inputs()) == sorted(map(str, (corpus, mine)))
+    prepare_cell(tmp_path / "mine", spec)
+    prepare_cell(tmp_path / "mine", spec)
+    mine.write_text("def score(completions): return [1.0] * len(completions)", encoding="utf-8")
+    with pytest.raises(OptionError, match=rf"^{re.escape(str(mine))} changed since .* Give another folder"):
+        prepare_cell(tmp_path / "mine", spec)
+
+
 def test_one_cell_alone(tmp_path):
     spec = CellSpec("mine", MINE + "Plain", seed=4, task=TASK, reward="length", steps=2, measured=SMALL, device="cpu")
     prepare_cell(tmp_path / "mine", spec)
