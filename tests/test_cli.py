@@ -270,7 +270,11 @@ def test_evaluate_a_run(trained, capsys):
 
 
 def test_report_of_runs(trained, capsys, here):
-    assert run(capsys, "train", "uniform", *TINY, "--out", "uniform")[0] == 0
+    assert run(capsys, "train", "uniform", *TINY, "--out", "other")[0] == 0
+    code, out, err = run(capsys, "report", str(trained), "other", "--out", "page")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "these runs differ in measured" in err
+    assert run(capsys, "train", "uniform", *TINY, "--also", "length", "--out", "uniform")[0] == 0
     code, out, _ = run(capsys, "report", str(trained), "uniform", "--out", "page")
     assert (code, out) == (0, "page/report.html\n")
     page = (here / "page" / "report.html").read_text(encoding="utf-8")
