@@ -185,6 +185,7 @@ def run_cell(folder: Path, progress: bool = False, env: gym.Env[Any, Any] | None
             "figures": measures.figures(model, spec.seed) | (cost if learns else {}),
             "sweep": measures.sweep(model, spec.seed) if learns else [],
             "signatures": measures.signatures(),
+            "sizes": measures.sizes(),
             "settings": asdict(model.settings) if isinstance(model, Agent) else dict(spec.options),
             "versions": versions(),
             "hardware": hardware(),

@@ -106,12 +106,12 @@ def column_of(key: str) -> Column:
     """The column of a key; rewards that were asked for beside the named columns have keys `also:name`.
 
     >>> column_of("also:validity").title
-    'validity'
+    'reward validity'
     """
     if key in COLUMNS:
         return COLUMNS[key]
     name = key.removeprefix(ALSO)
-    return Column(key, name, "neither", f"the mean of the reward {name}", True)
+    return Column(key, f"reward {name}", "neither", f"the mean of the reward {name}", True)
 
 
 def in_order(keys: set[str]) -> list[Column]:

@@ -101,7 +101,8 @@ def compare(words: Sequence[str]) -> int:
         console.print(escape(line), highlight=False)
     console.print(f"The report: {escape(str(page))}", highlight=False, soft_wrap=True)
     for cell in results.failures:
-        console.print(escape(f"FAILED: {cell.label}, seed {cell.seed}: {cell.folder / 'error.txt'}"), highlight=False)
+        why = (cell.error or "").strip().rpartition("\n")[2]
+        console.print(escape(f"FAILED: {cell.label}, seed {cell.seed}: {why} ({cell.folder / ERROR})"), highlight=False)
     return 1 if results.failures or results.unfinished else 0
 
 

@@ -204,7 +204,11 @@ def check(comparison: Comparison, models: Sequence[Entry]) -> Task:
     if comparison.ray is None:
         find_device(comparison.device)
     task = make_task(comparison.task)
-    Measures(task, comparison.measured, comparison.reward)
+    measures = Measures(task, comparison.measured, comparison.reward)
+    few = measures.test.take([0, 1])
+    for scorer in (measures.reward, *measures.also.values()):
+        if scorer is not None:
+            scorer(few)  # a reward that fails does so before anything is trained
     starts = {model.spec.label: model.recipe.settings(model.spec.preset) for model in models if is_start(model)}
     for model in models:
         if model.spec.start is not None:
@@ -212,7 +216,7 @@ def check(comparison: Comparison, models: Sequence[Entry]) -> Task:
         if model.recipe.factory is RealData and model.spec.kind == "agent" and not knows_real_data(task):
             raise OptionError(f"the 'valid' split of {task!r} is empty, so there are no real sequences to compare with")
         if model.recipe.reward is not None:
-            Scorer(model.recipe.reward, task)
+            Scorer(model.recipe.reward, task)(few)
     return task
 
 

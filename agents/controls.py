@@ -122,7 +122,8 @@ def _control(rule: _Rule, labels: tuple[str, ...], alone: bool, start: str | Non
 def _rule(entry: Entry, reward: str) -> _Rule | None:
     """How an agent learns, with another reward; None for one that learns from none, or none but its own."""
     recipe, preset = entry.recipe, entry.spec.preset
-    if not recipe.learns_from_reward:
+    learns = not isinstance(recipe.factory, type) or callable(getattr(recipe.factory, "learn", None))
+    if not recipe.learns_from_reward or not learns:
         return None
     own_reward = getattr(recipe.factory, "rewards", Writer.rewards) is not Writer.rewards
     if isinstance(recipe.factory, type) and issubclass(recipe.factory, Reinforce):

@@ -26,7 +26,7 @@ from text_gym.builtin_rewards import rouge_l
 from text_gym.errors import OptionError
 from text_gym.names import finite_number, whole_number
 from text_gym.rewards import Scorer
-from text_gym.sequences import Batch
+from text_gym.sequences import SPLITS, Batch
 from text_gym.tasks import Task
 
 BLEU_ORDERS = (2, 3, 4, 5)
@@ -111,6 +111,11 @@ class Measures:
         """The steps through the language that the test split takes."""
         steps = self.task.steps(self.test.tokens, self.test.lengths)
         return steps[steps >= 0]
+
+    def sizes(self) -> dict[str, int]:
+        """How many sequences the data have in each split, and how many of them BLEU compares with."""
+        splits = {name: len(self.task.split(name).references) for name in SPLITS}
+        return splits if self.task.conditional else splits | {"references": self.size}
 
     def signatures(self) -> dict[str, str]:
         """How each kind of score was computed, to stand beside it."""

@@ -19,11 +19,22 @@ from rich.text import Text
 
 from agents import charts
 from agents.results import Results
-from agents.tables import Plain, best_under, context, main_table
+from agents.tables import OUTCOMES, Plain, best_under, context, main_table
 
 __all__ = ["best_under", "terminal_table", "write_report"]
 
-IN_TERMINAL = ("nll_oracle", "nll_test", "js", "exact_match", "rouge_l", "validity", "bleu4", "self_bleu4", "coverage")
+IN_TERMINAL = (
+    "reward",
+    "nll_oracle",
+    "nll_test",
+    "js",
+    "exact_match",
+    "rouge_l",
+    "validity",
+    "bleu4",
+    "self_bleu4",
+    "coverage",
+)
 MODEL_WIDTH, FIGURE_WIDTH = 20, 18  # columns of a terminal
 
 
@@ -109,6 +120,8 @@ def as_markdown(found: Plain) -> str:
     """The report as Markdown, for a repository or a pull request."""
     parts = [f"# {_plain(found['title'])}", _plain(found["line"]).capitalize() + "."]
     parts += [_list(found["summaries"])]
+    if found["verdicts"]:
+        parts += [", ".join(f"{sign} {word}" for sign, word in OUTCOMES.values()).capitalize() + "."]
     for group in found["verdicts"]:
         parts += [f"## {_plain(group['label'])}", _list(f"{item['sign']} {item['text']}" for item in group["items"])]
     parts += ["## Figures", _main_table(found["table"])]

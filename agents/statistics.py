@@ -179,7 +179,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def against(results: Results, baseline: str) -> list[Test]:
-    """Every other agent and control against the baseline, in every headline figure that both have.
+    """Every other agent and control against the baseline, in every headline figure that can be better and both have.
 
     Holm's correction is over all of them together.
     """
@@ -189,7 +189,7 @@ def against(results: Results, baseline: str) -> list[Test]:
     for label in results.labels:
         if label == baseline or results.kind(label) == "reference":
             continue
-        for key in (column.key for column in results.columns if column.headline):
+        for key in (column.key for column in results.columns if column.headline and column.better != "neither"):
             mine, other = results.values(label, key), results.values(baseline, key)
             if mine and other:
                 p = welch(list(mine.values()), list(other.values()))

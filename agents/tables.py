@@ -25,7 +25,7 @@ SIGNIFICANT = 0.05
 ARROWS = {"lower": "↓", "higher": "↑", "neither": ""}
 OUTCOMES = {  # a sign, and what it says
     "gain": ("▲", "gain"),
-    "control": ("=", "a control does as well"),
+    "control": ("=", "not told from a control"),
     "uncontrolled": ("?", "better, no control"),
     "none": ("·", "no difference"),
     "loss": ("▼", "loss"),
@@ -72,6 +72,8 @@ def _line(results: Results) -> str:
     drawn = {cell.spec.get("measured", {}).get("samples") for cell in cells} - {None}
     counts += [f"{n:,} sequences drawn from each" for n in drawn] if len(drawn) == 1 else []
     started = sorted(str(cell.about["started"]) for cell in cells if "started" in cell.about)
+    sizes = _distinct(_pairs(cell.about.get("sizes")) for cell in cells)
+    counts += [f"sequences of data: {size}" for size in sizes]
     counts += [f"begun {started[0][:16].replace('T', ' ')}"] if started else []
     return ", ".join(counts)
 

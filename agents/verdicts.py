@@ -77,6 +77,8 @@ def summaries(results: Results) -> list[str]:
         also = f"; better, but not after the correction for all comparisons: {_join(weak)}" if weak else ""
         also += f"; left out: {without}" if without else ""
         lines.append(f"{label} against {results.baseline}: {_count(its)}{also}.")
+    if len(results.seeds) == 2 and agents:
+        lines.append("Two seeds show next to nothing about chance; five are a beginning.")
     missing = _missing(results)
     return lines + ([f"Missing: {'; '.join(missing)}."] if missing else [])
 
@@ -99,7 +101,7 @@ def _count(its: Sequence[Verdict]) -> str:
         return "fewer than two seeds in common, which says nothing about chance" if its else "no figures to compare"
     better = sum(n.get(outcome, 0) for outcome in ("gain", "control", "uncontrolled"))
     text = f"better on {better} of {judged} figure{'s' * (judged != 1)}"
-    text += f", of which a control does as well on {n['control']}" if "control" in n else ""
+    text += f", of which {n['control']} cannot be told from a control's" if "control" in n else ""
     text += f", of which no control was run on {n['uncontrolled']}" if "uncontrolled" in n else ""
     text += f"; worse on {n.get('loss', 0)}"
     text += f"; fewer than two seeds in common on {n['one seed']}" if "one seed" in n else ""
@@ -231,8 +233,18 @@ class _Claim:
             own = "a gain of its own" if self.test.p_holm < SIGNIFICANT else "perhaps a gain of its own"
             text += f"; and more than its controls ({self.beaten(controls, gain.n)}): {own}"
         else:
-            text += f"; {self.rivals(controls, rivals, gain.n)}: no evidence that this is {self.label}'s own doing"
+            text += f"; {self.rivals(controls, rivals, gain.n)}: {self.conclusion(gain, rivals)}"
         return f"{text}.{self.remark()}"
+
+    def conclusion(self, gain: Difference, rivals: Sequence[str]) -> str:
+        """What follows from the control that comes nearest, or further."""
+        ours = self.values(self.label)
+        leads = [self.gain(ours, self.values(control)) for control in rivals]
+        if any(lead.below_zero for lead in leads):
+            return f"less than without any information, and no evidence that this is {self.label}'s own doing"
+        if any(not lead.mean > gain.mean / 2 for lead in leads):  # most of it is a control's too
+            return f"no evidence that this is {self.label}'s own doing"
+        return f"not enough to tell that this is {self.label}'s own doing"
 
     def too_few(self, gain: Difference) -> str:
         """What can be said with fewer than two seeds."""

@@ -145,6 +145,20 @@ def test_a_control_that_failed_leaves_a_gain_nobodys():
     assert "; a constant reward did not finish, to compare with: what did it is not known." in found.text
 
 
+@pytest.mark.parametrize(
+    ("control", "conclusion"),
+    [
+        ([8.01, 8.05, 7.95, 8.0, 8.02], "no evidence that this is seqgan's own doing"),  # as much
+        ([9.5, 7.5, 9.0, 9.6, 8.2], "not enough to tell that this is seqgan's own doing"),  # less, but not surely
+        ([7.5, 7.51, 7.49, 7.5, 7.52], "less than without any information, and no evidence that"),  # more
+    ],
+)
+def test_a_control_that_cannot_be_told_apart_is_not_said_to_do_as_well(control, conclusion):
+    found = one(results(mle=around(9.0), seqgan=around(8.0, OTHER), constant=control))
+    assert found.outcome == "control"
+    assert conclusion in found.text
+
+
 def test_being_better_than_noise_shows_nothing():
     models = [*cells("mle", around(9.0)), *cells("seqgan", around(8.0, OTHER))]
     noise = cells("constant", around(11.0), trivial=True)
@@ -319,7 +333,7 @@ def test_summaries_count_verdicts():
         constant=rows(OTHER, 8, 7, 0.3, 0.5),
     )
     assert summaries(found) == [
-        "seqgan against mle: better on 2 of 4 figures, of which a control does as well on 1; worse on 1; "
+        "seqgan against mle: better on 2 of 4 figures, of which 1 cannot be told from a control's; worse on 1; "
         "gains of its own: BLEU-4."
     ]
     alone = results(mle=around(9.0), seqgan=around(8.0, OTHER))
