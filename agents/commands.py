@@ -15,7 +15,7 @@ import filelock
 from rich.console import Console
 from rich.markup import escape
 
-from agents.cell import CellSpec, load_model, make_env, prepare_cell, run_cell
+from agents.cell import CellSpec, check_folder, load_model, make_env, prepare_cell, run_cell
 from agents.compare import LOCK, label_of
 from agents.compare import compare as run_comparison
 from agents.display import Display
@@ -45,6 +45,7 @@ def train(words: Sequence[str]) -> int:
         command=shlex.join(["text-gym", "train", *words]),
     )  # fmt: skip
     env = _check(spec, asked.trust)
+    check_folder(folder, spec)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(folder / LOCK, timeout=0):

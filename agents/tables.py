@@ -162,7 +162,7 @@ def _odd(values: Sequence[float]) -> str:
 def _mark_best(cells: Sequence[Plain], column: Column) -> None:
     """Mark the best of several models, and all that read the same."""
     finite = [cell for cell in cells if math.isfinite(cell["summary"].mean)]
-    if column.better == "neither" or len(finite) < 2:
+    if column.better == "neither" or len({cell["text"] for cell in finite}) < 2:
         return
     of = min if column.better == "lower" else max
     best = of(finite, key=lambda cell: float(cell["summary"].mean))
