@@ -76,11 +76,17 @@ def summaries(results: Results) -> list[str]:
         without = _by_reason([s for s in left_out if s.label == label])
         also = f"; better, but not after the correction for all comparisons: {_join(weak)}" if weak else ""
         also += f"; left out: {without}" if without else ""
-        lines.append(f"{label} against {results.baseline}: {_count(its)}{also}.")
+        lines.append(f"{label}{_origin(results, label)} against {results.baseline}: {_count(its)}{also}.")
     if len(results.seeds) == 2 and agents:
         lines.append("Two seeds show next to nothing about chance; five are a beginning.")
     missing = _missing(results)
     return lines + ([f"Missing: {'; '.join(missing)}."] if missing else [])
+
+
+def _origin(results: Results, label: str) -> str:
+    """Said of an agent that did not begin with a trained policy, where others did."""
+    starts = {cell.label: cell.spec.get("start") for cell in results.cells.values() if cell.kind == "agent"}
+    return " (from scratch)" if any(starts.values()) and not starts[label] else ""
 
 
 def _by_reason(left_out: Sequence[Skipped]) -> str:

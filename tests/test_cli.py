@@ -433,7 +433,9 @@ def test_compare_reports_failures_by_its_exit_code(capsys, here, write):
     assert (here / "c" / "uniform" / "seed-0" / "results.json").exists()
     code, out, _ = run(capsys, *[words[0], words[1], "mine.py:Breaks", *words[3:], "--no-controls"])
     assert code == 1
-    assert "FAILED: Breaks, seed 0: RuntimeError: out of luck (c/Breaks/seed-0/error.txt)" in out.replace("\n", " ").replace("  ", " ")
+    assert "FAILED: Breaks, seed 0: RuntimeError: out of luck (c/Breaks/seed-0/error.txt)" in out.replace(
+        "\n", " "
+    ).replace("  ", " ")
     # What is refused at the last model leaves nothing of the others.
     code, _, err = run(capsys, *words[:2], "uniform", *words[3:], "--no-controls", "--mle.hidden", "5")
     assert (code, err.count("\n")) == (2, 1)

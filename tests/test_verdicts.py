@@ -159,6 +159,18 @@ def test_a_control_that_cannot_be_told_apart_is_not_said_to_do_as_well(control, 
     assert conclusion in found.text
 
 
+def test_who_began_from_scratch_is_told_where_others_did_not():
+    begun = cells("seqgan", around(8.0, OTHER), start="mle")
+    alone = cells("random", around(8.5, OTHER), kind="agent")
+    models = [*cells("mle", around(9.0)), *begun, *alone]
+    first, second = summaries(Results(models))[:2]
+    assert {first.partition(":")[0], second.partition(":")[0]} == {
+        "seqgan against mle", "random (from scratch) against mle",
+    }  # fmt: skip
+    models = [*cells("mle", around(9.0)), *alone]
+    assert "from scratch" not in summaries(Results(models))[0]
+
+
 def test_being_better_than_noise_shows_nothing():
     models = [*cells("mle", around(9.0)), *cells("seqgan", around(8.0, OTHER))]
     noise = cells("constant", around(11.0), trivial=True)
