@@ -111,7 +111,7 @@ def _count(its: Sequence[Verdict]) -> str:
     text += f", of which no control was run on {n['uncontrolled']}" if "uncontrolled" in n else ""
     text += f"; worse on {n.get('loss', 0)}"
     text += f"; fewer than two seeds in common on {n['one seed']}" if "one seed" in n else ""
-    return text + (f"; gains of its own: {_join(by['gain'])}" if "gain" in by else "")
+    return text + (f"; more than its controls on {_join(by['gain'])}" if "gain" in by else "")
 
 
 def _missing(results: Results) -> list[str]:

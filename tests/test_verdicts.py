@@ -346,7 +346,7 @@ def test_summaries_count_verdicts():
     )
     assert summaries(found) == [
         "seqgan against mle: better on 2 of 4 figures, of which 1 cannot be told from a control's; worse on 1; "
-        "gains of its own: BLEU-4."
+        "more than its controls on BLEU-4."
     ]
     alone = results(mle=around(9.0), seqgan=around(8.0, OTHER))
     assert summaries(alone) == [
