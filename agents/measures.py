@@ -102,9 +102,9 @@ class Measures:
         return {n: Bleu(self.references.sentences, n) for n in BLEU_ORDERS}
 
     @cached_property
-    def training(self) -> set[tuple[int, ...]]:
+    def training(self) -> list[list[int]]:
         """Every training sequence."""
-        return {tuple(row) for row in self.task.train.references.to_lists()}
+        return self.task.train.references.to_lists()
 
     @cached_property
     def steps_of_real(self) -> Any:
@@ -164,10 +164,11 @@ class Measures:
         """What comparing sequences with each other and with real ones says, on as many as there are references."""
         part = drawn.take(np.arange(min(self.size, len(drawn))))
         sentences = [tuple(sentence) for sentence in part.sentences]
+        trained = set(map(tuple, self.training))
         figures = self._alike(part, BLEU_ORDERS)
         figures |= {f"distinct{n}": distinct(sentences, n) for n in (1, 2, 3, 4)}
         figures["duplicates"] = 1 - len(set(sentences)) / len(sentences)
-        figures["copies"] = sum(sentence in self.training for sentence in sentences) / len(sentences)
+        figures["copies"] = sum(sentence in trained for sentence in sentences) / len(sentences)
         figures["length"] = float(part.content_lengths.mean())
         return figures
 
@@ -234,12 +235,11 @@ class Measures:
 
     def _nearest(self, sentence: list[int]) -> dict[str, Any]:
         """The training sequence with the longest common subsequence, for its length."""
-        pool = self.task.train.references.to_lists()
-        if not pool:
+        if not self.training:
             return {"text": "", "similarity": 0.0}
-        likeness = [rouge_l(sentence, other) for other in pool]
+        likeness = [rouge_l(sentence, other) for other in self.training]
         best = int(np.argmax(likeness))
-        return {"text": self.task.decode(pool[best]), "similarity": round(likeness[best], 4)}
+        return {"text": self.task.decode(self.training[best]), "similarity": round(likeness[best], 4)}
 
 
 def knows_temperature(model: Any) -> bool:

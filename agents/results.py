@@ -197,7 +197,7 @@ def read_curve(folder: Path, prefix: str = "eval/") -> list[dict[str, float]]:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """All rows of all metrics files with the "file" they are in, as written; a line cut off by a kill is left out."""
+    """All rows of all metrics files, as written; a line cut off by a kill is left out."""
     rows = []
     for path in sorted(folder.glob("progress*.json"), key=lambda path: int(path.stem.partition("-")[2] or 1)):
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -206,7 +206,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
             except ValueError:
                 continue
             if isinstance(row, dict):
-                rows.append(row | {"file": path.name})
+                rows.append(row)
     return rows
 
 
