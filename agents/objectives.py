@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from text_gym.models import WHOLE_SOFTMAX, Sampling
+
 CHUNK_BYTES = (8 << 20, 1 << 30)  # of logits at a time: on a CPU so that they stay in its cache, and on a GPU
 
 
@@ -27,6 +29,7 @@ class _WeightedNLL(torch.autograd.Function):
         row_weights: Tensor,
         penalty: Tensor | None,
         places: Tensor,
+        sampling: Sampling,
     ) -> tuple[Tensor, Tensor]:
         rows, size = len(hidden), len(weight)
         chunk = max(1, CHUNK_BYTES[hidden.is_cuda] // (4 * size))
@@ -41,11 +44,12 @@ class _WeightedNLL(torch.autograd.Function):
             torch.addmm(bias, hidden[part], columns, out=logits)  # [chunk, V]
             if penalty is not None:
                 logits += penalty[places[part]]
+            logits = sampling.adjust(logits)
             torch.softmax(logits, dim=1, out=slopes)
             # The likeliest token's probability is at least 1 / V, so its logarithm is safe.
             total = logits.amax(dim=1) - slopes.amax(dim=1).log()
             losses[part] = total - logits.gather(1, targets[part, None])[:, 0]
-            share = row_weights[part, None]
+            share = row_weights[part, None] / sampling.temperature
             slopes.mul_(share).scatter_add_(1, targets[part, None], -share)
             grad_hidden[part] = slopes @ weight
             grad_weight.addmm_(slopes.T, hidden[part])
@@ -56,8 +60,8 @@ class _WeightedNLL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
-        return grads[0] * grad_hidden, grads[0] * grad_weight, grads[0] * grad_bias, None, None, None, None
+        wanted = (grads[0] * gradient for gradient in ctx.saved_tensors)
+        return *wanted, None, None, None, None, None
 
 
 def weighted_nll(
@@ -67,31 +71,41 @@ def weighted_nll(
     prompts: Tensor | None = None,
     inputs: Tensor | None = None,
     penalty: Tensor | None = None,
+    sampling: Sampling = WHOLE_SOFTMAX,
 ) -> tuple[Tensor, Tensor]:
     """The weighted sum of a batch's negative log-probabilities, with gradient; and each of them, without.
 
     Args:
-        model: A language model with features() and a linear `output` on top of them.
+        model: A language model with features() and an `output` on top of them: a linear layer, or anything that
+            makes logits of them and has no `weight`, at the cost of keeping all logits.
         tokens: [n, T]; what stands where the weight is 0 does not matter.
         weights: [n, T], constants.
         prompts: [n, P], read first.
         inputs: [n, T], what the model reads in place of the tokens.
         penalty: [T, V], added to the logits at each place.
+        sampling: How the tokens were drawn; the probabilities are those that they were drawn with.
 
     Returns:
         The sum, and the negative log-probabilities [n, T], 0 where the weight is 0.
     """
     counted = weights != 0
     hidden = model.features(tokens if inputs is None else inputs, prompts)[counted]  # [N, H]
-    loss, each = _WeightedNLL.apply(  # type: ignore[no-untyped-call]
-        hidden,
-        model.output.weight,
-        model.output.bias,
-        tokens[counted],
-        weights[counted].to(hidden.dtype),
-        penalty,
-        counted.nonzero()[:, 1],
-    )
-    losses = weights.new_zeros(weights.shape, dtype=hidden.dtype)
+    output, targets, row_weights, places = model.output, tokens[counted], weights[counted], counted.nonzero()[:, 1]
+    weight = getattr(output, "weight", None)
+    if weight is not None and hidden.dtype == weight.dtype and hidden.dtype in (torch.float32, torch.float64):
+        bias = weight.new_zeros(len(weight)) if output.bias is None else output.bias
+        loss, each = _WeightedNLL.apply(  # type: ignore[no-untyped-call]
+            hidden, weight, bias, targets, row_weights.to(hidden.dtype), penalty, places, sampling
+        )
+    else:
+        logits = output(hidden).float()
+        each = nll_of_logits(logits if penalty is None else logits + penalty[places], targets, sampling)
+        loss = (each * row_weights.to(each.dtype)).sum()
+    losses = weights.new_zeros(weights.shape, dtype=each.dtype)
     losses[counted] = each.detach()
     return loss, losses
+
+
+def nll_of_logits(logits: Tensor, targets: Tensor, sampling: Sampling = WHOLE_SOFTMAX) -> Tensor:
+    """The negative log-probabilities of targets [N] under logits [N, V], as they are drawn, [N]."""
+    return torch.nn.functional.cross_entropy(sampling.adjust(logits), targets, reduction="none")

@@ -5,7 +5,7 @@ import torch
 
 from agents import objectives
 from agents.objectives import weighted_nll
-from text_gym.models import LSTM
+from text_gym.models import LSTM, Sampling, draw_tokens
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 4 * 11 * 3, 4 << 20])
@@ -34,6 +34,30 @@ def test_the_loss_and_its_gradient_are_those_of_cross_entropy(monkeypatch, chunk
     assert torch.allclose(each, losses.detach() * (weights != 0), atol=1e-12)
     for mine, theirs in zip(ours, [p.grad for p in model.parameters()], strict=True):
         assert torch.allclose(mine, theirs, atol=1e-12)
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_what_was_drawn_sharpened_and_shortened_has_the_probability_that_it_was_drawn_with(linear):
+    torch.manual_seed(0)
+    model, sampling = LSTM(11, 5, 6).double(), Sampling(temperature=0.7, top_k=4)
+    if not linear:
+        layer = model.output
+        del model.output
+        model.output = lambda features: layer(features)
+    logits, _ = model.start(6)
+    tokens, log_prob = draw_tokens(logits, torch.Generator().manual_seed(0), sampling)
+    weights = torch.randn(6, 1, dtype=torch.float64)
+    loss, each = weighted_nll(model, tokens[:, None], weights, sampling=sampling)
+    loss.backward()
+    assert torch.allclose(each[:, 0].double(), -log_prob, atol=1e-6)
+
+    ours = [p.grad.clone() for p in model.lstm.parameters()]
+    model.zero_grad()
+    kept = (logits / 0.7).detach().topk(4).values[:, -1:]
+    scaled = (logits / 0.7).masked_fill((logits / 0.7) < kept, -torch.inf)
+    (torch.nn.functional.cross_entropy(scaled, tokens, reduction="none") * weights[:, 0]).sum().backward()
+    for mine, theirs in zip(ours, [p.grad for p in model.lstm.parameters()], strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-6)
 
 
 def test_nothing_to_learn_is_no_loss():
