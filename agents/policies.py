@@ -5,6 +5,7 @@ Every policy is a `text_gym.models.LanguageModel` with features() and a linear `
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +69,11 @@ def architecture_of(policy: Any) -> dict[str, Any]:
     raise OptionError(f"only an LSTM or a Transformer of this package can be gone on from, not {policy!r}")
 
 
+def frozen_copy(policy: Any) -> Any:
+    """A copy that does not learn."""
+    return copy.deepcopy(policy).requires_grad_(False).eval()
+
+
 class Tempered:
     """A language model whose logits are divided by a temperature, as sample(temperature=...) draws."""
 
@@ -115,6 +121,7 @@ class Restricted:
         self.model, self.min_length = model, min_length
         zeros = torch.zeros(len(early), device=early.device)
         self._early, self._later = (zeros.masked_fill(mask, -torch.inf) for mask in (early, later))
+        self.forbidden = self._early, self._later, min_length  # what is added to logits, and where it changes
         self.state_size = getattr(model, "state_size", lambda length: 1)
 
     def penalty(self, length: int) -> Tensor:

@@ -169,13 +169,14 @@ def _block_width(size: int) -> int:
 
 @torch.no_grad()
 def draw_tokens(
-    logits: Tensor, generator: torch.Generator, sampling: Sampling = WHOLE_SOFTMAX
+    logits: Tensor, generator: torch.Generator | None = None, sampling: Sampling = WHOLE_SOFTMAX
 ) -> tuple[Tensor, Tensor]:
     """One token from each row, [n, V] to [n], and its log-probability in what was drawn from, [n].
 
     The cumulative sum is inverted in two levels: sums over blocks tell which block a uniform number
     falls in, and only that block is summed up token by token. The draw is exact, and on a CPU many
-    times faster than torch.multinomial, which normalises and searches the whole row.
+    times faster than torch.multinomial, which normalises and searches the whole row. Without a
+    generator, torch's global one draws.
     """
     logits = sampling.adjust(logits)
     n, size = logits.shape

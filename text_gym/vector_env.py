@@ -30,6 +30,7 @@ class TextGenVectorEnv(VectorEnv[Any, Any, AnyArray]):
             (an end resets at once; the last observation and info are in final_obs and final_info)
             or "Disabled" (reset with options={"reset_mask": ...}).
         render_mode: None or "ansi".
+        rules: Those of another environment, in place of the arguments that follow.
         **arguments: task, reward and all the others that `TextGenEnv` takes.
 
     With a seed, copy i draws its prompts as a scalar environment reset with seed + i would. The
@@ -42,6 +43,7 @@ class TextGenVectorEnv(VectorEnv[Any, Any, AnyArray]):
         num_envs: int = 1,
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
+        rules: Rules | None = None,
         **arguments: Any,
     ) -> None:
         """Build the task and the reward once, for all copies."""
@@ -53,7 +55,9 @@ class TextGenVectorEnv(VectorEnv[Any, Any, AnyArray]):
         except ValueError as problem:
             modes = ", ".join(repr(mode.value) for mode in AutoresetMode)
             raise OptionError(f"autoreset_mode must be one of {modes}, not {autoreset_mode!r}") from problem
-        self.rules = rules = Rules(**arguments)
+        if rules is not None and arguments:
+            raise OptionError(f"rules come with a task and a reward; leave {', '.join(arguments)} out")
+        self.rules = rules = rules or Rules(**arguments)
         self.render_mode = render_mode
         self.metadata = {"render_modes": ["ansi"], "render_fps": 30, "autoreset_mode": self.autoreset_mode}
         self.single_action_space, self.single_observation_space = rules.action_space, rules.observation_space

@@ -1,0 +1,150 @@
+"""What on-policy algorithms of Stable-Baselines3 are given beside a policy: minibatches, and a price for going astray."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor, nn
+
+from agents.divergence import AdaptiveKL
+from agents.objectives import CHUNK_BYTES
+from text_gym.arrays import AnyArray, IntArray
+
+
+class WholeCopies:
+    """Minibatches hold everything that some of the copies did, so that their prefixes are read together, once."""
+
+    def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
+        """Minibatches of about so many transitions: of as many whole copies, and at least one."""
+        buffer: Any = self
+        if not buffer.generator_ready:
+            next(super().get(1))  # type: ignore[misc] # lays the steps of each copy side by side
+        steps, copies = buffer.buffer_size, buffer.n_envs
+        together = copies if batch_size is None else max(1, batch_size // steps)
+        order = np.random.permutation(copies)  # noqa: NPY002 - drawn as Stable-Baselines3 does
+        for begin in range(0, copies, together):
+            firsts = order[begin : begin + together] * steps
+            yield buffer._get_samples((firsts[:, None] + np.arange(steps)).ravel())
+
+
+class CopiesBuffer(WholeCopies, RolloutBuffer):
+    """For observations that are prefixes."""
+
+
+class DictCopiesBuffer(WholeCopies, DictRolloutBuffer):
+    """For observations with prompts."""
+
+
+class Written(NamedTuple):
+    """The sequences that a rollout wrote, and where each of its transitions is in them."""
+
+    tokens: IntArray
+    """Each episode as far as it is known, [m, T], PAD behind it."""
+    prompts: IntArray | None
+    """What was answered, [m, P]."""
+    rows: IntArray
+    """The episode that each transition belongs to, [steps, copies]."""
+    places: IntArray
+    """The place in it of the token that was appended, [steps, copies]."""
+
+
+def written(buffer: Any, pad: int) -> Written:
+    """Put together the sequences of a rollout buffer that has just been filled."""
+    observations, actions = buffer.observations, buffer.actions[:, :, 0].astype(np.int64)  # [steps, copies]
+    prompts = observations["prompt"] if isinstance(observations, dict) else None
+    prefixes: AnyArray = observations if prompts is None else observations["prefix"]  # [steps, copies, T]
+    places = (prefixes != pad).sum(axis=2)
+    last = np.ones(actions.shape, dtype=bool)  # of an episode, or of the rollout
+    last[:-1] = buffer.episode_starts[1:] > 0
+    copy, step = np.nonzero(last.T)
+    tokens = prefixes[step, copy].astype(np.int64)
+    tokens[np.arange(len(step)), places[step, copy]] = actions[step, copy]
+    rows = np.cumsum(last.T.ravel()) - last.T.ravel()  # how many episodes ended before
+    of_copies = rows.reshape(last.T.shape).T
+    return Written(tokens, None if prompts is None else prompts[step, copy].astype(np.int64), of_copies, places)
+
+
+@torch.no_grad()
+def transition_log_probs(
+    model: Any, sequences: Written, masks: AnyArray | None = None, penalty: Tensor | None = None
+) -> AnyArray:
+    """A language model's log-probability of every token that a rollout appended, [steps, copies].
+
+    Args:
+        model: Has features() and `output`.
+        sequences: What was written.
+        masks: True at the tokens among which it was chosen, [steps, copies, V]; all if not given.
+        penalty: [T, V], added to the logits at each place.
+    """
+    device = next(model.parameters()).device
+    tokens = torch.from_numpy(sequences.tokens).to(device)
+    prompts = None if sequences.prompts is None else torch.from_numpy(sequences.prompts).to(device)
+    rows, places = (torch.from_numpy(array.ravel()).to(device) for array in (sequences.rows, sequences.places))
+    model.eval()
+    features, targets = model.features(tokens, prompts)[rows, places], tokens[rows, places]
+    chunk = max(1, CHUNK_BYTES[features.is_cuda] // (4 * model.output(features[:1]).shape[1]))
+    found = []
+    for begin in range(0, len(rows), chunk):
+        part = slice(begin, begin + chunk)
+        logits = model.output(features[part])
+        if penalty is not None:
+            logits = logits + penalty[places[part]]
+        if masks is not None:
+            allowed = torch.from_numpy(masks.reshape(len(rows), -1)[part] > 0).to(device)
+            logits = logits.masked_fill(~allowed, -torch.inf)
+        found.append(-nn.functional.cross_entropy(logits, targets[part], reduction="none"))
+    log_probs: AnyArray = torch.cat(found).cpu().numpy().reshape(sequences.rows.shape)
+    return log_probs
+
+
+class KLPenalty(BaseCallback):
+    """A callback for Stable-Baselines3's on-policy algorithms: each token costs what it is likelier than at the start.
+
+    After each rollout, `weight` times the log-ratio to the reference is taken off every step's reward, and returns and
+    advantages are computed anew. The metric `train/kl_to_start` is the mean log-ratio between what the policy
+    really drew from and the reference within the same masks, so its expectation is never negative.
+
+    Args:
+        reference: A language model that does not learn, for the policy of `agents.actor_critic` to stay near.
+        kl: The weight, and how it is adapted.
+        penalty: [T, V], what the policy's logits had added at each place, so that the reference has it too.
+        unmasked: Whether steps pay for the ratio without masks, as NLPO does, and the weight follows that.
+    """
+
+    def __init__(
+        self, reference: nn.Module, kl: AdaptiveKL, penalty: Tensor | None = None, unmasked: bool = False
+    ) -> None:
+        """Keep the parts."""
+        super().__init__()
+        self.reference, self.kl, self.penalty, self.unmasked = reference, kl, penalty, unmasked
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        algorithm: Any = self.model
+        buffer, model = algorithm.rollout_buffer, algorithm.policy.language_model
+        sequences = written(buffer, algorithm.policy.features_extractor.pad)
+        masks = self._masks(buffer)
+        ratios = buffer.log_probs - transition_log_probs(self.reference, sequences, masks, self.penalty)
+        self.logger.record("train/kl_to_start", float(ratios.mean()))
+        self.logger.record("train/kl_weight", self.kl.weight)
+        if self.unmasked and masks is not None:
+            ours, theirs = (transition_log_probs(m, sequences, None, self.penalty) for m in (model, self.reference))
+            ratios = ours - theirs
+            self.logger.record("train/kl_unmasked", float(ratios.mean()))
+        if self.kl.weight:
+            buffer.rewards -= self.kl.weight * ratios
+            buffer.compute_returns_and_advantage(self.locals["values"], self.locals["dones"])
+        self.kl.adapt(float(ratios.mean()))
+
+    @staticmethod
+    def _masks(buffer: Any) -> AnyArray | None:
+        """Those among which tokens were chosen, [steps, copies, V], where the algorithm keeps any."""
+        masks = getattr(buffer, "action_masks", None)
+        return None if masks is None else masks.reshape(buffer.buffer_size, buffer.n_envs, -1)

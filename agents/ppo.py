@@ -1,0 +1,349 @@
+"""Stable-Baselines3's PPO and A2C, and sb3-contrib's MaskablePPO, as learners of this package.
+
+The algorithms are theirs, unchanged. What is said here is what they learn in (many copies of the environment in one
+process), what they train (a language model and a critic beside it), and how a run is stopped and resumed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from stable_baselines3 import A2C as SB3_A2C
+from stable_baselines3 import PPO as SB3_PPO
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor, nn
+
+from agents.actor_critic import TextPolicy
+from agents.divergence import AdaptiveKL
+from agents.on_policy import CopiesBuffer, DictCopiesBuffer, KLPenalty
+from agents.policies import PolicySettings, Restricted, frozen_copy, make_policy
+from agents.starting import StartingAgent
+from agents.vec_env import TextGenVecEnv
+from text_gym.errors import DependencyError, OptionError
+from text_gym.names import finite_number, whole_number
+from text_gym.vector_env import TextGenVectorEnv
+
+
+@dataclass(frozen=True)
+class ActorCriticSettings(PolicySettings):
+    """The hyper-parameters that `PPO`, `A2C`, `MaskablePPO` and `NLPO` share."""
+
+    iterations: int = 100
+    """Rollouts that learn() makes and learns from if it is not told."""
+    copies: int = 64
+    """Copies of the environment, in one process."""
+    rollout_steps: int | None = None
+    """Tokens that each copy writes in an iteration; as many as the longest sequence has if not given."""
+    learning_rate: float = 1e-3
+    """Of Adam; of RMSprop for `A2C`."""
+    gamma: float = 1.0
+    """How much a reward is worth one token earlier."""
+    gae_lambda: float = 0.95
+    """How far advantages look ahead before they trust the critic."""
+    critic: Literal["shared", "separate"] = "shared"
+    """Whether values are read off the policy's own features, or off a model of the critic's own."""
+    critic_layers: tuple[int, ...] = (64,)
+    """Sizes of the layers between features and value."""
+    value_weight: float = 0.5
+    """The weight of the critic's loss."""
+    entropy_weight: float = 0.0
+    """The weight of the policy's entropy, to be raised."""
+    kl_weight: float = 0.0
+    """The weight of the divergence from the policy at the start, to be kept low."""
+    kl_target: float | None = None
+    """The divergence a token that the weight is adapted to hold; None for a weight that stays as it is."""
+    clip: float = 0.5
+    """The largest norm of the gradient."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        super().__post_init__()
+        whole_number("iterations", self.iterations, least=0)
+        whole_number("copies", self.copies, least=1)
+        if self.rollout_steps is not None:
+            whole_number("rollout_steps", self.rollout_steps, least=1)
+        for name in ("learning_rate", "clip", "gamma"):
+            if finite_number(name, getattr(self, name)) <= 0:
+                raise OptionError(f"{name}={getattr(self, name)} must be above 0")
+        for name in ("value_weight", "entropy_weight", "kl_weight"):
+            if finite_number(name, getattr(self, name)) < 0:
+                raise OptionError(f"{name} must not be negative, and is {getattr(self, name)}")
+        if max(self.gamma, finite_number("gae_lambda", self.gae_lambda)) > 1 or self.gae_lambda < 0:
+            raise OptionError(f"gamma={self.gamma} and gae_lambda={self.gae_lambda} must lie in [0, 1]")
+        if self.critic not in ("shared", "separate"):
+            raise OptionError(f"critic={self.critic!r} must be 'shared' or 'separate'")
+        if self.kl_target is not None and (finite_number("kl_target", self.kl_target) <= 0 or not self.kl_weight):
+            raise OptionError(f"kl_target={self.kl_target} must be above 0, and needs a kl_weight to begin with")
+        sizes = tuple(whole_number("critic_layers", size, least=1) for size in self.critic_layers)
+        object.__setattr__(self, "critic_layers", sizes)
+
+
+@dataclass(frozen=True)
+class A2CSettings(ActorCriticSettings):
+    """The hyper-parameters of `A2C`."""
+
+    normalize: bool = True
+    """Whether advantages are brought to mean 0 and standard deviation 1."""
+
+
+@dataclass(frozen=True)
+class PPOSettings(ActorCriticSettings):
+    """The hyper-parameters of `PPO` and `MaskablePPO`."""
+
+    epochs: int = 4
+    """Times that each rollout is gone through."""
+    batch_size: int = 512
+    """Transitions in a minibatch, about: it holds all that some of the copies did."""
+    clip_range: float = 0.2
+    """How far a token's probability may move in an iteration before it stops to count."""
+    target_kl: float | None = None
+    """The change of the policy in an iteration at which it ends early."""
+    normalize: bool = True
+    """Whether advantages are brought to mean 0 and standard deviation 1 in each minibatch."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        super().__post_init__()
+        whole_number("epochs", self.epochs, least=1)
+        whole_number("batch_size", self.batch_size, least=2)
+        for name in ("clip_range", "target_kl"):
+            value = getattr(self, name)
+            if value is not None and finite_number(name, value) <= 0:
+                raise OptionError(f"{name}={value} must be above 0")
+
+
+class ActorCritic(StartingAgent):
+    """What the learners around Stable-Baselines3's on-policy algorithms share. A step of learn() is an iteration.
+
+    `model` is Stable-Baselines3's algorithm, with its own learn(), save() and policy.
+    """
+
+    settings: Any
+    settings_type: ClassVar[type] = ActorCriticSettings
+    shown = ("train/reward", "train/entropy")
+    masks: ClassVar[bool] = False
+    """Whether the algorithm keeps to the environment's masks by itself."""
+    pays_unmasked: ClassVar[bool] = False
+    """Whether the penalty for going astray is of log-probabilities without masks."""
+
+    def build(self) -> None:
+        """The environment's copies, the algorithm with its policy, and what the policy is kept near."""
+        settings = self.settings
+        envs = TextGenVectorEnv(settings.copies, "SameStep", rules=self.rules)
+        self.envs = TextGenVecEnv(envs)
+        options: dict[str, Any] = {
+            "n_steps": settings.rollout_steps or self.rules.limit,
+            "learning_rate": settings.learning_rate,
+            "gamma": settings.gamma,
+            "gae_lambda": settings.gae_lambda,
+            "ent_coef": settings.entropy_weight,
+            "vf_coef": settings.value_weight,
+            "max_grad_norm": settings.clip,
+            "policy_kwargs": {
+                "language_model": partial(make_policy, settings, len(self.task.vocab)),
+                "critic": settings.critic,
+                "critic_layers": settings.critic_layers,
+                "forbidden": self._forbidden(),
+            },
+            "device": self.device,
+        }
+        with warnings.catch_warnings():  # batches of whole copies need not divide the rollout evenly
+            warnings.filterwarnings("ignore", "You have specified a mini-batch size")
+            self.model = self.make_algorithm(options)
+        self.policy = self.model.policy.language_model
+        self.optimizer = self.model.policy.optimizer
+        self.begin_from_start()
+        self.at_start = frozen_copy(self.policy)
+        self.kl = AdaptiveKL(settings.kl_weight, settings.kl_target)
+
+    def make_algorithm(self, options: dict[str, Any]) -> Any:
+        """The algorithm, from what it shares with the others and its own."""
+        raise NotImplementedError(f"{type(self).__name__} has no algorithm")
+
+    def begin_with(self, policy: nn.Module) -> None:
+        """Give the actor, and a critic of its own, the weights of a language model."""
+        self.model.policy.begin_with(policy)
+
+    def _forbidden(self) -> tuple[Tensor, Tensor, int] | None:
+        """What the policy may never write, as it is with the other learners; masks say so by themselves."""
+        restricted = None if self.masks else self.restricted(None)
+        return restricted.forbidden if isinstance(restricted, Restricted) else None
+
+    def _buffer(self) -> dict[str, Any]:
+        """The rollout buffer."""
+        return {"rollout_buffer_class": DictCopiesBuffer if self.task.conditional else CopiesBuffer}
+
+    @property
+    def steps_of_preset(self) -> int:
+        """The iterations of the settings."""
+        iterations: int = self.settings.iterations
+        return iterations
+
+    def one_step(self, step: int) -> bool:
+        """One rollout, from new episodes on, and what is learned from it."""
+        random, model = self.numpy_random(step), self.model
+        model.set_logger(self.logger)
+        episodes, stay_near = _Episodes(), KLPenalty(self.at_start, self.kl, self._penalty(), self.pays_unmasked)
+        callbacks = CallbackList([episodes, stay_near])
+        callbacks.init_callback(model)
+        self.envs.seed(int(random.integers(2**31)))
+        with global_numpy_random(int(random.integers(2**32))):
+            self.begin_rollout(step)
+            model.ep_info_buffer, model.ep_success_buffer = deque(maxlen=1), deque(maxlen=1)
+            model._last_obs = model.env.reset()
+            model._last_episode_starts = np.ones(self.settings.copies, dtype=bool)
+            model.collect_rollouts(model.env, callbacks, model.rollout_buffer, model.n_steps)
+            model.train()
+        self.written += self.settings.copies + len(episodes.returns)
+        if episodes.returns:
+            self.logger.record("train/reward", float(np.mean(episodes.returns)))
+        self.logger.record("train/entropy", -float(model.rollout_buffer.log_probs.mean()))
+        return True
+
+    def begin_rollout(self, step: int) -> None:
+        """Called before each rollout."""
+
+    def _penalty(self) -> Tensor | None:
+        """What the policy's logits have added at each place, [T, V], where anything is forbidden."""
+        if self.masks:
+            return None
+        restricted = self.restricted(self.policy)
+        return restricted.penalty(self.rules.limit) if isinstance(restricted, Restricted) else None
+
+    def trained_parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
+        """The policy, the critic, the optimiser of both, and the policy at the start."""
+        built = self.model.policy
+        critic = nn.ModuleDict({"layers": built.mlp_extractor, "value": built.value_net})
+        if not built.share_features_extractor:
+            critic["reader"] = built.vf_features_extractor.model
+        return super().trained_parts() | {"critic": critic, "at_start": self.at_start}
+
+    def trained_numbers(self) -> dict[str, Any]:
+        """The adapted weight."""
+        return {"kl_weight": self.kl.weight}
+
+    def restore_trained_numbers(self, numbers: Mapping[str, Any]) -> None:
+        """Put it back."""
+        self.kl.weight = float(numbers["kl_weight"])
+
+
+class PPO(ActorCritic):
+    """Proximal policy optimisation, by Stable-Baselines3. A step of learn() is an iteration.
+
+    >>> import gymnasium as gym, text_gym
+    >>> env = gym.make("TextGen-v0", reward="validity")
+    >>> agent = PPO(env, seed=0, copies=4, hidden=8, embedding=8, progress=False).learn(2)
+    >>> agent.steps_done, agent.sample(3).tokens.shape, type(agent.model).__module__
+    (2, (3, 21), 'stable_baselines3.ppo.ppo')
+
+    Args:
+        env: The environment.
+        start: An agent whose policy is where this one begins; usually one that `MLE` has trained.
+        **options: See `Agent` and `PPOSettings`.
+    """
+
+    name = "ppo"
+    settings_type = PPOSettings
+
+    def make_algorithm(self, options: dict[str, Any]) -> Any:
+        """PPO."""
+        return SB3_PPO(TextPolicy, self.envs, **options, **ppo_options(self.settings), **self._buffer())
+
+
+class A2C(ActorCritic):
+    """Advantage actor-critic, by Stable-Baselines3: one update for each rollout.
+
+    Args:
+        env: The environment.
+        start: An agent whose policy is where this one begins; usually one that `MLE` has trained.
+        **options: See `Agent` and `A2CSettings`.
+    """
+
+    name = "a2c"
+    settings_type = A2CSettings
+
+    def make_algorithm(self, options: dict[str, Any]) -> Any:
+        """A2C."""
+        return SB3_A2C(TextPolicy, self.envs, normalize_advantage=self.settings.normalize, **options, **self._buffer())
+
+
+class MaskablePPO(ActorCritic):
+    """PPO within the environment's masks, a `constraint` among them, by sb3-contrib (extra: contrib).
+
+    Args:
+        env: The environment.
+        start: An agent whose policy is where this one begins; usually one that `MLE` has trained.
+        **options: See `Agent` and `PPOSettings`.
+    """
+
+    name = "maskable-ppo"
+    settings_type = PPOSettings
+    masks = True
+
+    def make_algorithm(self, options: dict[str, Any]) -> Any:
+        """MaskablePPO."""
+        contrib = import_contrib()
+        buffer = contrib.DictCopiesBuffer if self.task.conditional else contrib.CopiesBuffer
+        return contrib.MaskablePPO(
+            contrib.MaskableTextPolicy,
+            self.masking_envs(),
+            **options,
+            **ppo_options(self.settings),
+            rollout_buffer_class=buffer,
+        )
+
+    def masking_envs(self) -> VecEnv:
+        """The copies, which say what may be written."""
+        return self.envs
+
+
+def ppo_options(settings: PPOSettings) -> dict[str, Any]:
+    """What PPO takes beside what A2C takes too."""
+    return {
+        "n_epochs": settings.epochs,
+        "batch_size": settings.batch_size,
+        "clip_range": settings.clip_range,
+        "target_kl": settings.target_kl,
+        "normalize_advantage": settings.normalize,
+    }
+
+
+def import_contrib() -> Any:
+    """What is built on sb3-contrib."""
+    try:
+        from agents import masked
+    except ImportError as problem:
+        raise DependencyError("this learner needs sb3-contrib: pip install 'text-gym[contrib]'") from problem
+    return masked
+
+
+class _Episodes(BaseCallback):
+    """The returns of the episodes that ended in a rollout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.returns: list[float] = []
+
+    def _on_step(self) -> bool:
+        self.returns += [info["episode"]["r"] for info in self.locals["infos"] if "episode" in info]
+        return True
+
+
+@contextmanager
+def global_numpy_random(seed: int) -> Iterator[None]:
+    """Numpy's global random numbers, from which Stable-Baselines3 shuffles, by a seed; put back afterwards."""
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
