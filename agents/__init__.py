@@ -10,13 +10,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from agents.agent import Agent
     from agents.mle import MLE
+    from agents.nlpo import NLPO
+    from agents.ppo import A2C, PPO, MaskablePPO
     from agents.reinforce import Reinforce
     from agents.scheduled_sampling import ScheduledSampling
     from agents.seqgan import SeqGAN
 
 _HOMES = {
+    "A2C": "agents.ppo",
     "Agent": "agents.agent",
     "MLE": "agents.mle",
+    "MaskablePPO": "agents.ppo",
+    "NLPO": "agents.nlpo",
+    "PPO": "agents.ppo",
     "Reinforce": "agents.reinforce",
     "ScheduledSampling": "agents.scheduled_sampling",
     "SeqGAN": "agents.seqgan",
@@ -32,4 +38,4 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 
-__all__ = ["MLE", "Agent", "Reinforce", "ScheduledSampling", "SeqGAN"]
+__all__ = ["A2C", "MLE", "NLPO", "PPO", "Agent", "MaskablePPO", "Reinforce", "ScheduledSampling", "SeqGAN"]

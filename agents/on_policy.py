@@ -1,4 +1,4 @@
-"""What on-policy algorithms of Stable-Baselines3 are given beside a policy: minibatches, and a price for going astray."""
+"""What Stable-Baselines3's on-policy algorithms get beside a policy: minibatches, and a price for going astray."""
 
 from __future__ import annotations
 

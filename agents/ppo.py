@@ -252,7 +252,7 @@ class PPO(ActorCritic):
     """
 
     name = "ppo"
-    settings_type = PPOSettings
+    settings_type: ClassVar[type] = PPOSettings
 
     def make_algorithm(self, options: dict[str, Any]) -> Any:
         """PPO."""
@@ -269,7 +269,7 @@ class A2C(ActorCritic):
     """
 
     name = "a2c"
-    settings_type = A2CSettings
+    settings_type: ClassVar[type] = A2CSettings
 
     def make_algorithm(self, options: dict[str, Any]) -> Any:
         """A2C."""
@@ -286,7 +286,7 @@ class MaskablePPO(ActorCritic):
     """
 
     name = "maskable-ppo"
-    settings_type = PPOSettings
+    settings_type: ClassVar[type] = PPOSettings
     masks = True
 
     def make_algorithm(self, options: dict[str, Any]) -> Any:

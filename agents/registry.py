@@ -131,12 +131,15 @@ def _parameters(factory: Callable[..., Any]) -> set[str]:
 def _registry() -> Mapping[str, Callable[..., Any]]:
     """The agents that come with the package, imported with torch when a name is first looked up, and the user's."""
     from agents.mle import MLE
+    from agents.nlpo import NLPO
+    from agents.ppo import A2C, PPO, MaskablePPO
     from agents.references import RealData, Uniform
     from agents.reinforce import Reinforce
     from agents.scheduled_sampling import ScheduledSampling
     from agents.seqgan import SeqGAN
 
     own = {"mle": MLE, "ss": ScheduledSampling, "reinforce": Reinforce, "pg-bleu": Reinforce, "seqgan": SeqGAN}
+    own |= {"ppo": PPO, "a2c": A2C, "maskable-ppo": MaskablePPO, "nlpo": NLPO}
     return {**own, "uniform": Uniform, "real": RealData, **_OWN}
 
 

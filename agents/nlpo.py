@@ -1,0 +1,167 @@
+"""NLPO: PPO that chooses among the likely tokens only, as a copy of the policy from a while ago sees them.
+
+For each iteration: in each state keep the fewest tokens that a lagged copy of the policy gives most of its probability;
+write and learn as PPO does within these masks; let each token pay for the log-ratio to the policy at the
+start, without masks, at a weight that adapts; and every few iterations renew the copy. The algorithm under it is
+sb3-contrib's MaskablePPO, unchanged. (Ramamurthy et al., arXiv:2210.01241.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+from torch import Tensor, nn
+
+from agents.actor_critic import PrefixExtractor
+from agents.policies import frozen_copy
+from agents.ppo import MaskablePPO, PPOSettings
+from text_gym.errors import OptionError
+from text_gym.names import finite_number, whole_number
+
+
+@dataclass(frozen=True)
+class NLPOSettings(PPOSettings):
+    """The hyper-parameters of `NLPO`."""
+
+    top_p: float = 0.9
+    """The probability that the tokens which are kept have together, as the lagged copy sees it; 1 keeps all."""
+    kept: int = 5
+    """So many are kept at least."""
+    refresh: int = 5
+    """Iterations after which the copy is renewed."""
+    kl_weight: float = 0.1
+    """The weight of the divergence from the policy at the start, to be kept low; where it begins, with a kl_target."""
+    kl_target: float | None = 0.1
+    """The divergence a token that the weight is adapted to hold; None for a weight that stays as it is."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        if not self.kl_weight:
+            object.__setattr__(self, "kl_target", None)
+        super().__post_init__()
+        if not 0 < finite_number("top_p", self.top_p) <= 1:
+            raise OptionError(f"top_p={self.top_p} must lie in (0, 1]")
+        whole_number("kept", self.kept, least=1)
+        whole_number("refresh", self.refresh, least=1)
+
+
+class NLPO(MaskablePPO):
+    """Natural-language policy optimisation, on sb3-contrib's masked distributions (extra: contrib).
+
+    Args:
+        env: The environment.
+        start: An agent whose policy is where this one begins; usually one that `MLE` has trained.
+        **options: See `Agent` and `NLPOSettings`.
+    """
+
+    name = "nlpo"
+    settings_type: ClassVar[type] = NLPOSettings
+    pays_unmasked = True
+
+    def build(self) -> None:
+        """What `MaskablePPO` has, and the copy that says what is likely."""
+        super().build()
+        self.likely.follow(self.policy)
+
+    def masking_envs(self) -> VecEnv:
+        """The copies, which allow what is likely."""
+        self.likely = LikelyTokens(self.envs, self.settings.top_p, self.settings.kept, self.rules.eos, self.device)
+        return self.likely
+
+    def begin_with(self, policy: nn.Module) -> None:
+        """Give the actor, a critic of its own, and the copy the weights of a language model."""
+        super().begin_with(policy)
+        self.likely.follow(self.policy)
+
+    def begin_rollout(self, step: int) -> None:
+        """Renew the copy when it is time."""
+        if step % self.settings.refresh == 0:
+            self.likely.follow(self.policy)
+
+    def trained_parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
+        """What `MaskablePPO` has, and the copy."""
+        return super().trained_parts() | {"lagged": self.likely.model}
+
+
+class LikelyTokens(VecEnvWrapper):
+    """Environments whose masks allow only what a language model finds likely, among what they allow themselves.
+
+    Args:
+        venv: With `action_masks`, as `TextGenVecEnv` has.
+        top_p: The probability that the kept tokens have together.
+        kept: So many are kept at least.
+        eos: The token that is always kept where the environment allows it, if there is one.
+        device: Where the model is.
+    """
+
+    def __init__(self, venv: VecEnv, top_p: float, kept: int, eos: int | None, device: torch.device) -> None:
+        """Wait for the model."""
+        super().__init__(venv)
+        self.top_p, self.kept, self.eos, self.device = top_p, kept, eos, device
+        self._reader: Any = None
+        self._observations: Any = None
+
+    @property
+    def model(self) -> nn.Module:
+        """The language model that says what is likely."""
+        model: nn.Module = self._reader.model
+        return model
+
+    def follow(self, policy: nn.Module) -> None:
+        """Let a copy of a policy say what is likely from now on."""
+        if self._reader is None:
+            self._reader = PrefixExtractor(self.observation_space, lambda: frozen_copy(policy))
+        self.model.load_state_dict(policy.state_dict())
+
+    def reset(self) -> VecEnvObs:
+        """Begin all episodes."""
+        self._observations = self.venv.reset()
+        return self._observations  # type: ignore[no-any-return]
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Keep the prefixes that come of a step."""
+        result = self.venv.step_wait()
+        self._observations = result[0]
+        return result
+
+    def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
+        """The masks; any other method is the environments' own."""
+        given = self.venv.env_method(method_name, *method_args, indices=indices, **method_kwargs)
+        if method_name != "action_masks":
+            return given
+        rows = list(self._get_indices(indices))
+        return list(self._likely(np.stack(given), rows))
+
+    @torch.no_grad()
+    def _likely(self, allowed: Any, rows: list[int]) -> Any:
+        """Of what is allowed, [n, V], what is likely."""
+        observations = self._observations
+        here = {k: v[rows] for k, v in observations.items()} if isinstance(observations, dict) else observations[rows]
+        features = self._reader(obs_as_tensor(here, self.device))
+        possible = torch.from_numpy(allowed).to(self.device)
+        logits = self._reader.model.output(features).masked_fill(~possible, -torch.inf)
+        kept = nucleus(logits, self.top_p, self.kept)
+        if self.eos is not None:
+            kept[:, self.eos] = True
+        return (kept & possible).cpu().numpy()
+
+
+def nucleus(logits: Tensor, top_p: float, kept: int) -> Tensor:
+    """The fewest tokens with so much probability together, and never fewer than `kept`: a mask [n, V].
+
+    >>> nucleus(torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log(), top_p=0.7, kept=1)
+    tensor([[ True,  True, False, False]])
+    """
+    if top_p >= 1:
+        return torch.ones_like(logits, dtype=torch.bool)
+    probabilities, order = logits.softmax(dim=1).sort(dim=1, descending=True, stable=True)
+    before = probabilities.cumsum(dim=1) - probabilities
+    chosen = before < top_p
+    chosen[:, :kept] = True
+    return torch.zeros_like(chosen).scatter(1, order, chosen)
