@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
 
 def run(console: Console) -> None:
-    """Measure everything, and print two tables."""
+    """Measure everything, and print three tables."""
     table = Table(*Row._fields, title=f"text_gym {text_gym.__version__}, best of {REPEATS}", title_justify="left")
     table.columns[0].no_wrap = True
     for measure in (import_time, scalar_steps, vector_steps, bleu_of_batches, self_bleu_of_2000, million_lines):
@@ -44,6 +44,8 @@ def run(console: Console) -> None:
         for row in rows:
             table.add_row(*row)
     console.print(table)
+    with console.status("PPO"):
+        console.print(ppo())
     with console.status("learning"):
         console.print(learning())
 
@@ -148,6 +150,18 @@ def self_bleu_of_2000() -> list[Row]:
     texts = _as_text(sentences)
     theirs = best(lambda: fast_bleu.SelfBLEU(texts, {"bleu": (0.25,) * 4}).get_score(), repeats=3)
     return [Row(what, f"{ours * 1e3:.0f} ms", f"{theirs * 1e3:.0f} ms", f"{theirs / ours:.0f}", "above 1")]
+
+
+def ppo() -> Table:
+    """Stable-Baselines3's PPO through the adapter, beside the same on scalar environments."""
+    from agents.bench_ppo import measure
+
+    table = Table("what", "ours", "theirs", "ratio", "wanted", title="PPO, transitions a second", title_justify="left")
+    for work in measure():
+        table.add_row(
+            work.what, f"{work.ours:,.0f}", f"{work.theirs:,.0f}", f"{work.ours / work.theirs:.1f}", work.wanted
+        )
+    return table
 
 
 def learning() -> Table:

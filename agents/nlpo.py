@@ -8,6 +8,7 @@ sb3-contrib's MaskablePPO, unchanged. (Ramamurthy et al., arXiv:2210.01241.)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from agents.actor_critic import PrefixExtractor
 from agents.policies import frozen_copy
-from agents.ppo import MaskablePPO, PPOSettings
+from agents.ppo import IMDB, PRESETS, MaskablePPO, PPOSettings
 from text_gym.errors import OptionError
 from text_gym.names import finite_number, whole_number
 
@@ -62,6 +63,10 @@ class NLPO(MaskablePPO):
 
     name = "nlpo"
     settings_type: ClassVar[type] = NLPOSettings
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        **PRESETS,
+        "imdb": {**IMDB, "top_p": 0.9, "kept": 100, "refresh": 5},
+    }
     pays_unmasked = True
 
     def build(self) -> None:

@@ -121,6 +121,23 @@ class PPOSettings(ActorCriticSettings):
                 raise OptionError(f"{name}={value} must be above 0")
 
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "fast": {"iterations": 60, "embedding": 32, "hidden": 32},
+    "demo": {"iterations": 30},
+}
+# As published with GPT-2 on reviews of films (RL4LMs, arXiv:2210.01241): small steps for a large model.
+IMDB: dict[str, Any] = {
+    "copies": 10,
+    "rollout_steps": 128,
+    "batch_size": 64,
+    "epochs": 5,
+    "learning_rate": 1e-6,
+    "gamma": 0.99,
+    "kl_weight": 0.1,
+    "kl_target": 0.1,
+}
+
+
 class ActorCritic(StartingAgent):
     """What the learners around Stable-Baselines3's on-policy algorithms share. A step of learn() is an iteration.
 
@@ -129,6 +146,7 @@ class ActorCritic(StartingAgent):
 
     settings: Any
     settings_type: ClassVar[type] = ActorCriticSettings
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
     shown = ("train/reward", "train/entropy")
     masks: ClassVar[bool] = False
     """Whether the algorithm keeps to the environment's masks by itself."""
@@ -253,6 +271,7 @@ class PPO(ActorCritic):
 
     name = "ppo"
     settings_type: ClassVar[type] = PPOSettings
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {**PRESETS, "imdb": IMDB}
 
     def make_algorithm(self, options: dict[str, Any]) -> Any:
         """PPO."""
@@ -287,6 +306,7 @@ class MaskablePPO(ActorCritic):
 
     name = "maskable-ppo"
     settings_type: ClassVar[type] = PPOSettings
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {**PRESETS, "imdb": IMDB}
     masks = True
 
     def make_algorithm(self, options: dict[str, Any]) -> Any:

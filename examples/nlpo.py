@@ -1,0 +1,51 @@
+"""Do NLPO's masks help? NLPO beside PPO, alike in all but the masks, over several seeds on a vocabulary of 5,000."""
+
+import argparse
+
+import gymnasium as gym
+
+import text_gym
+from agents import MLE, NLPO, PPO
+from agents.statistics import paired
+from text_gym.rewards import Scorer
+
+# Both pay for going astray in the same way, and both are drawn from in the same ways afterwards.
+SHARED = {"kl_weight": 0.1, "kl_target": 0.1, "copies": 64, "progress": False}
+DRAWN = {"the whole softmax": {}, "its likeliest 90 %": {"top_p": 0.9}}
+
+
+def main(seeds: int, iterations: int, vocab_size: int, train_size: int, top_p: float, kept: int) -> None:
+    """Both learners from the same likelihood in each seed; the mean reward of what they write, and the difference."""
+    task = text_gym.make_task("oracle", vocab_size=vocab_size, train_size=train_size, test_size=2000)
+    env = gym.make("TextGen-v0", task=task, reward="likelihood")
+    found: dict[str, dict[str, dict[int, float]]] = {how: {"mle": {}, "ppo": {}, "nlpo": {}} for how in DRAWN}
+    for seed in range(seeds):
+        start = MLE(env, seed=seed, preset="demo", progress=False).learn()
+        ppo = PPO(env, seed=seed, start=start, **SHARED).learn(iterations)
+        nlpo = NLPO(env, seed=seed, start=start, top_p=top_p, kept=kept, **SHARED).learn(iterations)
+        for how, options in DRAWN.items():
+            for agent in (start, ppo, nlpo):
+                drawn = agent.sample(2000, seed=1, **options)
+                found[how][agent.name][seed] = float(Scorer("likelihood", task)(drawn).total.mean())
+        print(
+            f"seed {seed}:", {how: {name: round(of[seed], 3) for name, of in by.items()} for how, by in found.items()}
+        )
+    for how, by in found.items():
+        print(f"Drawn from {how}, the mean log-probability of a token under the oracle:")
+        for name, values in by.items():
+            print(f"  {name:5} {sum(values.values()) / len(values):.3f}")
+        gap = paired(by["nlpo"], by["ppo"])
+        interval = "" if gap.low is None else f" [{gap.low:+.3f}, {gap.high:+.3f}]"
+        print(f"  NLPO - PPO {gap.mean:+.3f}{interval} over {gap.n} seeds")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--iterations", type=int, default=100)
+    parser.add_argument("--vocab-size", type=int, default=5000)
+    parser.add_argument("--train-size", type=int, default=9984)
+    parser.add_argument("--top-p", type=float, default=0.9)
+    parser.add_argument("--kept", type=int, default=5)
+    arguments = parser.parse_args()
+    main(**vars(arguments))
