@@ -34,6 +34,7 @@ class _WeightedNLL(torch.autograd.Function):
         rows, size = len(hidden), len(weight)
         chunk = max(1, CHUNK_BYTES[hidden.is_cuda] // (4 * size))
         losses = hidden.new_empty(rows)
+        with_gradient = any(ctx.needs_input_grad)
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         grad_bias = torch.zeros_like(bias)
         columns = weight.T
@@ -44,11 +45,13 @@ class _WeightedNLL(torch.autograd.Function):
             torch.addmm(bias, hidden[part], columns, out=logits)  # [chunk, V]
             if penalty is not None:
                 logits += penalty[places[part]]
-            logits = sampling.adjust(logits)
+            logits = as_drawn(logits, targets[part], sampling)
             torch.softmax(logits, dim=1, out=slopes)
             # The likeliest token's probability is at least 1 / V, so its logarithm is safe.
             total = logits.amax(dim=1) - slopes.amax(dim=1).log()
             losses[part] = total - logits.gather(1, targets[part, None])[:, 0]
+            if not with_gradient:
+                continue
             share = row_weights[part, None] / sampling.temperature
             slopes.mul_(share).scatter_add_(1, targets[part, None], -share)
             grad_hidden[part] = slopes @ weight
@@ -108,4 +111,17 @@ def weighted_nll(
 
 def nll_of_logits(logits: Tensor, targets: Tensor, sampling: Sampling = WHOLE_SOFTMAX) -> Tensor:
     """The negative log-probabilities of targets [N] under logits [N, V], as they are drawn, [N]."""
-    return torch.nn.functional.cross_entropy(sampling.adjust(logits), targets, reduction="none")
+    return torch.nn.functional.cross_entropy(as_drawn(logits, targets, sampling), targets, reduction="none")
+
+
+def as_drawn(logits: Tensor, targets: Tensor, sampling: Sampling) -> Tensor:
+    """The logits [N, V] of what was drawn from, in which the targets [N] that were drawn always are.
+
+    A batch's logits differ in their last digits from those that were drawn from one by one. Where two tokens are
+    as likely but for these, the one drawn may now be just beyond the top k, and its loss would be infinite.
+    """
+    adjusted = sampling.adjust(logits)
+    if sampling.top_k or sampling.top_p < 1:
+        own = logits.gather(1, targets[:, None]) / sampling.temperature
+        adjusted = adjusted.scatter(1, targets[:, None], own)
+    return adjusted

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from text_gym.models import LanguageModel, complete, map_state
+from text_gym.models import WHOLE_SOFTMAX, LanguageModel, Sampling, complete, map_state
 
 Score = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From finished tokens [m, T], their lengths [m] and the rows of the batch they belong to [m], to rewards [m]."""
@@ -30,6 +30,7 @@ def rollout_values(
     from_start: bool = False,
     chunk: int = 256,
     scored_together: int = 4096,
+    sampling: Sampling = WHOLE_SOFTMAX,
 ) -> Tensor:
     """The value of each sequence after each of its tokens, [n, T + 1]; column 0 is before the first token.
 
@@ -49,6 +50,7 @@ def rollout_values(
         from_start: Whether column 0 is wanted too; else it is 0.
         chunk: Prefixes completed at a time, which bounds the memory for logits.
         scored_together: Completions kept until they are scored.
+        sampling: How the completions are drawn; as the sequences were, for values of the policy that drew them.
     """
     n, width = tokens.shape
     own = score(tokens, lengths, torch.arange(n, device=tokens.device)).double()
@@ -66,7 +68,7 @@ def rollout_values(
         rows = alive.repeat_interleave(rollouts)
         for part in torch.split(rows, chunk):
             inner = map_state(lambda tensor: tensor[part], state)  # noqa: B023 - used at once
-            drawn = complete(model, tokens[part, :t], logits[part], inner, width, eos, generator)
+            drawn = complete(model, tokens[part, :t], logits[part], inner, width, eos, generator, sampling)
             waiting.add(drawn.tokens, drawn.lengths, part, t)
     waiting.flush()
     values = totals / rollouts
