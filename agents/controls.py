@@ -11,10 +11,11 @@ from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 from agents.cell import CellSpec
+from agents.gradients import GradientSettings
 from agents.mle import MLE
 from agents.policies import PolicySettings
 from agents.registry import Recipe, find_agent
-from agents.reinforce import GradientSettings, Reinforce
+from agents.reinforce import Reinforce
 from agents.seqgan import SeqGAN
 from agents.writer import Writer
 from text_gym.errors import OptionError

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agents.objectives import CHUNK_BYTES, as_drawn, weighted_nll
+from text_gym.models import WHOLE_SOFTMAX, Drawn, Sampling
+
 STEP, MOST = 0.1, 0.2  # of an adapted weight, and of the error that it follows, in one update
 
 
@@ -30,3 +38,62 @@ class AdaptiveKL:
             error = (divergence - self.target) / self.target
             self.weight *= 1 + STEP * min(max(error, -MOST), MOST)
         return self.weight
+
+
+@torch.no_grad()
+def log_ratios(
+    policy: Any,
+    reference: Any,
+    drawn: Drawn,
+    prompts: Tensor | None = None,
+    penalty: Tensor | None = None,
+    sampling: Sampling = WHOLE_SOFTMAX,
+) -> Tensor:
+    """How much likelier each token was than the reference would have drawn it, as a logarithm, [n, T]; 0 after the end.
+
+    The mean estimates KL(policy, reference) between what both draw in the same way: at the same temperature and
+    within the same limits. Where only the likeliest tokens may be drawn, the reference chooses among those
+    that the policy could draw; so the divergence is finite, never below 0 but by chance, and 0 where both are equal.
+
+    Args:
+        policy: What the sequences were drawn from, with features() and `output`; only used where `sampling` is limited
+            to the likeliest tokens, to see which these were.
+        reference: Another such model.
+        drawn: The sequences, and their log-probabilities in what they were really drawn from.
+        prompts: [n, P], read first.
+        penalty: [T, V], added to the logits of both at each place.
+        sampling: How the sequences were drawn.
+    """
+    valid = torch.arange(drawn.tokens.shape[1], device=drawn.tokens.device) < drawn.lengths[:, None]
+    if sampling.top_k or sampling.top_p < 1:
+        return drawn.log_probs - _among_what_could_be_drawn(policy, reference, drawn, valid, prompts, penalty, sampling)
+    weights = valid.to(drawn.log_probs.dtype)
+    nll = weighted_nll(reference, drawn.tokens, weights, prompts, penalty=penalty, sampling=sampling)[1]
+    return drawn.log_probs + nll
+
+
+def _among_what_could_be_drawn(
+    policy: Any,
+    reference: Any,
+    drawn: Drawn,
+    valid: Tensor,
+    prompts: Tensor | None,
+    penalty: Tensor | None,
+    sampling: Sampling,
+) -> Tensor:
+    """The reference's log-probability of each token among those that the policy could draw there, [n, T]."""
+    ours, theirs = (model.features(drawn.tokens, prompts)[valid] for model in (policy, reference))  # each [N, H]
+    targets, places = drawn.tokens[valid], valid.nonzero()[:, 1]
+    size = policy.output(ours[:1]).shape[1]
+    chunk = max(1, CHUNK_BYTES[ours.is_cuda] // (4 * size))
+    found = []
+    for begin in range(0, len(targets), chunk):
+        part = slice(begin, begin + chunk)
+        limits = 0.0 if penalty is None else penalty[places[part]]
+        logits, others = policy.output(ours[part]) + limits, reference.output(theirs[part]) + limits
+        possible = as_drawn(logits, targets[part], sampling) > -torch.inf
+        others = (others / sampling.temperature).masked_fill(~possible, -torch.inf)
+        found.append(-torch.nn.functional.cross_entropy(others.double(), targets[part], reduction="none"))
+    log_probs = torch.zeros_like(drawn.log_probs)
+    log_probs[valid] = torch.cat(found).to(log_probs.dtype)
+    return log_probs

@@ -10,75 +10,36 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from agents.agent import Agent
+from agents.baselines import (
+    GROUPED,
+    Critic,
+    leave_one_out,
+    mean_and_spread_of_group,
+    mean_of_others,
+    mean_of_rest_of_group,
+    position_mean,
+    width_of_features,
+)
+from agents.divergence import AdaptiveKL, log_ratios
+from agents.gradients import GradientSettings
 from agents.objectives import weighted_nll
-from agents.policies import PolicySettings, Restricted, architecture_of, make_policy
+from agents.policies import Restricted, architecture_of, make_policy
 from agents.rollout import rollout_values
 from agents.writer import rules_of
 from text_gym.errors import OptionError
 from text_gym.models import Drawn, Sampling, generate
-from text_gym.names import finite_number, whole_number
+from text_gym.names import whole_number
 from text_gym.sequences import Batch, Example
 
-Baseline = Literal["none", "moving_average", "position_mean", "leave_one_out", "greedy", "prefix"]
-BASELINES = ("none", "moving_average", "position_mean", "leave_one_out", "greedy", "prefix")
 MEMORY = 0.9  # of the moving average, from one update to the next
-
-
-@dataclass(frozen=True)
-class GradientSettings(PolicySettings):
-    """The hyper-parameters of an update of the policy."""
-
-    rollouts: int = 16
-    """Completions of each prefix; 0 credits every token with the whole sequence's reward."""
-    rollout_chunk: int = 512
-    """Completions made at a time; logits of so many rows are the most memory that rollouts take."""
-    rollout_rate: float | None = None
-    """None: the live policy completes. Else one that moves towards it by this share after every update."""
-    baseline: Baseline = "leave_one_out"
-    """What is subtracted: nothing; a moving average of rewards; the batch's mean at each position, with
-    or without the sequence itself; the reward of the likeliest sequence; the value one token earlier."""
-    normalize: bool = False
-    """Whether advantages are brought to mean 0 and standard deviation 1."""
-    entropy_weight: float = 0.0
-    """The weight of the policy's entropy, to be raised."""
-    kl_weight: float = 0.0
-    """The weight of the divergence from the policy at the start, to be kept low."""
-    teacher_forcing: float = 0.0
-    """The weight of the likelihood of as many real sequences."""
-    loss: Literal["sum", "mean"] = "mean"
-    """Over the tokens of a batch: their sum, as published, or their mean."""
-    batch_size: int = 64
-    """Sequences in a batch."""
-    learning_rate: float = 2e-3
-    """Of Adam."""
-    clip: float = 5.0
-    """The largest norm of the gradient."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that make no sense."""
-        super().__post_init__()
-        for name, least in (("rollouts", 0), ("rollout_chunk", 1), ("batch_size", 1)):
-            whole_number(name, getattr(self, name), least)
-        for name in ("entropy_weight", "kl_weight", "teacher_forcing"):
-            if finite_number(name, getattr(self, name)) < 0:
-                raise OptionError(f"{name} must not be negative, and is {getattr(self, name)}")
-        if finite_number("learning_rate", self.learning_rate) <= 0 or finite_number("clip", self.clip) <= 0:
-            raise OptionError(f"learning_rate={self.learning_rate} and clip={self.clip} must be above 0")
-        if self.rollout_rate is not None and not 0 < finite_number("rollout_rate", self.rollout_rate) <= 1:
-            raise OptionError(f"rollout_rate={self.rollout_rate} must lie in (0, 1], or be None")
-        if self.baseline not in BASELINES or self.loss not in ("sum", "mean"):
-            raise OptionError(f"baseline={self.baseline!r} must be one of {BASELINES}, loss={self.loss!r} sum or mean")
-        if self.baseline == "leave_one_out" and self.batch_size < 2:
-            raise OptionError("the baseline leave_one_out needs a batch_size of at least 2")
-        if self.baseline == "prefix" and not self.rollouts:
-            raise OptionError("the baseline prefix compares values of prefixes, which needs rollouts")
+LEAST_SPREAD = 1e-4  # is added to that of a group, so that a group whose rewards are equal teaches nothing
 
 
 @dataclass(frozen=True)
@@ -152,9 +113,16 @@ class Reinforce(Agent):
         """The policy and its optimiser, and the policies that do not learn by themselves."""
         self.policy = make_policy(self.settings, len(self.task.vocab)).to(self.device)
         self.optimizer = torch.optim.Adam(self.policy.parameters(), self.settings.learning_rate, fused=True)
-        self.at_start = _frozen(self.policy) if self.settings.kl_weight else None
+        self.at_start = _frozen(self.policy)
+        self.kl = AdaptiveKL(self.settings.kl_weight, self.settings.kl_target)
         self.completer = _frozen(self.policy) if self.settings.rollout_rate is not None else None
         self.average_reward = 0.0
+        self._check_groups()
+        self.critic: Critic | None = None
+        if self.settings.baseline == "critic":
+            prompts = torch.zeros(1, self.task.prompt_length, dtype=torch.long, device=self.device)
+            width = width_of_features(self.policy, prompts if self.task.conditional else None)
+            self.critic = Critic(width, self.settings.critic_learning_rate, self.device)
         if self._start_policy is not None:
             self.begin_with(self._start_policy)
 
@@ -163,6 +131,20 @@ class Reinforce(Agent):
         for mine in (self.policy, self.at_start, self.completer):
             if mine is not None:
                 mine.load_state_dict(policy.state_dict())
+
+    def _check_groups(self) -> None:
+        """Refuse groups that the task has no prompts for, and groups of one where the baseline compares."""
+        size = self.settings.group_size
+        if not self.task.conditional and size > 1:
+            raise OptionError(
+                f"group_size={size} is a number of sequences for each prompt, and {self.task!r} has no prompts: "
+                "say group_size=1, and the whole batch is one group"
+            )
+        if self.task.conditional and size < 2 and self.settings.baseline in GROUPED:
+            raise OptionError(
+                f"the baseline {self.settings.baseline} compares the sequences of each prompt: say group_size=8, or "
+                "another number of at least 2"
+            )
 
     @property
     def steps_of_preset(self) -> int:
@@ -178,7 +160,7 @@ class Reinforce(Agent):
 
     def update(self, generator: torch.Generator, random: np.random.Generator) -> None:
         """Write a batch, value it, and make what was better than expected likelier."""
-        examples = self.draw_examples(self.settings.batch_size, generator) if self.task.conditional else None
+        examples = self.draw_groups(generator) if self.task.conditional else None
         drawn, values = self.write_and_value(self.settings.batch_size, generator, examples)
         advantages = self.advantages(drawn, values, examples)
         loss = self.loss(drawn, advantages, examples)
@@ -190,6 +172,11 @@ class Reinforce(Agent):
         self.logger.record("train/entropy", float(-drawn.log_probs.sum() / drawn.lengths.sum()))
         self.logger.record("train/gradient_norm", norm)
 
+    def draw_groups(self, generator: torch.Generator) -> list[Example]:
+        """The prompts of a batch, each `group_size` times in succession."""
+        size = self.settings.group_size
+        return [e for e in self.draw_examples(self.settings.batch_size // size, generator) for _ in range(size)]
+
     def write_and_value(
         self, n: int, generator: torch.Generator, examples: list[Example] | None
     ) -> tuple[Drawn, Tensor]:
@@ -197,7 +184,8 @@ class Reinforce(Agent):
         self.policy.eval()
         prompts = self.prompt_rows(examples)
         policy = self.restricted(self.policy)
-        drawn = generate(policy, n, self.rules.limit, self.rules.eos, generator, prompts=prompts)
+        sampling = self.settings.sampling
+        drawn = generate(policy, n, self.rules.limit, self.rules.eos, generator, sampling, prompts)
         values = rollout_values(
             policy if self.completer is None else self.restricted(self.completer),
             drawn.tokens,
@@ -209,6 +197,7 @@ class Reinforce(Agent):
             prompts,
             from_start=self.settings.baseline == "prefix",
             chunk=self.settings.rollout_chunk,
+            sampling=sampling,
         )
         return drawn, values
 
@@ -224,51 +213,70 @@ class Reinforce(Agent):
         """How much better each token made its sequence than the baseline expected, [n, T]; 0 after the end."""
         settings = self.settings
         valid = torch.arange(values.shape[1] - 1, device=values.device) < drawn.lengths[:, None]  # [n, T]
-        advantages = values[:, 1:] - self._baseline(values, valid, examples)
+        advantages = values[:, 1:] - self._baseline(drawn, values, valid, examples)
+        if settings.baseline == "grpo":
+            spread = mean_and_spread_of_group(values[:, -1], self._group_size(values))[1]
+            advantages = advantages / (spread[:, None] + LEAST_SPREAD)
         # Entropy and divergence are expectations over whole sequences: each token answers for what follows it.
-        to_go = self._penalty(drawn, valid, examples).flip(1).cumsum(dim=1).flip(1)
-        advantages = advantages - (to_go - _mean_of_others(to_go, valid))
+        to_go = self._penalty(drawn, examples).flip(1).cumsum(dim=1).flip(1)
+        advantages = advantages - (to_go - mean_of_others(to_go, valid))
         if settings.normalize:
             spread = advantages[valid].std() if int(valid.sum()) > 1 else advantages.new_tensor(0.0)
             advantages = (advantages - advantages[valid].mean()) / (spread + 1e-8)
         return torch.where(valid, advantages, 0.0)
 
-    def _penalty(self, drawn: Drawn, valid: Tensor, examples: list[Example] | None) -> Tensor:
+    def _penalty(self, drawn: Drawn, examples: list[Example] | None) -> Tensor:
         """What each token costs: being expected, and being more likely than at the start, [n, T]."""
         penalty = drawn.log_probs * float(self.settings.entropy_weight)
-        if self.at_start is None:
-            return penalty
-        prompts = self.prompt_rows(examples)
-        with torch.no_grad():
-            penalty_of_places = self._penalty_of_places()
-            weights = valid.to(drawn.log_probs.dtype)
-            nll: Tensor = weighted_nll(self.at_start, drawn.tokens, weights, prompts, penalty=penalty_of_places)[1]
-        ratio = drawn.log_probs + nll
-        self.logger.record("train/kl_to_start", float(ratio.sum() / drawn.lengths.sum()))
-        return penalty + ratio * float(self.settings.kl_weight)
+        prompts, places = self.prompt_rows(examples), self._penalty_of_places()
+        ratio = log_ratios(self.policy, self.at_start, drawn, prompts, places, self.settings.sampling)
+        divergence, weight = float(ratio.sum() / drawn.lengths.sum()), self.kl.weight
+        self.kl.adapt(divergence)  # for the next update
+        self.logger.record("train/kl_to_start", divergence)
+        self.logger.record("train/kl_weight", weight)
+        return penalty + ratio * weight if weight else penalty
 
-    def _baseline(self, values: Tensor, valid: Tensor, examples: list[Example] | None) -> Tensor:
+    def _baseline(self, drawn: Drawn, values: Tensor, valid: Tensor, examples: list[Example] | None) -> Tensor:
         """What is expected of each token, [n, T] or something that broadcasts to it."""
-        after = values[:, 1:]
+        after, own = values[:, 1:], values[:, -1]
         match self.settings.baseline:
             case "moving_average":
                 expected = self.average_reward
-                mean = float(values[:, -1].mean())
+                mean = float(own.mean())
                 self.average_reward = MEMORY * expected + (1 - MEMORY) * mean if expected else mean
                 return after.new_tensor(expected)
             case "position_mean":
-                counted = after.where(valid, 0.0)
-                return counted.sum(dim=0) / valid.sum(dim=0).clamp(min=1)
+                return position_mean(after, valid)
             case "leave_one_out":
-                own = values[:, -1]
-                alone = (own.sum() - own) / max(len(own) - 1, 1)  # where no other sequence is as long
-                return _mean_of_others(after, valid, alone[:, None])
+                return leave_one_out(after, valid, own)
             case "greedy":
                 return self._greedy_rewards(examples)[:, None].to(after.dtype)
             case "prefix":
                 return values[:, :-1]
+            case "critic" if self.critic is not None:
+                return self._expected_by(self.critic, drawn, after, valid, examples)
+            case "rloo":
+                return mean_of_rest_of_group(own, self._group_size(values))[:, None]
+            case "grpo":
+                return mean_and_spread_of_group(own, self._group_size(values))[0][:, None]
             case _:
                 return after.new_zeros(())
+
+    def _group_size(self, values: Tensor) -> int:
+        """How many sequences are compared with each other: those of a prompt, or where there is none, all."""
+        return int(self.settings.group_size) if self.task.conditional else len(values)
+
+    def _expected_by(
+        self, critic: Critic, drawn: Drawn, after: Tensor, valid: Tensor, examples: list[Example] | None
+    ) -> Tensor:
+        """What the critic expected before each token, [n, T]; then it learns what came after."""
+        policy: Any = self.policy
+        with torch.no_grad():
+            features = policy.features(drawn.tokens, self.prompt_rows(examples))
+        expected = critic.value(features).to(after.dtype)
+        for name, value in critic.learn(features, after, valid).items():
+            self.logger.record(f"train/{name}", value)
+        return expected
 
     def _greedy_rewards(self, examples: list[Example] | None) -> Tensor:
         """The reward of the likeliest sequence: one for all rows, or one for each row's prompt."""
@@ -285,7 +293,8 @@ class Reinforce(Agent):
         if self.settings.loss == "mean":
             weights = weights / drawn.lengths.sum()
         prompts = self.prompt_rows(examples)
-        return weighted_nll(self.policy, drawn.tokens, weights, prompts, penalty=self._penalty_of_places())[0]
+        penalty, sampling = self._penalty_of_places(), self.settings.sampling
+        return weighted_nll(self.policy, drawn.tokens, weights, prompts, penalty=penalty, sampling=sampling)[0]
 
     def _penalty_of_places(self) -> Tensor | None:
         """What keeps the policy from writing what is banned, [T, V], where anything is."""
@@ -309,25 +318,21 @@ class Reinforce(Agent):
                 slow.lerp_(live, rate)
 
     def trained_parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
-        """All policies, and Adam."""
-        policies = {"at_start": self.at_start, "completer": self.completer}
-        return super().trained_parts() | {name: policy for name, policy in policies.items() if policy is not None}
+        """All policies, the critic, and Adam."""
+        parts: dict[str, Any] = {"at_start": self.at_start}
+        if self.completer is not None:
+            parts["completer"] = self.completer
+        if self.critic is not None:
+            parts |= {"critic": self.critic.network, "critic_adam": self.critic.optimizer}
+        return super().trained_parts() | parts
 
     def trained_numbers(self) -> dict[str, Any]:
-        """The moving average."""
-        return {"average_reward": self.average_reward}
+        """The moving average, and the weight of the divergence."""
+        return {"average_reward": self.average_reward, "kl_weight": self.kl.weight}
 
     def restore_trained_numbers(self, numbers: Mapping[str, Any]) -> None:
-        """Put it back."""
-        self.average_reward = float(numbers["average_reward"])
-
-
-def _mean_of_others(values: Tensor, valid: Tensor, alone: Tensor | float = 0.0) -> Tensor:
-    """At each position the mean over the other sequences that reach it, [n, T]; `alone` where there is none."""
-    counted = values.where(valid, 0.0)
-    others = valid.sum(dim=0) - valid.long()
-    mean = (counted.sum(dim=0) - counted) / others.clamp(min=1)
-    return torch.where(others > 0, mean, alone)
+        """Put them back."""
+        self.average_reward, self.kl.weight = float(numbers["average_reward"]), float(numbers["kl_weight"])
 
 
 def _frozen(policy: Any) -> Any:

@@ -20,10 +20,11 @@ from tqdm import tqdm
 
 from agents.agent import Agent
 from agents.discriminators import PAPER_FILTERS, Discriminator, RewardForm, check_discriminator
+from agents.gradients import GradientSettings
 from agents.mle import MLE
 from agents.mle import PRESETS as MLE_PRESETS
 from agents.policies import PolicySettings
-from agents.reinforce import PUBLISHED_UPDATE, GradientSettings, Reinforce
+from agents.reinforce import PUBLISHED_UPDATE, Reinforce
 from text_gym.arrays import FloatArray
 from text_gym.errors import OptionError
 from text_gym.names import finite_number, suggest, whole_number

@@ -1,0 +1,128 @@
+"""What is expected of a token before it is drawn: the baselines that policy gradients subtract."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Baseline = Literal[
+    "none", "moving_average", "position_mean", "leave_one_out", "greedy", "prefix", "critic", "rloo", "grpo"
+]
+BASELINES: tuple[Baseline, ...] = (
+    "none",
+    "moving_average",
+    "position_mean",
+    "leave_one_out",
+    "greedy",
+    "prefix",
+    "critic",
+    "rloo",
+    "grpo",
+)
+GROUPED = ("rloo", "grpo")  # compare whole sequences with the others of the same prompt
+
+
+def position_mean(values: Tensor, valid: Tensor) -> Tensor:
+    """At each position the mean over the sequences that reach it, [T]."""
+    return values.where(valid, 0.0).sum(dim=0) / valid.sum(dim=0).clamp(min=1)
+
+
+def mean_of_others(values: Tensor, valid: Tensor, alone: Tensor | float = 0.0) -> Tensor:
+    """At each position the mean over the other sequences that reach it, [n, T]; `alone` where there is none."""
+    counted = values.where(valid, 0.0)
+    others = valid.sum(dim=0) - valid.long()
+    mean = (counted.sum(dim=0) - counted) / others.clamp(min=1)
+    return torch.where(others > 0, mean, alone)
+
+
+def leave_one_out(values: Tensor, valid: Tensor, rewards: Tensor) -> Tensor:
+    """At each position the mean over the other sequences that reach it, [n, T]; of all others where none does."""
+    alone = (rewards.sum() - rewards) / max(len(rewards) - 1, 1)  # where no other sequence is as long
+    return mean_of_others(values, valid, alone[:, None])
+
+
+def mean_of_rest_of_group(rewards: Tensor, size: int) -> Tensor:
+    """For each of the rewards [n], in groups of so many that follow each other, the mean of its group's others, [n]."""
+    groups = rewards.view(-1, size)
+    return ((groups.sum(dim=1, keepdim=True) - groups) / (size - 1)).flatten()
+
+
+def mean_and_spread_of_group(rewards: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """For each of the rewards [n], the mean and the standard deviation (of a sample) of its group, each [n]."""
+    groups = rewards.view(-1, size)
+    mean, spread = groups.mean(dim=1), groups.std(dim=1)
+    return mean.repeat_interleave(size), spread.repeat_interleave(size)
+
+
+class Critic:
+    """A learned value of each prefix, from what the policy's output layer reads of it.
+
+    A token's advantage is the value of the prefix that ends with it, less that of the prefix before it. So the
+    critic reads the features before the token, and learns what came after: the mean over the tokens that the policy
+    may draw there is the value before. It learns in units of the first batch's spread around its mean, so
+    that a reward in hundreds is learned as soon as one below 1.
+
+    Args:
+        width: Of the features.
+        learning_rate: Of its own Adam.
+        device: Where the features are.
+    """
+
+    def __init__(self, width: int, learning_rate: float, device: torch.device | str = "cpu") -> None:
+        """Two layers with torch's own initial weights."""
+        self.network = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1)).to(device)
+        self.network.register_buffer("centre", torch.zeros((), device=device))
+        self.network.register_buffer("spread", torch.zeros((), device=device))  # 0: nothing seen yet
+        self.optimizer = torch.optim.Adam(self.network.parameters(), learning_rate, fused=True)
+
+    @torch.no_grad()
+    def value(self, features: Tensor) -> Tensor:
+        """The values [n, T] of prefixes with features [n, T, H]."""
+        network: Any = self.network
+        values: Tensor = self._in_units(features) * network.spread + network.centre
+        return values
+
+    def learn(self, features: Tensor, values: Tensor, valid: Tensor) -> dict[str, float]:
+        """One step of Adam towards values [n, T], where valid; and how well they were known before it.
+
+        Returns:
+            The mean squared error as `critic_loss`, and where values differ, `explained_variance`, the share of
+            their variance that it is short of.
+        """
+        network: Any = self.network
+        wanted = values[valid].float()
+        figures = _figures(self.value(features[valid]), wanted)
+        if not network.spread:
+            spread = wanted.std(correction=0)
+            network.centre.copy_(wanted.mean())
+            network.spread.copy_(spread if spread > 1e-6 else torch.ones_like(spread))
+        self.optimizer.zero_grad()
+        loss = nn.functional.mse_loss(self._in_units(features[valid]), (wanted - network.centre) / network.spread)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return figures
+
+    def _in_units(self, features: Tensor) -> Tensor:
+        values: Tensor = self.network(features.detach().float())[..., 0]
+        return values
+
+
+def _figures(values: Tensor, wanted: Tensor) -> dict[str, float]:
+    error, variance = (values - wanted).square().mean(), wanted.var(correction=0)
+    figures = {"critic_loss": float(error)}
+    if variance > 0:
+        figures["explained_variance"] = float(1 - (wanted - values).var(correction=0) / variance)
+    return figures
+
+
+def width_of_features(policy: Any, prompts: Tensor | None) -> int:
+    """How many numbers a policy's output layer reads; prompts [n, P] for one that expects them."""
+    weight = getattr(policy.output, "weight", None)
+    if isinstance(weight, Tensor) and weight.ndim == 2:
+        return int(weight.shape[1])
+    device = next(policy.parameters()).device
+    with torch.no_grad():
+        features: Tensor = policy.features(torch.zeros(1, 1, dtype=torch.long, device=device), prompts)
+    return int(features.shape[2])
