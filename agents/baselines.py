@@ -124,5 +124,5 @@ def width_of_features(policy: Any, prompts: Tensor | None) -> int:
         return int(weight.shape[1])
     device = next(policy.parameters()).device
     with torch.no_grad():
-        features: Tensor = policy.features(torch.zeros(1, 1, dtype=torch.long, device=device), prompts)
+        features: Tensor = policy.features(torch.zeros(1, 2, dtype=torch.long, device=device), prompts)
     return int(features.shape[2])

@@ -90,7 +90,10 @@ def _among_what_could_be_drawn(
     for begin in range(0, len(targets), chunk):
         part = slice(begin, begin + chunk)
         limits = 0.0 if penalty is None else penalty[places[part]]
-        logits, others = policy.output(ours[part]) + limits, reference.output(theirs[part]) + limits
+        logits, others = (
+            model.output(hidden[part]).to(torch.promote_types(hidden.dtype, torch.float32)) + limits
+            for model, hidden in ((policy, ours), (reference, theirs))
+        )
         possible = as_drawn(logits, targets[part], sampling) > -torch.inf
         others = (others / sampling.temperature).masked_fill(~possible, -torch.inf)
         found.append(-torch.nn.functional.cross_entropy(others.double(), targets[part], reduction="none"))

@@ -60,6 +60,36 @@ def test_what_was_drawn_sharpened_and_shortened_has_the_probability_that_it_was_
         assert torch.allclose(mine, theirs, atol=1e-6)
 
 
+@pytest.mark.parametrize("linear", [True, False])
+@pytest.mark.parametrize("sampling", [Sampling(0.7, top_k=2), Sampling(top_p=0.3)])
+def test_a_token_just_beyond_the_limits_has_a_finite_loss(sampling, linear):
+    """It was drawn, so it was within them; rounding may say otherwise afterwards."""
+    torch.manual_seed(0)
+    model = LSTM(11, 5, 6).double()
+    layer = model.output
+    if not linear:
+        del model.output
+        model.output = lambda features: layer(features)
+    logits, _ = model.start(1)
+    beyond = logits.argmin(dim=1, keepdim=True)
+    loss, each = weighted_nll(model, beyond, torch.ones(1, 1), sampling=sampling)
+    loss.backward()
+    possible = sampling.adjust(logits)[0]
+    assert possible[beyond[0]] == -torch.inf
+    among = torch.cat([possible[possible > -torch.inf], logits[0, beyond[0]] / sampling.temperature])
+    assert each.item() == pytest.approx((among.logsumexp(0) - among[-1]).item(), abs=1e-6)
+    assert all(p.grad.isfinite().all() for p in layer.parameters())
+
+
+def test_without_a_gradient_the_losses_are_the_same():
+    model = LSTM(11, 5, 6)
+    tokens, weights = torch.randint(0, 11, (4, 7)), torch.ones(4, 7)
+    _, each = weighted_nll(model, tokens, weights)
+    loss, fixed = weighted_nll(model.requires_grad_(False), tokens, weights)
+    assert (each == fixed).all()
+    assert not loss.requires_grad
+
+
 def test_nothing_to_learn_is_no_loss():
     model = LSTM(5)
     loss, each = weighted_nll(model, torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, 3))

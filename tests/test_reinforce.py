@@ -11,12 +11,14 @@ import torch
 import text_gym
 from agents.baselines import BASELINES, GROUPED
 from agents.checkpoint import CheckpointError
+from agents.controls import _update
 from agents.mle import MLE
+from agents.registry import find_agent
 from agents.reinforce import Reinforce, ReinforceSettings
 from agents.rollout import rollout_values
 from tests.test_models import probability, seeded, small_model
 from text_gym.errors import OptionError, RewardError
-from text_gym.models import LSTM
+from text_gym.models import LSTM, Sampling
 from text_gym.sequences import Examples, Sequences
 from text_gym.tasks import Task
 from text_gym.vocab import Vocabulary
@@ -129,13 +131,34 @@ def assert_within_standard_error(estimates, exact):
 
 
 @pytest.mark.parametrize("rollouts", [0, 2])
-@pytest.mark.parametrize("baseline", ["none", "moving_average", "leave_one_out", "greedy", "prefix"])
+@pytest.mark.parametrize("baseline", ["none", "moving_average", "leave_one_out", "greedy", "prefix", "critic", "rloo"])
 def test_the_gradient_of_every_estimator_is_the_exact_one(baseline, rollouts):
-    if baseline == "prefix" and not rollouts:
-        pytest.skip("needs rollouts")
+    if (baseline == "prefix" and not rollouts) or (baseline in GROUPED and rollouts):
+        pytest.skip("needs rollouts, or none")
     agent = tiny_agent(baseline=baseline, rollouts=rollouts, loss="sum", batch_size=500)
     exact = exact_gradient(agent, lambda tokens, *_: torch.tensor(worth(tokens)))
     assert_within_standard_error(estimated_gradients(agent, 200, 500), exact)
+
+
+@pytest.mark.parametrize(("temperature", "top_k", "top_p"), [(0.6, 0, 1.0), (1.5, 2, 1.0), (1.5, 0, 0.8)])
+@pytest.mark.parametrize("rollouts", [0, 2])
+def test_the_gradient_is_that_of_what_is_really_drawn(rollouts, temperature, top_k, top_p):
+    """Of the expected reward of sequences drawn sharper and within limits, and completed in the same way."""
+    agent = tiny_agent(rollouts=rollouts, loss="sum", batch_size=500, temperature=temperature, top_k=top_k, top_p=top_p)
+    model, tokens = agent.policy.double(), padded(SEQUENCES)
+    logs = (model.output(model.features(tokens)) / temperature).log_softmax(dim=2)
+    ordered = logs.exp().sort(dim=2, descending=True).values
+    enough = (ordered.cumsum(dim=2) - ordered < top_p).sum(dim=2, keepdim=True).clamp(max=top_k or 3)  # how many
+    least = ordered.gather(2, enough - 1)
+    logs = logs.masked_fill(logs.exp() < least - 1e-12, -torch.inf).log_softmax(dim=2)
+    own = logs.gather(2, tokens.clamp(max=2)[:, :, None])[:, :, 0].where(tokens < PAD, 0.0).sum(dim=1)
+    possible = own > -torch.inf
+    assert own[possible].exp().sum().item() == pytest.approx(1)
+    assert top_k == 0 or not possible.all()
+    expected = (own[possible].exp() * torch.tensor(worth(tokens[possible]))).sum()
+    exact = torch.cat([g.flatten() for g in torch.autograd.grad(expected, list(model.parameters()))])
+    agent.policy.float()
+    assert_within_standard_error(estimated_gradients(agent, 100, 500), exact)
 
 
 def test_the_batch_mean_at_each_position_is_biased_by_its_own_share_only():
@@ -204,6 +227,63 @@ def test_the_divergence_of_a_policy_from_itself_is_zero():
     assert agent.logger.name_to_value["train/kl_to_start"] == pytest.approx(0, abs=1e-5)
 
 
+def test_every_run_says_how_far_it_is_from_its_start():
+    rows = metrics_of(Reinforce(tiny_env(), seed=0, progress=False, rollouts=0, learning_rate=3e-2), 3)
+    assert [row["train/kl_weight"] for row in rows] == [0.0] * 3
+    assert abs(rows[0]["train/kl_to_start"]) < 1e-7
+    assert rows[2]["train/kl_to_start"] > 1e-3
+
+
+def metrics_of(agent, updates):
+    rows = []
+    agent.learn(updates, callback=lambda *_: rows.append(dict(agent.logger.name_to_value)) or True)
+    return rows
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "top_k": 2}])
+def test_the_divergence_reported_is_the_exact_one(sampling):
+    """Between what is drawn and what the start would draw, over all sequences."""
+    agent = tiny_agent(rollouts=0, batch_size=20_000, **sampling)
+    with torch.no_grad():
+        for number, parameter in enumerate(agent.policy.parameters()):
+            parameter += 0.3 * torch.randn(parameter.shape, generator=seeded(number))
+        exact = exact_divergence(agent.policy, agent.at_start, Sampling(**sampling))
+    drawn, values = agent.write_and_value(20_000, seeded(0), None)
+    agent.advantages(drawn, values, None)
+    found = agent.logger.name_to_value["train/kl_to_start"] * drawn.lengths.double().mean().item()
+    assert found == pytest.approx(exact, rel=0.05)
+
+
+def exact_divergence(policy, reference, sampling):
+    """KL of whole sequences of the tiny language."""
+    tokens = padded(SEQUENCES)
+    ours = policy.output(policy.features(tokens)).double() / sampling.temperature
+    theirs = reference.output(reference.features(tokens)).double() / sampling.temperature
+    if sampling.top_k:
+        dropped = ours < ours.sort(dim=2, descending=True).values[:, :, sampling.top_k - 1, None]
+        ours, theirs = (logits.masked_fill(dropped, -torch.inf) for logits in (ours, theirs))
+    own, start = (
+        logits.log_softmax(dim=2).gather(2, tokens.clamp(max=2)[:, :, None])[:, :, 0].where(tokens < PAD, 0.0).sum(1)
+        for logits in (ours, theirs)
+    )
+    possible = own > -torch.inf
+    return (own.exp() * (own - start))[possible].sum().item()
+
+
+def test_an_adapted_weight_follows_the_divergence():
+    rows = metrics_of(
+        Reinforce(
+            tiny_env(), seed=0, progress=False, rollouts=0, learning_rate=1e-2, kl_weight=0.1, kl_target=0.002
+        ), 12,
+    )  # fmt: skip
+    weight = 0.1
+    for row in rows:
+        assert row["train/kl_weight"] == pytest.approx(weight, rel=1e-12)
+        weight *= 1 + 0.1 * min(max(row["train/kl_to_start"] / 0.002 - 1, -0.2), 0.2)
+    weights = [row["train/kl_weight"] for row in rows]
+    assert weights[1] < weights[0] < weights[-1]
+
+
 def test_sequences_that_end_early_pay_once():
     calls = []
 
@@ -265,7 +345,12 @@ def test_it_begins_where_start_is_and_leaves_start_alone():
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"kl_weight": 0.1, "rollout_rate": 0.5, "baseline": "moving_average", "teacher_forcing": 0.5}]
+    "settings",
+    [
+        {},
+        {"kl_weight": 0.1, "rollout_rate": 0.5, "baseline": "moving_average", "teacher_forcing": 0.5},
+        {"kl_weight": 0.1, "kl_target": 0.01, "baseline": "critic", "temperature": 0.8, "top_k": 2},
+    ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, settings):
     def agent(folder):
@@ -283,13 +368,30 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, settings):
     whole = agent("whole").learn()
     for _ in range(4):
         parts = agent("parts").learn(1)
-    for mine, theirs in zip(parts.policy.parameters(), whole.policy.parameters(), strict=True):
-        assert (mine == theirs).all()
+    assert parts.trained_parts().keys() == whole.trained_parts().keys()
+    for (name, mine), theirs in zip(parts.trained_parts().items(), whole.trained_parts().values(), strict=True):
+        for key, value in tensors(mine).items():
+            assert torch.equal(value, tensors(theirs)[key]), (name, key)
+    assert parts.kl.weight == whole.kl.weight
     assert parts.average_reward == whole.average_reward
     loaded = Reinforce.load(tmp_path / "whole", tiny_env())
     assert (loaded.sample(9, seed=0).tokens == whole.sample(9, seed=0).tokens).all()
     with pytest.raises(CheckpointError, match="of 'reinforce', and not of 'mle'"):
         MLE.load(tmp_path / "whole", tiny_env())
+
+
+def tensors(part):
+    """What a part is made of."""
+    if isinstance(part, torch.nn.Module):
+        return part.state_dict()
+    return {(n, k): torch.as_tensor(v) for n, s in part.state_dict()["state"].items() for k, v in s.items()}
+
+
+def test_controls_learn_as_the_agent_does():
+    options = {"temperature": 0.7, "top_k": 3, "kl_weight": 0.1, "kl_target": 0.02, "baseline": "grpo", "rollouts": 0}
+    recipe = find_agent("reinforce", None, group_size=4, critic_learning_rate=0.1, **options)
+    control = _update(recipe, recipe.settings(None), "constant").options
+    assert control.items() >= (options | {"group_size": 4, "critic_learning_rate": 0.1}).items()
 
 
 def test_a_slow_completer_follows_the_policy():
@@ -309,11 +411,25 @@ def test_mistakes_are_told():
         ({"rollouts": -1}, "rollouts must be"),
         ({"rollout_rate": 0}, "rollout_rate"),
         ({"kl_weight": -1}, "kl_weight"),
+        ({"kl_target": 0.1}, "needs a kl_weight above 0"),
+        ({"kl_target": 0, "kl_weight": 0.1}, "kl_target=0 must be above 0"),
+        ({"temperature": 0}, "temperature=0 must be"),
+        ({"temperature": 1e-4}, "temperature of at least 0.001"),
+        ({"top_p": 1.5}, "top_p <= 1"),
+        ({"top_k": -1}, "top_k must be"),
+        ({"critic_learning_rate": 0}, "critic_learning_rate=0"),
+        ({"baseline": "rloo"}, "say rollouts=0"),
+        ({"baseline": "grpo", "rollouts": 0, "batch_size": 1}, "at least 2"),
+        ({"group_size": 3}, "no multiple of group_size=3"),
         ({"learning_rate": 0}, "learning_rate"),
     ]:
         with pytest.raises(OptionError, match=words):
             ReinforceSettings(**settings)
+    with pytest.raises(OptionError, match="the whole batch is one group"):
+        Reinforce(tiny_env(), group_size=2)
     start = MLE(gym.make("TextGen-v0", task="answers"), seed=0, progress=False)
+    with pytest.raises(OptionError, match="say group_size=8"):
+        Reinforce(start.env, baseline="rloo", rollouts=0)
     with pytest.raises(OptionError, match="which are not those"):
         Reinforce(tiny_env(), start=start)
     with pytest.raises(OptionError, match="hidden=9, but"):

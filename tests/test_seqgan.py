@@ -101,9 +101,17 @@ def test_it_reports_how_the_discriminator_does_on_sequences_it_has_not_learned_f
     assert seen["discriminator/right_on_real"] == pytest.approx(right)
     assert seen["discriminator/accuracy"] == pytest.approx((right + seen["discriminator/right_on_written"]) / 2)
     assert {"train/reward", "train/entropy", "discriminator/loss"} <= seen.keys()
+    assert seen["train/kl_to_start"] > 0  # since the pretraining, in the second round
+    assert seen["train/kl_weight"] == 0
 
 
-@pytest.mark.parametrize("settings", [{}, {"kl_weight": 0.1, "rollout_rate": 0.5, "discriminator": "recurrent"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"kl_weight": 0.1, "kl_target": 0.01, "rollout_rate": 0.5, "discriminator": "recurrent", "baseline": "critic"},
+    ],
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(env, tmp_path, settings):
     whole = SeqGAN(env, seed=3, folder=tmp_path / "whole", **SMALL, **settings).learn()
     SeqGAN(env, seed=3, folder=tmp_path / "parts", **SMALL, **settings).learn(0)
