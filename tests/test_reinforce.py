@@ -18,7 +18,7 @@ from agents.reinforce import Reinforce, ReinforceSettings
 from agents.rollout import rollout_values
 from tests.test_models import probability, seeded, small_model
 from text_gym.errors import OptionError, RewardError
-from text_gym.models import LSTM, Sampling
+from text_gym.models import LSTM, Drawn, Sampling
 from text_gym.sequences import Examples, Sequences
 from text_gym.tasks import Task
 from text_gym.vocab import Vocabulary
@@ -140,25 +140,43 @@ def test_the_gradient_of_every_estimator_is_the_exact_one(baseline, rollouts):
     assert_within_standard_error(estimated_gradients(agent, 200, 500), exact)
 
 
-@pytest.mark.parametrize(("temperature", "top_k", "top_p"), [(0.6, 0, 1.0), (1.5, 2, 1.0), (1.5, 0, 0.8)])
-@pytest.mark.parametrize("rollouts", [0, 2])
-def test_the_gradient_is_that_of_what_is_really_drawn(rollouts, temperature, top_k, top_p):
-    """Of the expected reward of sequences drawn sharper and within limits, and completed in the same way."""
-    agent = tiny_agent(rollouts=rollouts, loss="sum", batch_size=500, temperature=temperature, top_k=top_k, top_p=top_p)
-    model, tokens = agent.policy.double(), padded(SEQUENCES)
+def log_probs_of_what_is_drawn(model, temperature, top_k, top_p):
+    """Of all sequences as they are drawn, token by token, minus infinity for what is not; by sorting."""
+    tokens = padded(SEQUENCES)
     logs = (model.output(model.features(tokens)) / temperature).log_softmax(dim=2)
     ordered = logs.exp().sort(dim=2, descending=True).values
     enough = (ordered.cumsum(dim=2) - ordered < top_p).sum(dim=2, keepdim=True).clamp(max=top_k or 3)  # how many
     least = ordered.gather(2, enough - 1)
     logs = logs.masked_fill(logs.exp() < least - 1e-12, -torch.inf).log_softmax(dim=2)
-    own = logs.gather(2, tokens.clamp(max=2)[:, :, None])[:, :, 0].where(tokens < PAD, 0.0).sum(dim=1)
-    possible = own > -torch.inf
-    assert own[possible].exp().sum().item() == pytest.approx(1)
-    assert top_k == 0 or not possible.all()
-    expected = (own[possible].exp() * torch.tensor(worth(tokens[possible]))).sum()
-    exact = torch.cat([g.flatten() for g in torch.autograd.grad(expected, list(model.parameters()))])
+    return logs.gather(2, tokens.clamp(max=2)[:, :, None])[:, :, 0].where(tokens < PAD, 0.0)
+
+
+@pytest.mark.parametrize("sampling", [(0.6, 0, 1.0), (1.5, 2, 1.0), (1.5, 0, 0.8)])
+def test_the_gradient_is_that_of_what_is_really_drawn(sampling):
+    """Of the expected reward of sequences drawn sharper and within limits, and completed in the same way."""
+    names = dict(zip(("temperature", "top_k", "top_p"), sampling, strict=True))
+    agent = tiny_agent(rollouts=2, loss="sum", batch_size=500, **names)
+    logs = log_probs_of_what_is_drawn(agent.policy.double(), *sampling)
+    chance = logs.sum(dim=1).exp()
+    possible = chance > 0
+    assert chance.sum().item() == pytest.approx(1)
+    assert sampling[1:] == (0, 1.0) or not possible.all()
+    rewards, tokens = torch.tensor(worth(padded(SEQUENCES))).double(), padded(SEQUENCES)
+    expected = (chance * rewards)[possible].sum()
+    exact = torch.cat([g.flatten() for g in torch.autograd.grad(expected, list(agent.policy.parameters()))])
     agent.policy.float()
     assert_within_standard_error(estimated_gradients(agent, 100, 500), exact)
+
+    # Without completions and without a baseline, each sequence as often as it is drawn: exactly, and not by chance.
+    agent = tiny_agent(rollouts=0, loss="sum", baseline="none", **names)
+    total = torch.zeros_like(exact)
+    for row in possible.nonzero()[:, 0].tolist():
+        one = slice(row, row + 1)
+        drawn = Drawn(tokens[one], (tokens[one] != PAD).sum(dim=1), logs[one].detach())
+        loss = agent.loss(drawn, agent.advantages(drawn, rewards[one, None].expand(1, 4), None), None)
+        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(-loss, list(agent.policy.parameters()))])
+        total += chance[row].item() * gradient
+    assert torch.allclose(total, exact, atol=2e-6)
 
 
 def test_the_batch_mean_at_each_position_is_biased_by_its_own_share_only():
@@ -378,6 +396,17 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, settings):
     assert (loaded.sample(9, seed=0).tokens == whole.sample(9, seed=0).tokens).all()
     with pytest.raises(CheckpointError, match="of 'reinforce', and not of 'mle'"):
         MLE.load(tmp_path / "whole", tiny_env())
+
+
+def test_a_run_that_is_loaded_still_knows_its_start(tmp_path):
+    """Which is not in the settings; the divergence from it goes on, and so does what is learned."""
+    start = Reinforce(tiny_env(), seed=9, progress=False, rollouts=0, learning_rate=3e-2).learn(3)
+    options = {"rollouts": 0, "kl_weight": 0.1, "batch_size": 8}
+    agent = Reinforce(tiny_env(), seed=2, progress=False, start=start, folder=tmp_path, **options).learn(2)
+    again = Reinforce.load(tmp_path, tiny_env(), progress=False)
+    assert metrics_of(again, 1)[0]["train/kl_to_start"] == metrics_of(agent, 1)[0]["train/kl_to_start"]
+    for mine, theirs in zip(again.policy.parameters(), agent.policy.parameters(), strict=True):
+        assert (mine == theirs).all()
 
 
 def tensors(part):
