@@ -28,7 +28,7 @@ class MLESettings(PolicySettings):
     """The hyper-parameters of `MLE`. The defaults regularise, and stop when validation does not improve."""
 
     dropout: float = 0.5
-    """Share of values dropped before and after the LSTM, or in a Transformer, while training."""
+    """Share of values dropped before and after the LSTM, or in a Transformer, while training; not in policy="hf"."""
     batch_size: int = 64
     """Sequences in a batch."""
     schedule: tuple[tuple[int, float], ...] = ((30, 5e-3), (30, 2e-3))
@@ -115,7 +115,7 @@ class MLE(Agent):
     def build(self) -> None:
         """The LSTM, with Adam, and the data."""
         settings = self.settings
-        self.policy = make_policy(settings, len(self.task.vocab), settings.dropout).to(self.device)
+        self.policy = make_policy(settings, self.task.vocab, settings.dropout, self.device)
         self.best_policy = copy.deepcopy(self.policy)
         self.latest_policy = copy.deepcopy(self.policy)  # while `policy` is the best one
         self.optimizer = torch.optim.Adam(self.policy.parameters(), settings.learning_rate(0), fused=True)

@@ -1,6 +1,6 @@
 """The policies that learners train: their sizes as settings, and how they are kept to what may be written.
 
-Every policy is a `text_gym.models.LanguageModel` with features() and a linear `output`.
+Every policy is a `text_gym.models.LanguageModel` with features() and an `output` that makes logits of them.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agents.huggingface import HuggingFace
 from agents.transformer import Transformer
 from text_gym.errors import OptionError
 from text_gym.models import LSTM, LanguageModel, State, log_prob_of_tokens
 from text_gym.names import finite_number, suggest, whole_number
+from text_gym.vocab import Vocabulary
 
-POLICIES = ("lstm", "transformer")
+POLICIES = ("lstm", "transformer", "hf")
+DTYPES = ("auto", "float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class PolicySettings:
     """What policy a learner trains."""
 
     policy: str = "lstm"
-    """"lstm" or "transformer"."""
+    """"lstm", "transformer", or "hf" for a Hugging Face model, which has its own sizes and its own dropout."""
     embedding: int = 64
     """Size of a token's embedding; the width of a Transformer."""
     hidden: int = 64
@@ -36,6 +39,14 @@ class PolicySettings:
     """Heads of a Transformer."""
     initial_std: float | None = 0.1
     """Standard deviation of an LSTM's initial weights; torch's own if None, as a Transformer's always are."""
+    model: str = ""
+    """The Hugging Face model that policy="hf" begins with: a name, or a folder."""
+    lora: int = 0
+    """The rank of the changes to a Hugging Face model's attention that are trained in place of its weights, if any."""
+    frozen_layers: int = 0
+    """So many first blocks of a Hugging Face model are not trained; with at least one, its embeddings neither."""
+    dtype: str = "auto"
+    """Of a Hugging Face model's weights: float32, bfloat16, or auto for bfloat16 with lora on a GPU that has it."""
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
@@ -43,20 +54,49 @@ class PolicySettings:
             raise OptionError(f"there is no policy {self.policy!r}." + suggest(str(self.policy), POLICIES))
         for name in ("embedding", "hidden", "layers", "heads"):
             whole_number(name, getattr(self, name), least=1)
+        for name in ("lora", "frozen_layers"):
+            whole_number(name, getattr(self, name), least=0)
+        self._check_model()
         if self.initial_std is not None and finite_number("initial_std", self.initial_std) < 0:
             raise OptionError(f"initial_std must not be negative, and is {self.initial_std}")
 
+    def _check_model(self) -> None:
+        """Refuse a Hugging Face policy without a model, and a model or its settings with another policy."""
+        if self.dtype not in DTYPES:
+            raise OptionError(f"dtype={self.dtype!r} must be one of {DTYPES}")
+        if not isinstance(self.model, str) or (self.policy == "hf" and not self.model):
+            raise OptionError(f"policy='hf' needs a model, its name or its folder, and not model={self.model!r}")
+        for name in ("model", "lora", "frozen_layers", "dtype"):
+            value = getattr(self, name)
+            if self.policy != "hf" and value not in ("", 0, "auto"):
+                raise OptionError(f"{name}={value!r} is for policy='hf', and the policy is {self.policy!r}")
 
-def make_policy(settings: PolicySettings, vocab_size: int, dropout: float = 0.0) -> nn.Module:
-    """A policy with random weights."""
+
+def make_policy(
+    settings: PolicySettings, vocab: Vocabulary | int, dropout: float = 0.0, device: str | torch.device = "cpu"
+) -> nn.Module:
+    """A policy with random weights, or those of a Hugging Face model.
+
+    Args:
+        settings: What kind of policy.
+        vocab: The task's, or how many tokens it has; a Hugging Face model's special tokens are found in the former.
+        dropout: Of a policy with random weights.
+        device: Where it will be.
+    """
+    if settings.policy == "hf":
+        from agents.pretrained import load_policy
+
+        own = (settings.model, vocab, settings.lora, settings.frozen_layers, settings.dtype, device)
+        return load_policy(*own)
+    vocab_size = vocab if isinstance(vocab, int) else len(vocab)
     if settings.policy == "transformer":
         sizes = (settings.embedding, settings.hidden, settings.layers, settings.heads)
-        return Transformer(vocab_size, *sizes, dropout)
+        return Transformer(vocab_size, *sizes, dropout).to(device)
     policy = LSTM(vocab_size, settings.embedding, settings.hidden, dropout)
     if settings.initial_std is not None:
         for parameter in policy.parameters():
             nn.init.normal_(parameter, 0.0, settings.initial_std)
-    return policy
+    return policy.to(device)
 
 
 def architecture_of(policy: Any) -> dict[str, Any]:
@@ -66,7 +106,11 @@ def architecture_of(policy: Any) -> dict[str, Any]:
     if isinstance(policy, Transformer):
         sizes = {"embedding": policy.embed.embedding_dim, "hidden": policy.inner, "heads": policy.heads}
         return {"policy": "transformer", "layers": len(policy.blocks), **sizes}
-    raise OptionError(f"only an LSTM or a Transformer of this package can be gone on from, not {policy!r}")
+    if isinstance(policy, HuggingFace):
+        return {"policy": "hf", **policy.settings}
+    raise OptionError(
+        f"only an LSTM, a Transformer or a Hugging Face model of `agents` can be gone on from, not {policy!r}"
+    )
 
 
 def frozen_copy(policy: Any) -> Any:

@@ -111,7 +111,7 @@ class Reinforce(Agent):
 
     def build(self) -> None:
         """The policy and its optimiser, and the policies that do not learn by themselves."""
-        self.policy = make_policy(self.settings, len(self.task.vocab)).to(self.device)
+        self.policy = make_policy(self.settings, self.task.vocab, device=self.device)
         self.optimizer = torch.optim.Adam(self.policy.parameters(), self.settings.learning_rate, fused=True)
         self.at_start = _frozen(self.policy)
         self.kl = AdaptiveKL(self.settings.kl_weight, self.settings.kl_target)

@@ -19,7 +19,7 @@ from text_gym.names import finite_number, whole_number
 from text_gym.raw_corpus import RawCorpus, frequent_words, hold_out
 from text_gym.readers import ABC_TOKEN, SUFFIXES, check_encoding
 from text_gym.sequences import SPLITS, Examples, Sequences
-from text_gym.vocab import EOS, UNK, Splitter, TokenizerVocabulary, Vocabulary
+from text_gym.vocab import EOS, HUGGING_FACE, UNK, Splitter, TokenizerVocabulary, Vocabulary, load_tokenizer
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +29,8 @@ class CorpusOptions:
     """How a file becomes a task; the keyword arguments of `make_task("file.txt", ...)`."""
 
     tokenizer: Any = None
-    """"word" (the default), "char", a regular expression, or an object with encode and decode."""
+    """"word" (the default), "char", a regular expression, "hf:" and the name or the folder of a Hugging Face model, or
+    an object with encode and decode."""
     joiner: str | None = None
     """What stands between tokens in decoded text; a space, or nothing for "char"."""
     max_length: int | None = None
@@ -141,15 +142,23 @@ def _check_file(path: Path) -> None:
 
 
 def _splitter(options: CorpusOptions, path: Path) -> Splitter | None:
+    """How words are cut; None for a tokenizer that has ids of its own."""
     pattern = options.tokenizer
     if pattern is None:
         pattern = ABC_TOKEN if path.suffix == ".abc" else "word"
-    return Splitter(pattern, options.joiner) if isinstance(pattern, str) else None
+    words = isinstance(pattern, str) and not pattern.startswith(HUGGING_FACE)
+    return Splitter(pattern, options.joiner) if words else None
+
+
+def _tokenizer(options: CorpusOptions) -> Any:
+    """A tokenizer that has ids of its own."""
+    given = options.tokenizer
+    return load_tokenizer(given.removeprefix(HUGGING_FACE)) if isinstance(given, str) else given
 
 
 def _read_files(files: Mapping[str, Path], options: CorpusOptions, splitter: Splitter | None) -> Corpus:
     """Read, hold out, and renumber by frequency."""
-    own_vocab = None if splitter is not None else TokenizerVocabulary(options.tokenizer)
+    own_vocab = None if splitter is not None else TokenizerVocabulary(_tokenizer(options))
     raw = RawCorpus(own_vocab.encode if own_vocab is not None else splitter.split, options)  # type: ignore[union-attr]
     for split, file in files.items():
         raw.read(file, SPLITS.index(split))

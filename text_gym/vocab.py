@@ -7,16 +7,19 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from text_gym.errors import DataError, OptionError
+from text_gym.errors import DataError, DependencyError, OptionError
 from text_gym.names import whole_number
 
 EOS = "<eos>"
 UNK = "<unk>"
+HUGGING_FACE = "hf:"
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.spm", "*.tiktoken")
 
 
 class Splitter:
@@ -146,7 +149,8 @@ class Vocabulary:
 class TokenizerVocabulary(Vocabulary):
     """The vocabulary of an object with encode(text) and decode(ids), such as a Hugging Face tokenizer.
 
-    Its ids are kept. A tokenizer without an eos_token_id gets EOS as one more id.
+    Its ids are kept. A tokenizer without an eos_token_id gets EOS as one more id. Tokens are called as
+    convert_ids_to_tokens() calls them, where the tokenizer has it, and else by their numbers, as <7>.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -162,7 +166,7 @@ class TokenizerVocabulary(Vocabulary):
         for special in (eos, unk):
             if special is not None:
                 whole_number("eos_token_id or unk_token_id", special, least=0)
-        names = [f"<{i}>" for i in range(size)] + ([EOS] if eos is None else [])
+        names = _unique(_names(tokenizer, size) + ([EOS] if eos is None else []))
         super().__init__(names, eos=size if eos is None else int(eos), unk=unk)
         takes = _parameters(tokenizer.encode)
         self._encode_options = {"add_special_tokens": False} if "add_special_tokens" in takes else {}
@@ -188,6 +192,56 @@ class TokenizerVocabulary(Vocabulary):
 
     def _join(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode([i for i in ids if i != self.eos]))
+
+
+def has_tokenizer(name: str) -> bool:
+    """Whether there is a tokenizer in a folder; a model that is no folder here is taken to have one."""
+    folder = Path(name)
+    return not folder.is_dir() or any(True for pattern in TOKENIZER_FILES for _ in folder.glob(pattern))
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a Hugging Face model, from the model's name or its folder."""
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as problem:
+        raise DependencyError(f"tokenizer='hf:{name}' needs transformers: pip install 'text-gym[hf]'") from problem
+    why = "there is none in the folder"
+    if has_tokenizer(name):  # without files, transformers would make one up
+        try:
+            return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        except Exception as problem:  # each kind of tokenizer fails in its own way
+            why = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+    raise OptionError(
+        f"tokenizer='hf:{name}' is no tokenizer that transformers can load, neither a folder nor a name ({why})"
+    )
+
+
+def _names(tokenizer: Any, size: int) -> list[str]:
+    """What a tokenizer calls its tokens."""
+    plain = [f"<{i}>" for i in range(size)]
+    if not callable(getattr(tokenizer, "convert_ids_to_tokens", None)):
+        return plain
+    try:
+        names = list(tokenizer.convert_ids_to_tokens(list(range(size))))
+    except (IndexError, KeyError, TypeError, ValueError, OverflowError):
+        return plain
+    return [name if isinstance(name, str) else other for name, other in zip(names, plain, strict=True)]
+
+
+def _unique(names: list[str]) -> list[str]:
+    """The names, with numbers in place of those that were there before."""
+    taken = set(names)
+    seen: set[str] = set()
+    for i, name in enumerate(names):
+        if name in seen:
+            name = f"<{i}>"
+            while name in taken:
+                name = f"<{name}>"
+            taken.add(name)
+            names[i] = name
+        seen.add(name)
+    return names
 
 
 def _parameters(function: Callable[..., Any]) -> frozenset[str]:
