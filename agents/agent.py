@@ -48,6 +48,7 @@ from text_gym.names import suggest, whole_number
 from text_gym.sequences import Batch
 
 AgentT = TypeVar("AgentT", bound="Agent")
+QUICK, SAVING = 1.0, 0.1  # seconds that saving may always take, and the share of the time that it may take where longer
 SAMPLING, LEARNING, GLOBAL = (
     1,
     2,
@@ -71,7 +72,8 @@ class Agent(Writer, ABC):
         seed: Decides everything random. If not given, that of the run in the folder, or a new one.
         preset: The name of a set of hyper-parameters.
         folder: Where the run is kept. If one of this agent is there already, it goes on from its last
-            step. CSV and JSON logs are written beside the checkpoint.
+            checkpoint: there is one after every step, or where saving takes longer than a second, so many
+            that it takes a tenth of the time. CSV and JSON logs are written beside it.
         device: "cpu", "cuda", or "auto" for a GPU where there is one.
         threads: For torch on a CPU; as many as torch chooses if not given.
         progress: Whether learn() shows a progress bar.
@@ -118,6 +120,7 @@ class Agent(Writer, ABC):
         self.steps_done = 0
         self.cost = {"seconds": 0.0, "sequences": 0.0}  # of learning: wall-clock time, and what it has drawn
         self.finished = False  # whether a step has said that it was the last
+        self._next_save = 0.0  # on the clock of time.perf_counter(), where saving takes long
         self.logger = Logger(None, [])
         self._own_logger = True
         self._reseed_sampler(SAMPLING)
@@ -179,6 +182,7 @@ class Agent(Writer, ABC):
                 called.on_training_start(locals(), globals())
                 self._learn_until(total_timesteps, called, interrupted)
             self.end_learning()
+            self._next_save = 0.0
             self.checkpoint()
             called.on_training_end()
         finally:
@@ -269,9 +273,12 @@ class Agent(Writer, ABC):
         """What the policy reads in place of real tokens [n, T] when their likelihood is raised, if anything."""
 
     def checkpoint(self) -> None:
-        """Save the run in its folder, if it has one."""
-        if self.folder is not None:
+        """Save the run in its folder, if it has one; where that takes long, only now and then."""
+        begin = time.perf_counter()
+        if self.folder is not None and begin >= self._next_save:
             self.save(self.folder)
+            took = time.perf_counter() - begin
+            self._next_save = begin + took / SAVING if took > QUICK else 0.0
 
     def save(self, folder: str | Path) -> None:
         """Save everything that learning goes on from."""

@@ -2,9 +2,11 @@
 
 import json
 
+import gymnasium as gym
 import pytest
 import torch
 
+from agents import MLE, agent
 from agents.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -97,3 +99,68 @@ def test_an_optimiser_goes_on_where_it_was():
     half, state = trained(3)
     assert (trained(2, state, half)[0] == whole).all()
     assert (trained(2, None, half)[0] != whole).any()
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    now = 100.0
+
+    def perf_counter(self):
+        return self.now
+
+
+@pytest.fixture
+def slow_saving(monkeypatch):
+    """A step takes two seconds, and saving as many as `takes` says; the steps that were saved."""
+    clock, saved, takes, step = Clock(), [], {"seconds": 3.0}, MLE.one_step
+
+    def save(folder, checkpoint):
+        clock.now += takes["seconds"]
+        saved.append((checkpoint.step, clock.now))
+        save_checkpoint(folder, checkpoint)
+
+    def take(self, number):
+        clock.now += 2.0
+        return step(self, number)
+
+    monkeypatch.setattr(agent, "time", clock)
+    monkeypatch.setattr(agent, "save_checkpoint", save)
+    monkeypatch.setattr(MLE, "one_step", take)
+    return saved, takes, clock
+
+
+def tiny_run(folder, **options):
+    env = gym.make("TextGen-v0", task="oracle(vocab_size=5, max_length=3, train_size=20, valid_size=5)")
+    settings = {"embedding": 3, "hidden": 3, "schedule": ((100, 1e-2),), "early_stopping": False}
+    return MLE(env, seed=0, folder=folder, progress=False, log=(), **settings, **options)
+
+
+def test_saving_that_takes_long_takes_a_tenth_of_the_time(tmp_path, slow_saving):
+    saved, takes, clock = slow_saving
+    tiny_run(tmp_path / "slow").learn(100)
+    steps = [step for step, _ in saved]
+    assert steps == [1, 15, 29, 43, 57, 71, 85, 99, 100]  # 28 seconds of steps between them, and the last one always
+    assert load_checkpoint(tmp_path / "slow", "mle").step == 100
+    del saved[:]
+    takes["seconds"] = 0.9
+    tiny_run(tmp_path / "quick").learn(4)
+    assert [step for step, _ in saved] == [1, 2, 3, 4, 4]
+
+
+def test_a_run_that_dies_between_slow_savings_goes_on_from_the_last_one(tmp_path, slow_saving):
+    saved, _, _ = slow_saving
+    whole = tiny_run(tmp_path / "whole").learn(20)
+
+    def die(local, _):
+        if local["self"].steps_done == 18:
+            raise MemoryError("enough")
+        return True
+
+    with pytest.raises(MemoryError):
+        tiny_run(tmp_path / "died").learn(20, callback=die)
+    again = tiny_run(tmp_path / "died")
+    assert again.steps_done == 15
+    again.learn(5)
+    for mine, theirs in zip(again.policy.parameters(), whole.policy.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
