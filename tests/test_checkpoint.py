@@ -127,7 +127,7 @@ def slow_saving(monkeypatch):
     monkeypatch.setattr(agent, "time", clock)
     monkeypatch.setattr(agent, "save_checkpoint", save)
     monkeypatch.setattr(MLE, "one_step", take)
-    return saved, takes, clock
+    return saved, takes
 
 
 def tiny_run(folder, **options):
@@ -137,7 +137,7 @@ def tiny_run(folder, **options):
 
 
 def test_saving_that_takes_long_takes_a_tenth_of_the_time(tmp_path, slow_saving):
-    saved, takes, clock = slow_saving
+    saved, takes = slow_saving
     tiny_run(tmp_path / "slow").learn(100)
     steps = [step for step, _ in saved]
     assert steps == [1, 15, 29, 43, 57, 71, 85, 99, 100]  # 28 seconds of steps between them, and the last one always
@@ -148,8 +148,8 @@ def test_saving_that_takes_long_takes_a_tenth_of_the_time(tmp_path, slow_saving)
     assert [step for step, _ in saved] == [1, 2, 3, 4, 4]
 
 
-def test_a_run_that_dies_between_slow_savings_goes_on_from_the_last_one(tmp_path, slow_saving):
-    saved, _, _ = slow_saving
+@pytest.mark.usefixtures("slow_saving")
+def test_a_run_that_dies_between_slow_savings_goes_on_from_the_last_one(tmp_path):
     whole = tiny_run(tmp_path / "whole").learn(20)
 
     def die(local, _):

@@ -1,23 +1,35 @@
 """Hugging Face models as policies, against transformers' own forward pass on single rows without padding."""
 
+import copy
 import json
 import os
+import shutil
+import sys
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: nothing is to be downloaded
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import text_gym
-from agents.huggingface import LinearOutput
+from agents import MLE, Reinforce, ScheduledSampling, SeqGAN
+from agents.checkpoint import CheckpointError
+from agents.cli import main
+from agents.huggingface import HuggingFace, LinearOutput
 from agents.objectives import weighted_nll
+from agents.policies import PolicySettings, architecture_of, make_policy
 from agents.pretrained import load_policy
 from agents.rollout import rollout_values
 from tests.test_models import seeded
-from text_gym.models import complete, generate, map_state
+from text_gym.errors import DataError, DependencyError, OptionError
+from text_gym.models import complete, draw_tokens, generate, map_state
+from text_gym.vocab import TokenizerVocabulary, Vocabulary, load_tokenizer
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", *["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"]]
 V, BOS, EOS = len(WORDS), 1, 2
@@ -26,12 +38,15 @@ LLAMA = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "nu
 LLAMA |= {"num_key_value_heads": 2, "max_position_embeddings": 64}
 BART = {"d_model": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 64}
 BART |= {f"{part}_{what}": n for part in ("encoder", "decoder") for what, n in [("layers", 2), ("attention_heads", 4)]}
+GEMMA = {"head_dim": 8, "sliding_window": 4, "final_logit_softcapping": 3.0}
+T5 = {"num_layers": 2, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4}
 KINDS = {
     "gpt2": ("GPT2Config", "GPT2LMHeadModel", {"n_layer": 2, "n_embd": 32, "n_head": 4, "n_positions": 64}),
     "llama": ("LlamaConfig", "LlamaForCausalLM", LLAMA),
-    "t5": ("T5Config", "T5ForConditionalGeneration", {"num_layers": 2, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4}),
+    "t5": ("T5Config", "T5ForConditionalGeneration", T5),
     "bart": ("BartConfig", "BartForConditionalGeneration", BART),
-    "capped": ("Gemma2Config", "Gemma2ForCausalLM", LLAMA | {"head_dim": 8, "sliding_window": 4, "final_logit_softcapping": 3.0}),
+    "capped": ("Gemma2Config", "Gemma2ForCausalLM", LLAMA | GEMMA),
+    "hardly_capped": ("Gemma2Config", "Gemma2ForCausalLM", LLAMA | GEMMA | {"final_logit_softcapping": 1000.0}),
     "alibi": ("BloomConfig", "BloomForCausalLM", {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
     "biased": ("PhiConfig", "PhiForCausalLM", LLAMA | {"num_key_value_heads": 4}),
     "large": ("GPT2Config", "GPT2LMHeadModel", {"n_layer": 2, "n_embd": 32, "n_head": 4, "vocab_size": V + 8}),
@@ -134,7 +149,7 @@ def test_written_with_the_cache_is_what_is_written_without(folders, kind, prompt
     while not all(done) and max(map(len, rows)) < 8:
         alive = [i for i in range(4) if not done[i]]
         logits = torch.stack([own_logits(model, [*rows[i], 0], PROMPTS[i] if prompted else ())[-1] for i in alive])
-        for i, token in zip(alive, text_gym.models.draw_tokens(logits, generator)[0].tolist(), strict=True):
+        for i, token in zip(alive, draw_tokens(logits, generator)[0].tolist(), strict=True):
             rows[i].append(token)
             done[i] = token == EOS
     assert drawn.tokens.tolist() == padded(rows, 8).tolist()
@@ -209,6 +224,10 @@ def test_what_the_last_layer_is(folders):
     bart, biased = load_policy(folders["bart"], V), load_policy(folders["biased"], V)
     assert (bart.output.bias == original(folders["bart"]).final_logits_bias[0]).all()
     assert (biased.output.bias == original(folders["biased"]).lm_head.bias).all()
+    hardly = load_policy(folders["hardly_capped"], V)
+    assert hardly.scale is None
+    largest = hardly.features(padded(TOKENS)).abs().max().item()
+    assert largest**3 / (3 * 1000**2) < 1e-4 * largest  # that bends these logits by less than rounding may
     capped = load_policy(folders["capped"], V)
     assert not hasattr(capped.output, "weight")
     assert capped.features(padded(TOKENS)).abs().max() <= 3.0
@@ -243,3 +262,363 @@ def test_dropout_is_the_models_own(folders):
     assert torch.equal(still, policy.features(tokens))
     assert not torch.equal(still, policy.train().features(tokens))
     assert torch.equal(still, policy.eval().features(tokens))
+
+
+# Learning.
+
+
+def env_of(path, folder, **options):
+    """Without shares held out, unless told."""
+    return gym.make("TextGen-v0", task=str(path), tokenizer=f"hf:{folder}", **({"test": 0.0} | options))
+
+
+def fine_tuning(folder, **options):
+    settings = {"policy": "hf", "model": folder, "schedule": ((9, 1e-2),), "batch_size": 8, "progress": False}
+    return settings | options
+
+
+def tensors_of_policy(agent):
+    return {name: weight.detach().clone() for name, weight in agent.policy.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", MAIN)
+def test_likelihood_is_raised_and_what_was_learned_is_kept(folders, lines, kind, tmp_path):
+    env = env_of(lines / "asked.jsonl", folders[kind])
+    agent = MLE(env, seed=0, folder=tmp_path, log=(), **fine_tuning(folders[kind]))
+    before = agent.nll("train")
+    assert agent.learn(1).nll("train") < before - 0.1
+    again = MLE.load(tmp_path, env, progress=False)
+    assert (again.sample(4, seed=0).tokens == agent.sample(4, seed=0).tokens).all()
+    assert again.nll("train") == agent.nll("train")
+
+
+def test_low_rank_changes_are_all_that_is_trained_and_kept(folders, lines, tmp_path):
+    for kind in MAIN:
+        env = env_of(lines / "asked.jsonl", folders[kind])
+        options = fine_tuning(folders[kind], lora=2, log=())
+        agent = MLE(env, seed=0, folder=tmp_path / kind, **options)
+        start, first = agent.nll("train"), tensors_of_policy(agent)
+        agent.learn(1)
+        base = {f"model.{name}": weight for name, weight in original(folders[kind]).named_parameters()}
+        changed = set()
+        for name, weight in tensors_of_policy(agent).items():
+            if "lora_" not in name:
+                assert torch.equal(weight, base[name.replace(".base_layer", "")]), name
+            elif not torch.equal(weight, first[name]):
+                changed.add(name)
+        assert changed == set(agent.policy.state_dict())
+        assert len(changed) >= 4
+        assert agent.nll("train") < start
+        (saved,) = (tmp_path / kind).glob("step-*/tensors.safetensors")
+        whole = sum(weight.numel() for weight in base.values())
+        assert sum(t.numel() for name, t in load_file(saved).items() if name.startswith("policy.")) < whole / 5
+        untrained = agent.policy.model.get_input_embeddings().weight
+        assert copy.deepcopy(agent.policy).model.get_input_embeddings().weight is untrained
+
+
+@pytest.mark.parametrize("part", [{"lora": 2}, {"frozen_layers": 1}, {}])
+def test_a_run_goes_on_bit_for_bit(folders, lines, tmp_path, part):
+    """Dropout, Adam and the best epoch's weights included."""
+    env = env_of(lines / "texts.txt", folders["gpt2"])
+    options = fine_tuning(folders["gpt2"], seed=0, log=(), **part)
+    whole = MLE(env, folder=tmp_path / "whole", **options).learn(3)
+    MLE(env, folder=tmp_path / "parts", **options).learn(1)
+    parts = MLE(env, folder=tmp_path / "parts", **options).learn(2)
+    expected = tensors_of_policy(whole)
+    for name, weight in tensors_of_policy(parts).items():
+        assert torch.equal(weight, expected[name]), name
+    assert (parts.sample(5, seed=0).tokens == whole.sample(5, seed=0).tokens).all()
+    with pytest.raises(CheckpointError, match="other settings"):
+        MLE(env, folder=tmp_path / "parts", **options | {"dtype": "bfloat16"})
+
+
+@pytest.mark.parametrize("kind", ["llama", "bart"])
+def test_frozen_layers_stay_as_they_are(folders, lines, kind):
+    agent = MLE(env_of(lines / "asked.jsonl", folders[kind]), seed=0, **fine_tuning(folders[kind], frozen_layers=1))
+    first = tensors_of_policy(agent)
+    agent.learn(1)
+    changed = {name for name, weight in tensors_of_policy(agent).items() if not torch.equal(weight, first[name])}
+    assert changed == set(agent.policy.state_dict())
+    same = first.keys() - changed
+    assert all(any(word in name for word in ("embed", "layers.0.", "shared")) for name in same)
+    assert not any("embed_" in name or "layers.0." in name for name in changed)
+    assert any("layers.1." in name for name in changed)
+    blocks = {name.partition("layers.0.")[0] for name in same if "layers.0." in name}
+    assert len(blocks) == (2 if kind == "bart" else 1)
+    with pytest.raises(OptionError, match="frozen_layers=3, but the model has 2"):
+        load_policy(folders[kind], V, frozen_layers=3)
+
+
+@pytest.mark.parametrize("part", [{"lora": 2}, {}])
+def test_reinforce_goes_on_from_what_likelihood_learned(folders, lines, tmp_path, part):
+    env = env_of(lines / "asked.jsonl", folders["gpt2"])
+    start = MLE(env, seed=0, **fine_tuning(folders["gpt2"], **part)).learn(1)
+    options = {"rollouts": 2, "batch_size": 6, "kl_weight": 0.1, "rollout_rate": 0.5, "progress": False}
+    agent = Reinforce(env, seed=1, start=start, folder=tmp_path, log=(), learning_rate=1e-2, **options)
+    batch = env.unwrapped.task.batch("train")
+    given = (batch.tokens, batch.lengths, batch.examples)
+    assert (agent.log_prob(*given) == start.log_prob(*given)).all()
+    agent.learn(1)
+    now, then = agent.log_prob(*given), start.log_prob(*given)
+    assert (now != then).any()
+    assert architecture_of(agent.policy) == {"policy": "hf", "model": folders["gpt2"]} | {
+        "lora": part.get("lora", 0), "frozen_layers": 0, "dtype": "auto",
+    }  # fmt: skip
+    rows = agent.tensor(batch.tokens), agent.tensor(batch.valid_mask), agent.prompt_rows(batch.examples)
+    frozen = agent.at_start.log_prob(*rows).double().sum(dim=1)
+    assert frozen.tolist() == pytest.approx(then.tolist(), abs=1e-4)
+    again = Reinforce.load(tmp_path, env, progress=False)
+    assert (again.log_prob(*given) == now).all()
+    for mine, theirs in zip(again.at_start.parameters(), agent.at_start.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    with pytest.raises(OptionError, match="lora=7, but the policy to start from has"):
+        Reinforce(env, start=start, lora=7, **options)
+
+
+def test_seqgan_and_scheduled_sampling(folders, lines):
+    env = env_of(lines / "asked.jsonl", folders["t5"])
+    start = ScheduledSampling(env, seed=0, decay_rate=0.5, **fine_tuning(folders["t5"])).learn(1)
+    sizes = {"filters": ((1, 4), (2, 4)), "discriminator_embedding": 4, "pretraining_passes": 1, "pass_size": 8}
+    agent = SeqGAN(env, seed=0, start=start, rollouts=1, batch_size=4, progress=False, **sizes).learn(1)
+    assert (agent.log_prob(*_of(env)) != start.log_prob(*_of(env))).any()
+
+
+def _of(env):
+    batch = env.unwrapped.task.batch("train")
+    return batch.tokens, batch.lengths, batch.examples
+
+
+def test_seqgan_pretrains_by_itself(folders, lines):
+    env = env_of(lines / "texts.txt", folders["gpt2"])
+    sizes = {"filters": ((1, 4),), "discriminator_embedding": 4, "pretraining_passes": 1, "pass_size": 8}
+    sizes |= {"policy": "hf", "model": folders["gpt2"], "lora": 1, "pretraining": "demo", "pretraining_epochs": 1}
+    agent = SeqGAN(env, seed=0, rollouts=0, batch_size=4, progress=False, **sizes).learn(1)
+    assert agent.policy.settings["lora"] == 1
+
+
+def test_bfloat16(folders, lines):
+    tokens = padded(TOKENS)
+    for kind in MAIN:
+        policy, exact = load_policy(folders[kind], V, dtype="bfloat16"), load_policy(folders[kind], V)
+        assert {weight.dtype for weight in policy.parameters()} == {torch.bfloat16}
+        assert policy.start(2)[0].dtype == policy.output(policy.features(tokens)).dtype == torch.float32
+        found, wanted = (p.log_prob(tokens, tokens < V) for p in (policy, exact))
+        assert (found - wanted).abs().mean() < 0.2
+    assert {weight.dtype for weight in exact.parameters()} == {torch.float32}
+    env = env_of(lines / "texts.txt", folders["gpt2"])
+    for lora in (0, 2):
+        agent = MLE(env, seed=0, **fine_tuning(folders["gpt2"], dtype="bfloat16", lora=lora))
+        kept = {str(weight.dtype) for weight in agent.policy.state_dict().values()}
+        assert kept == {"torch.float32" if lora else "torch.bfloat16"}
+        before = agent.nll("train")
+        assert agent.learn(2).nll("train") < before
+
+
+def test_copies_and_parts_of_other_modules(folders):
+    policy = load_policy(folders["gpt2"], V, lora=2)
+    twin = copy.deepcopy(policy).requires_grad_(False)
+    assert isinstance(twin, HuggingFace)
+    with torch.no_grad():
+        for name, weight in policy.named_parameters():
+            if "lora_" in name:
+                weight.add_(1.0)
+    tokens = padded(TOKENS)
+    assert not torch.equal(twin.features(tokens), policy.features(tokens))
+    twin.load_state_dict(policy.state_dict())
+    assert torch.equal(twin.features(tokens), policy.features(tokens))
+    wholes = [torch.nn.ModuleDict({"policy": p, "value": torch.nn.Linear(2, 1)}) for p in (policy, twin)]
+    assert set(wholes[0].state_dict()) == {f"policy.{name}" for name in policy.state_dict()} | {
+        "value.weight",
+        "value.bias",
+    }
+    wholes[1].load_state_dict(wholes[0].state_dict())
+    for lacking in (policy.trained, {"value.bias"}):
+        state = wholes[0].state_dict()
+        del state["value.bias" if "value.bias" in lacking else f"policy.{min(lacking)}"]
+        with pytest.raises(RuntimeError, match="Missing key"):
+            wholes[1].load_state_dict(state)
+
+
+# The task's tokens.
+
+
+def test_a_tokenizer_by_name(folders, lines, tokenizer):
+    task = text_gym.make_task(f"{lines}/asked.jsonl(tokenizer='hf:{folders['gpt2']}', test=0.0)")
+    assert task.vocab.tokens == tuple(WORDS)
+    assert (task.vocab.eos, task.vocab.unk) == (EOS, 3)
+    assert task.decode(task.encode("a zzz c")) == "a <unk> c"
+    assert task.vocab.tokens == text_gym.make_task(lines / "asked.jsonl", tokenizer=tokenizer).vocab.tokens
+    with pytest.raises(OptionError, match="is no tokenizer that transformers can load"):
+        text_gym.make_task(lines / "texts.txt", tokenizer="hf:no/such")
+    with pytest.raises(DataError, match="own mark of the end"):
+        task.encode("a </s> b")
+
+
+class Unnamed:
+    """A tokenizer some of whose tokens have one name, or none."""
+
+    names = ("a", "b", "a", None, "<2>", "<eos>")
+
+    def encode(self, text):
+        return [0]
+
+    def decode(self, ids):
+        return "a"
+
+    def __len__(self):
+        return len(self.names)
+
+    def convert_ids_to_tokens(self, ids):
+        return [self.names[i] for i in ids]
+
+
+def test_tokens_have_names_of_their_own():
+    assert TokenizerVocabulary(Unnamed()).tokens == ("a", "b", "<<2>>", "<3>", "<2>", "<eos>", "<6>")
+
+
+def without_end(folder, tmp_path):
+    """The model, with a tokenizer that has no mark of the end."""
+    shutil.copytree(folder, tmp_path / "endless")
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    endless = transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", bos_token="<s>")
+    endless.save_pretrained(tmp_path / "endless")
+    return str(tmp_path / "endless")
+
+
+@pytest.mark.parametrize("kind", ["llama", "bart"])
+def test_an_end_is_added_where_there_is_none(folders, lines, tmp_path, kind):
+    """Its embedding is the mean of the others, whatever the seed, so that copies of what is frozen are equal."""
+    folder = without_end(folders[kind], tmp_path)
+    env = env_of(lines / "texts.txt", folder)
+    assert (len(env.unwrapped.task.vocab), env.unwrapped.task.vocab.eos) == (V + 1, V)
+    agent, other = (MLE(env, seed=seed, **fine_tuning(folder, lora=2)) for seed in (0, 1))
+    table = agent.policy.model.get_input_embeddings().weight
+    assert table.shape[0] == V + 1
+    assert torch.allclose(table[V], table[:V].mean(dim=0), atol=1e-6)
+    assert torch.equal(table, other.policy.model.get_input_embeddings().weight)
+    assert agent.sample(3, seed=0).tokens.max() <= V + 1
+    before = agent.nll("train")
+    assert agent.learn(1).nll("train") < before
+
+
+def test_models_with_more_rows_than_tokens_or_without_tokenizer(folders, lines, tmp_path):
+    env = env_of(lines / "texts.txt", folders["large"])
+    agent = MLE(env, seed=0, **fine_tuning(folders["large"])).learn(1)
+    assert agent.sample(50, seed=0).tokens.max() <= V
+    bare = tmp_path / "bare"
+    shutil.copytree(folders["gpt2"], bare)
+    for file in bare.glob("tokenizer*"):
+        file.unlink()
+    plain = Vocabulary([str(i) for i in range(V)], eos=EOS)
+    settings = PolicySettings(policy="hf", model=str(bare))
+    assert make_policy(settings, plain).size == make_policy(settings, V).size == V
+    with pytest.raises(OptionError, match=f"has 18 tokens, and model=.* has {V}; make the task .* tokenizer='hf:"):
+        make_policy(settings, 18)
+    with pytest.raises(OptionError, match="there is none in the folder"):
+        load_tokenizer(str(bare))
+
+
+# What is refused.
+
+
+def test_settings_that_do_not_go_together():
+    for settings, words in [
+        ({"policy": "hf"}, "needs a model"),
+        ({"policy": "hf", "model": 3}, "needs a model"),
+        ({"model": "gpt2"}, "model='gpt2' is for policy='hf', and the policy is 'lstm'"),
+        ({"policy": "transformer", "lora": 4}, "lora=4 is for policy='hf'"),
+        ({"policy": "hf", "model": "gpt2", "lora": -1}, "lora"),
+        ({"policy": "hf", "model": "gpt2", "frozen_layers": 0.5}, "frozen_layers"),
+        ({"policy": "hf", "model": "gpt2", "dtype": "float16"}, "dtype"),
+    ]:
+        with pytest.raises(OptionError, match=words):
+            PolicySettings(**settings)
+
+
+def test_folders_that_hold_no_model(folders, lines, tmp_path):
+    (tmp_path / "empty").mkdir()
+    damaged, lacking = tmp_path / "damaged", tmp_path / "lacking"
+    for folder in (damaged, lacking):
+        shutil.copytree(folders["gpt2"], folder)
+    (damaged / "model.safetensors").write_bytes(b"nothing")
+    tensors = load_file(lacking / "model.safetensors")
+    del tensors["transformer.h.1.mlp.c_fc.weight"]
+    save_file(tensors, lacking / "model.safetensors", metadata={"format": "pt"})
+    for folder, words in [
+        (tmp_path / "empty", "is no language model"),
+        (tmp_path / "nowhere", "is no language model"),
+        ("no-such-name", "is no language model"),
+        (damaged, "is no language model"),
+        (lacking, "lacks weights that a language model has: transformer.h.1.mlp.c_fc.weight"),
+    ]:
+        with pytest.raises(OptionError, match=words) as raised:
+            load_policy(str(folder), V)
+        assert "\n" not in str(raised.value)
+
+
+def test_models_that_are_not_read_token_by_token(tmp_path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    torch.manual_seed(0)
+    transformers.BertLMHeadModel(transformers.BertConfig(**SPECIAL | sizes)).save_pretrained(tmp_path)
+    with pytest.raises(OptionError, match="does not say the same token by token"):
+        load_policy(str(tmp_path), V)
+
+
+def test_tasks_of_other_tokens(folders, lines, tmp_path):
+    words = gym.make("TextGen-v0", task=str(lines / "texts.txt"))
+    advice = f"make the task from a file with tokenizer='hf:{folders['gpt2']}'"
+    with pytest.raises(OptionError, match=advice):
+        MLE(words, **fine_tuning(folders["gpt2"]))
+    settings = PolicySettings(policy="hf", model=folders["gpt2"])
+    with pytest.raises(OptionError, match=r"token 4 of the task is 'b', and of the tokenizer .* 'a'"):
+        make_policy(settings, Vocabulary([*WORDS[:4], "b", "a", *WORDS[6:]]))
+    with pytest.raises(OptionError, match=advice):
+        make_policy(settings, V + 1)
+
+
+def test_more_tokens_than_the_model_has_places(folders):
+    for kind in ("gpt2", "bart"):
+        policy = load_policy(folders[kind], V)
+        with pytest.raises(OptionError, match=r"reads 64 tokens at most.* have 66"):
+            policy.features(torch.ones(1, 66, dtype=torch.long))
+        with pytest.raises(OptionError, match="smaller max_length"):
+            policy.start(1, torch.full((1, 70), 4))
+    assert load_policy(folders["t5"], V).features(torch.ones(1, 66, dtype=torch.long)).shape == (1, 66, 32)
+
+
+@pytest.mark.parametrize("library", ["transformers", "peft"])
+def test_libraries_that_are_not_there(folders, library, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(DependencyError, match=r"pip install 'text-gym\[hf\]'"):
+        load_policy(folders["gpt2"], V, lora=2)
+    if library == "transformers":
+        with pytest.raises(DependencyError, match=r"pip install 'text-gym\[hf\]'"):
+            load_tokenizer(folders["gpt2"])
+
+
+def test_the_command_line(folders, lines, tmp_path, capsys):
+    task = f"{lines}/asked.jsonl(tokenizer='hf:{folders['llama']}', valid=0.3)"
+    line = ["train", "mle", "--policy", "hf", "--model", folders["llama"], "--lora", "2", "--task", task]
+    line += ["--schedule", "1", "0.01", "--samples", "20", "--out", str(tmp_path / "run")]
+    assert main(line) == 0
+    assert main(line) == 0  # finished already
+    assert main(["sample", str(tmp_path / "run")]) == 0
+    line = [
+        "train",
+        "reinforce",
+        "--task",
+        task,
+        "--start",
+        str(tmp_path / "run"),
+        "--reward",
+        "length",
+        "--steps",
+        "1",
+    ]
+    line += ["--rollouts", "1", "--batch-size", "4", "--samples", "20", "--out", str(tmp_path / "more")]
+    assert main(line) == 0
+    results = json.loads((Path(tmp_path) / "more" / "results.json").read_text())
+    assert results["settings"]["lora"] == 2
+    assert results["settings"]["model"] == folders["llama"]
+    capsys.readouterr()
