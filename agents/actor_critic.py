@@ -21,6 +21,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
+from agents.baselines import width_of_features
 from agents.policies import PolicySettings, make_policy
 from text_gym.errors import OptionError
 from text_gym.models import draw_tokens
@@ -47,7 +48,7 @@ class PrefixExtractor(BaseFeaturesExtractor):
             raise OptionError(f"prefixes are observations of TextGen-v0, and not of {observation_space!r}")
         self.pad = int(prefix.high.flat[0])
         model = make_policy(PolicySettings(**settings), self.pad) if make_model is None else make_model()
-        super().__init__(observation_space, features_dim=features_width(model))
+        super().__init__(observation_space, features_dim=width_of_features(model, None))
         self.model = model
         self.places = torch.zeros(0, dtype=torch.long)  # [n] of the tokens that come next, in the last call
 
@@ -193,13 +194,6 @@ def longest_of_their_kind(tokens: Tensor, pad: int, prompts: Tensor | None = Non
     which = np.empty(len(keys), dtype=np.int64)
     which[order] = np.cumsum(leads) - 1
     return torch.from_numpy(order[leads]).to(tokens.device), torch.from_numpy(which).to(tokens.device)
-
-
-def features_width(model: Any) -> int:
-    """How many numbers a language model's features are."""
-    with torch.no_grad():
-        features: Tensor = model.features(torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device))
-    return int(features.shape[2])
 
 
 def without_output(model: Any) -> Any:

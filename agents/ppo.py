@@ -167,7 +167,7 @@ class ActorCritic(StartingAgent):
             "vf_coef": settings.value_weight,
             "max_grad_norm": settings.clip,
             "policy_kwargs": {
-                "language_model": partial(make_policy, settings, len(self.task.vocab)),
+                "language_model": partial(make_policy, settings, self.task.vocab, device=self.device),
                 "critic": settings.critic,
                 "critic_layers": settings.critic_layers,
                 "forbidden": self._forbidden(),

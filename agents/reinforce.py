@@ -7,7 +7,6 @@ proportion to what is left.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agents.agent import Agent
 from agents.baselines import (
     GROUPED,
     Critic,
@@ -30,9 +28,9 @@ from agents.baselines import (
 from agents.divergence import AdaptiveKL, log_ratios
 from agents.gradients import GradientSettings
 from agents.objectives import weighted_nll
-from agents.policies import Restricted, architecture_of, make_policy
+from agents.policies import Restricted, frozen_copy, make_policy
 from agents.rollout import rollout_values
-from agents.writer import rules_of
+from agents.starting import StartingAgent
 from text_gym.errors import OptionError
 from text_gym.models import Drawn, Sampling, generate
 from text_gym.names import whole_number
@@ -66,7 +64,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-class Reinforce(Agent):
+class Reinforce(StartingAgent):
     """REINFORCE on the environment's reward. A step of learn() is one update of the policy.
 
     >>> import gymnasium as gym, text_gym
@@ -87,35 +85,13 @@ class Reinforce(Agent):
     shown = ("train/reward", "train/entropy")
     settings: Any  # ReinforceSettings
 
-    def __init__(
-        self,
-        env: Any,
-        seed: int | None = None,
-        preset: str | None = None,
-        *,
-        start: Agent | None = None,
-        **options: Any,
-    ) -> None:
-        """Begin with a copy of start's policy, or with a random one."""
-        self._start_policy: Any = None
-        if start is not None:
-            if not hasattr(start, "policy"):
-                raise OptionError(f"start must be an agent, as MLE.load(folder, env) gives one, and not {start!r}")
-            self._start_policy = start.policy
-            for name, value in architecture_of(start.policy).items():
-                if options.setdefault(name, value) != value:
-                    raise OptionError(f"{name}={options[name]!r}, but the policy to start from has {value!r}")
-            if start.task.vocab.tokens != rules_of(env).vocab.tokens:
-                raise OptionError(f"start was made for the tokens of {start.task!r}, which are not those of {env!r}")
-        super().__init__(env, seed=seed, preset=preset, **options)
-
     def build(self) -> None:
         """The policy and its optimiser, and the policies that do not learn by themselves."""
         self.policy = make_policy(self.settings, self.task.vocab, device=self.device)
         self.optimizer = torch.optim.Adam(self.policy.parameters(), self.settings.learning_rate, fused=True)
-        self.at_start = _frozen(self.policy)
+        self.at_start = frozen_copy(self.policy)
         self.kl = AdaptiveKL(self.settings.kl_weight, self.settings.kl_target)
-        self.completer = _frozen(self.policy) if self.settings.rollout_rate is not None else None
+        self.completer = frozen_copy(self.policy) if self.settings.rollout_rate is not None else None
         self.average_reward = 0.0
         self._check_groups()
         self.critic: Critic | None = None
@@ -123,8 +99,7 @@ class Reinforce(Agent):
             prompts = torch.zeros(1, self.task.prompt_length, dtype=torch.long, device=self.device)
             width = width_of_features(self.policy, prompts if self.task.conditional else None)
             self.critic = Critic(width, self.settings.critic_learning_rate, self.device)
-        if self._start_policy is not None:
-            self.begin_with(self._start_policy)
+        self.begin_from_start()
 
     def begin_with(self, policy: nn.Module) -> None:
         """Give the policy, and those that do not learn by themselves, the weights of another."""
@@ -333,10 +308,6 @@ class Reinforce(Agent):
     def restore_trained_numbers(self, numbers: Mapping[str, Any]) -> None:
         """Put them back."""
         self.average_reward, self.kl.weight = float(numbers["average_reward"]), float(numbers["kl_weight"])
-
-
-def _frozen(policy: Any) -> Any:
-    return copy.deepcopy(policy).requires_grad_(False).eval()
 
 
 def _those(examples: list[Example] | None, rows: Tensor) -> list[Example] | None:
