@@ -349,9 +349,12 @@ class Agent(Writer, ABC):
     def _restore(self, folder: Path) -> None:
         saved = load_checkpoint(folder, self.name, self.device)
         ours = {"settings": _as_json(asdict(self.settings)), "seed": self.seed, "task": self._described_task()}
+        theirs = dict(saved.state)
+        if isinstance(theirs.get("settings"), dict):  # what an earlier version did not know had what is now the default
+            theirs["settings"] = _as_json(asdict(self.settings_type())) | theirs["settings"]
         for what, value in ours.items():
-            if saved.state.get(what) != value:
-                different = _difference(saved.state.get(what), value)
+            if theirs.get(what) != value:
+                different = _difference(theirs.get(what), value)
                 raise CheckpointError(
                     f"the run in {folder} has other {what} than this agent: {different}. "
                     "Give another folder, or the same arguments and the same task."

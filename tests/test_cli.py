@@ -138,7 +138,9 @@ def test_examples(name, words):
         ("train_reinforce.py --updates 2 --train-size 300", ["MLE: BLEU", "PG-BLEU: BLEU"]),
         ("train_seqgan.py --rounds 2 --vocab-size 50 --train-size 200", ["SeqGAN, in nats", "kl_data_model", "0.5"]),
         ("custom_agent.py --steps 3", ["before: reward", "after: reward"]),
-        ("conditional.py --epochs 2 --updates 2 --size 60", ["supervised:", "after REINFORCE:", "your own:"]),
+        ("conditional.py --epochs 1 --steps 2 --task answers(size=60)", ["supervised:", "reinforce step 2", "->"]),
+        ("conditional.py --epochs 1 --steps 1 --learner ppo --task answers(size=60)", ["supervised:", "ppo step 1"]),
+        ("nlpo.py --seeds 2 --iterations 1 --vocab-size 30 --train-size 100", ["seed 1", "NLPO - PPO", "over 2 seeds"]),
     ],
 )
 def test_training_examples(tmp_path, command, words):

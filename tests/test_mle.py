@@ -1,6 +1,7 @@
 """Maximum likelihood, and through it what all agents share: sampling, predicting, saving, resuming."""
 
 import csv
+import json
 import math
 import os
 import signal
@@ -293,6 +294,11 @@ def test_mistakes_are_told(env, tmp_path):
             small(env, folder=tmp_path, **other)
     with pytest.raises(CheckpointError, match="other task"):
         MLE.load(tmp_path, gym.make("TextGen-v0", task="answers"))
+    (path,) = tmp_path.glob("step-*/state.json")
+    state = json.loads(path.read_text(encoding="utf-8"))
+    assert state["state"]["settings"].pop("dtype") == "auto"  # as an earlier version, without this setting, saved it
+    path.write_text(json.dumps(state), encoding="utf-8")
+    assert MLE.load(tmp_path, env).steps_done == 1
     with pytest.raises(OptionError, match="'valid' split"):
         small(gym.make("TextGen-v0", task="grammar(valid_size=0)")).nll("valid")
 
