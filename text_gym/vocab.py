@@ -49,8 +49,8 @@ class Splitter:
     def _compile(pattern: str) -> Callable[[str], list[str]]:
         if pattern.isalpha():
             raise OptionError(
-                f"unknown tokenizer {pattern!r}: use 'word', 'char', a regular expression of what a "
-                "token is, or an object with encode and decode"
+                f"unknown tokenizer {pattern!r}: use 'word', 'char', 'hf:' and the name of a Hugging Face model, a "
+                "regular expression of what a token is, or an object with encode and decode"
             )
         try:
             compiled = re.compile(pattern)
