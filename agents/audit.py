@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from text_gym.arrays import IntArray
-from text_gym.errors import RewardError, TaskError
+from text_gym.errors import DependencyError, OptionError, RewardError, TaskError
 from text_gym.names import whole_number
 from text_gym.rewards import Scorer, registered_rewards
 from text_gym.sequences import Batch
@@ -21,7 +21,7 @@ def audit_rewards(
 
     Args:
         task: Where the sequences come from.
-        rewards: Their names; all registered ones that fit the task if none are given.
+        rewards: Their names; all registered ones that fit the task as they are if none are given.
         n: How many sequences, if the test split has so many.
         seed: Draws the sequences and the noise.
     """
@@ -35,10 +35,10 @@ def audit_rewards(
     for name in rewards or registered_rewards():
         try:
             scorer = Scorer(name, task)
-        except RewardError:
+        except (RewardError, OptionError, DependencyError):
             if rewards:
                 raise
-            continue
+            continue  # it does not fit the task, must be told something first, or lacks its library
         real_mean, shuffled_mean, noise_mean = (float(scorer(b).total.mean()) for b in (real, shuffled, noise))
         results[name] = (real_mean, shuffled_mean, noise_mean)
     return results
