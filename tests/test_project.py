@@ -29,6 +29,8 @@ LAYERS = [
     "tasks",
     "rewards",
     "builtin_rewards",
+    "text_rewards",
+    "classifier",
     "rules",
     "env vector_env",
     "__init__",
@@ -106,7 +108,9 @@ def test_making_the_default_environment_imports_neither_torch_nor_agents():
     code = (
         "import sys, gymnasium as gym, text_gym\n"
         "env = gym.make('TextGen-v0'); env.reset(); env.step(0)\n"
-        "print([m for m in ('torch', 'agents', 'scipy', 'tyro', 'tqdm', 'stable_baselines3') if m in sys.modules])"
+        "heavy = ('torch', 'agents', 'scipy', 'tyro', 'tqdm', 'stable_baselines3')\n"
+        "optional = ('transformers', 'sacrebleu', 'nltk', 'rouge_score', 'trl')\n"
+        "print([m for m in (*heavy, *optional) if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 

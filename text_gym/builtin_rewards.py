@@ -105,7 +105,7 @@ class BleuReward(_TaskReward):
             return self.table.score(batch.tokens, batch.content_lengths)
         return np.array(
             [
-                sentence_bleu(sentence, _references_of(example, self.name), self.n, self.smoothing)
+                sentence_bleu(sentence, references_of(example, self.name), self.n, self.smoothing)
                 for sentence, example in zip(batch.sentences, batch.examples, strict=True)
             ]
         )
@@ -118,13 +118,13 @@ class RougeLReward(Reward):
 
     def prepare(self, task: Task) -> None:
         """Needs prompts."""
-        _needs_prompts(self.name, task)
+        needs_prompts(self.name, task)
 
     def score(self, batch: Batch) -> FloatArray:
         """The longest common subsequence's harmonic mean of precision and recall."""
         return np.array(
             [
-                max(rouge_l(sentence, reference) for reference in _references_of(example, self.name))
+                max(rouge_l(sentence, reference) for reference in references_of(example, self.name))
                 for sentence, example in zip(batch.sentences, batch.examples or (), strict=True)
             ]
         )
@@ -137,12 +137,12 @@ class ExactMatchReward(Reward):
 
     def prepare(self, task: Task) -> None:
         """Needs prompts."""
-        _needs_prompts(self.name, task)
+        needs_prompts(self.name, task)
 
     def score(self, batch: Batch) -> FloatArray:
         """Compare token by token."""
         rows = zip(batch.sentences, batch.examples or (), strict=True)
-        return np.array([float(tuple(s) in _references_of(e, self.name)) for s, e in rows])
+        return np.array([float(tuple(s) in references_of(e, self.name)) for s, e in rows])
 
 
 class ValidityReward(_TaskReward):
@@ -280,7 +280,8 @@ def longest_common_subsequence(a: Sequence[Any], b: Sequence[Any]) -> int:
     return len(a) - (column & ((1 << len(a)) - 1)).bit_count()
 
 
-def _references_of(example: Example, name: str) -> tuple[tuple[int, ...], ...]:
+def references_of(example: Example, name: str) -> tuple[tuple[int, ...], ...]:
+    """The references of a row's prompt, for the reward of this name; an error if there are none."""
     if not example.references:
         raise RewardError(
             f"reward {name!r} needs references, and the prompt given to reset() has none; "
@@ -289,7 +290,8 @@ def _references_of(example: Example, name: str) -> tuple[tuple[int, ...], ...]:
     return example.references
 
 
-def _needs_prompts(name: str, task: Task) -> None:
+def needs_prompts(name: str, task: Task) -> None:
+    """Refuse a task without prompts."""
     if not task.conditional:
         raise RewardError(f"reward {name!r} compares with a prompt's own references, and task {task.name!r} has none")
 

@@ -4,8 +4,8 @@ A reward is a function that names the columns it wants, in the signature TRL's u
 
     def polite(completions, prompts, **columns) -> list[float]: ...
 
-or a `Reward`, whose score() gets the whole `Batch`. The built-in ones are in
-`text_gym.builtin_rewards`; `register_reward` adds a name of your own.
+or a `Reward`, whose score() gets the whole `Batch`. The built-in ones are in `builtin_rewards`,
+`text_rewards` and `classifier`; `register_reward` adds a name of your own.
 """
 
 from __future__ import annotations
@@ -197,8 +197,10 @@ def _registry() -> dict[str, Callable[..., Any]]:
     """The names, filled with the built-in ones when first asked for."""
     if not _REGISTRY:
         from text_gym.builtin_rewards import BUILT_IN
+        from text_gym.classifier import ClassifierReward
+        from text_gym.text_rewards import TEXT_REWARDS
 
-        for name, factory in BUILT_IN.items():
+        for name, factory in {**BUILT_IN, **TEXT_REWARDS, ClassifierReward.name: ClassifierReward}.items():
             _REGISTRY.setdefault(name, factory)
     return _REGISTRY
 
