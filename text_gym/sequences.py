@@ -221,6 +221,12 @@ class Batch:
             return [[] for _ in range(len(self))]
         return [[self.vocab.decode(r) for r in e.references] for e in self.examples]
 
+    @cached_property
+    def columns(self) -> dict[str, Any]:
+        """What else the data say of each row's prompt, by name; nothing for tasks without prompts."""
+        names = self.examples[0].columns if self.examples else ()
+        return {name: [example.columns.get(name) for example in self.examples or ()] for name in names}
+
 
 def make_batch(
     tokens: npt.ArrayLike,
