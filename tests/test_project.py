@@ -31,7 +31,7 @@ LAYERS = [
     "builtin_rewards",
     "text_rewards",
     "classifier",
-    "rules",
+    "rules trl",
     "env vector_env",
     "__init__",
 ]
@@ -159,6 +159,9 @@ def blocks(page, language):
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.* is deprecated and will be removed in v6:FutureWarning:transformers"
+)  # by TRL's use
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_programs_in_the_documentation_run(page):
     namespace = {"__name__": "__main__"}

@@ -284,8 +284,8 @@ def references_of(example: Example, name: str) -> tuple[tuple[int, ...], ...]:
     """The references of a row's prompt, for the reward of this name; an error if there are none."""
     if not example.references:
         raise RewardError(
-            f"reward {name!r} needs references, and the prompt given to reset() has none; "
-            "use a prompt of the task's data, or a reward that needs no references"
+            f"reward {name!r} needs references, and a prompt that is not of the task's data has none; "
+            "use one that is, or a reward that needs no references"
         )
     return example.references
 

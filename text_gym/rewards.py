@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +37,10 @@ COLUMNS: dict[str, Callable[[Batch], Any]] = {
     "lengths": lambda batch: batch.lengths,
 }
 """What a reward function may ask for, beside the fields that the task's own data carry."""
+
+
+TRAINER: dict[str, Any] = {"trainer_state": None, "log_extra": lambda *_: None, "log_metric": lambda *_: None}
+"""What TRL's trainers pass beside columns, as it is without such a trainer."""
 
 
 class Reward(ABC):
@@ -71,7 +76,7 @@ class FunctionReward(Reward):
     def __init__(self, function: Callable[..., Any], name: str | None = None) -> None:
         """Read the function's signature."""
         self.function = function
-        self.name = name or str(getattr(function, "__name__", type(function).__name__))
+        self.name = name or _name_of(function)
         try:
             parameters = inspect.signature(function).parameters.values()
         except (TypeError, ValueError) as problem:
@@ -84,7 +89,7 @@ class FunctionReward(Reward):
 
     def prepare(self, task: Task) -> None:
         """Refuse a function that asks for a column nobody provides."""
-        known = {*COLUMNS, *(task.train.columns if task.conditional else ())}
+        known = {*COLUMNS, *TRAINER, *(task.train.columns if task.conditional else ())}
         for name, required in self._wanted.items():
             if required and name not in known:
                 raise RewardError(
@@ -94,16 +99,17 @@ class FunctionReward(Reward):
 
     def score(self, batch: Batch) -> Sequence[float | None] | npt.NDArray[Any]:
         """Call the function with its columns."""
-        own = batch.examples[0].columns if batch.examples else {}
-        wanted = [*COLUMNS, *own] if self._wants_all else self._wanted
-        columns: dict[str, Any] = {}
-        for name in wanted:
-            if name in COLUMNS:
-                columns[name] = COLUMNS[name](batch)
-            elif name in own:
-                columns[name] = [example.columns.get(name) for example in batch.examples or ()]
-        scores: Sequence[float | None] = self.function(**columns)
+        wanted = dict.fromkeys([*COLUMNS, *batch.columns, *self._wanted]) if self._wants_all else self._wanted
+        known = {*COLUMNS, *batch.columns, *TRAINER}
+        answer = self.function(**{name: self.column(name, batch) for name in wanted if name in known})
+        scores: Sequence[float | None] = _awaited(answer) if inspect.isawaitable(answer) else answer
         return scores
+
+    def column(self, name: str, batch: Batch) -> Any:
+        """What the function gets under a name."""
+        if name in COLUMNS:
+            return COLUMNS[name](batch)
+        return batch.columns[name] if name in batch.columns else TRAINER[name]
 
 
 class Score(NamedTuple):
@@ -134,8 +140,12 @@ class Scorer:
         for reward, weight, label in _weighted(spec):
             name = _distinct(label or reward.name or type(reward).__name__, self.rewards)
             self.weights[name] = finite_number(f"the weight of reward {name!r}", weight)
-            reward.prepare(task)
+            self.prepare(reward)
             self.rewards[name] = reward
+
+    def prepare(self, reward: Reward) -> None:
+        """Let a reward check the task."""
+        reward.prepare(self.task)
 
     def __call__(self, batch: Batch) -> Score:
         """Score a batch: the total and every term, all finite."""
@@ -220,6 +230,28 @@ def _weighted(spec: RewardSpec) -> Iterator[tuple[Reward, Any, str]]:
     for part, weight in pairs:
         label = part if isinstance(part, str) and ":" not in part else ""
         yield make_reward(part), weight, label
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    while isinstance(function, partial):
+        function = function.func
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _awaited(answer: Awaitable[Any]) -> Any:
+    """What an async function answers, in a thread of its own where this one runs an event loop already."""
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
+    async def wait() -> Any:
+        return await answer
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(wait())
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, wait()).result()
 
 
 def _distinct(name: str, taken: Mapping[str, Any]) -> str:

@@ -37,10 +37,10 @@ class _ComparingReward(Reward):
 
     def score(self, batch: Batch) -> FloatArray:
         """Compare each different pair of a text and its references."""
-        wanted = [references_of(example, self.name) for example in batch.examples or ()]
-        rows = list(zip(batch.texts, wanted, strict=True))
-        texts = {ids: [batch.vocab.decode(r) for r in ids] for ids in dict.fromkeys(wanted)}
-        scores = {row: self.compare(row[0], texts[row[1]]) for row in dict.fromkeys(rows)}
+        for example in batch.examples or ():
+            references_of(example, self.name)  # refuses a prompt without any
+        rows = [(text, tuple(references)) for text, references in zip(batch.texts, batch.references, strict=True)]
+        scores = {row: self.compare(row[0], list(row[1])) for row in dict.fromkeys(rows)}
         return np.array([scores[row] for row in rows], dtype=np.float64)
 
 
