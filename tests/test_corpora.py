@@ -226,6 +226,10 @@ def test_long_prompts(write):
     assert dropped.batch("train").prompts == ["q"]
     cut = text_gym.make_task(path, max_prompt_length=2, long_lines="cut", valid=0.0, test=0.0)
     assert cut.batch("train").prompts == ["q r", "q"]
+    options = {"max_prompt_length": 2, "long_lines": "cut", "valid": 0.0, "test": 0.0}
+    assert text_gym.make_task(path, cut_prompts="end", **options).batch("train").prompts == ["p q", "q"]
+    with pytest.raises(OptionError, match="cut_prompts must be 'beginning' or 'end', not 'left'"):
+        text_gym.make_task(path, cut_prompts="left", **options)
 
 
 @pytest.mark.parametrize(

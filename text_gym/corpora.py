@@ -38,7 +38,9 @@ class CorpusOptions:
     max_prompt_length: int | None = None
     """Tokens of a prompt at most."""
     long_lines: Literal["drop", "cut", "error"] = "drop"
-    """What happens to longer lines: left out, cut off (a prompt at its beginning), or an error."""
+    """What happens to longer lines: left out, cut off, or an error."""
+    cut_prompts: Literal["beginning", "end"] = "beginning"
+    """Where a prompt that is too long is cut off: a dialogue at its beginning, an article at its end."""
     min_count: int = 1
     """Words seen less often in the training split become UNK."""
     max_vocab: int | None = None
@@ -58,6 +60,8 @@ class CorpusOptions:
         """Refuse values that make no sense."""
         if self.long_lines not in ("drop", "cut", "error"):
             raise OptionError(f"long_lines must be 'drop', 'cut' or 'error', not {self.long_lines!r}")
+        if self.cut_prompts not in ("beginning", "end"):
+            raise OptionError(f"cut_prompts must be 'beginning' or 'end', not {self.cut_prompts!r}")
         for name, least in (("max_length", 2), ("max_prompt_length", 1), ("min_count", 1), ("max_vocab", 1)):
             if getattr(self, name) is not None:
                 whole_number(name, getattr(self, name), least)

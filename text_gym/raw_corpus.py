@@ -32,6 +32,8 @@ class Limits(Protocol):
     @property
     def long_lines(self) -> str: ...  # noqa: D102
     @property
+    def cut_prompts(self) -> str: ...  # noqa: D102
+    @property
     def seed(self) -> int: ...  # noqa: D102
     @property
     def encoding(self) -> str: ...  # noqa: D102
@@ -120,7 +122,9 @@ class RawCorpus:
                 f"{path}: {record.text[:60]!r} is longer than {limit}; raise it, or pass long_lines='drop' or 'cut'"
             )
         if limits.long_lines == "cut":
-            prompt = record.prompt[-prompt_room:] if record.prompt and prompt_room else record.prompt
+            prompt = record.prompt
+            if prompt and prompt_room:
+                prompt = prompt[:prompt_room] if limits.cut_prompts == "end" else prompt[-prompt_room:]
             return record._replace(prompt=prompt, references=[r[:room] for r in record.references])
         short = [r for r in record.references if room is None or len(r) <= room]
         return None if long_prompt or not short else record._replace(references=short)
