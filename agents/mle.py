@@ -93,6 +93,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "strong": {},
     # The grammar in well under a minute.
     "demo": {"dropout": 0.2, "schedule": ((4, 1e-2), (4, 3e-3)), "patience": 3},
+    # A pretrained Hugging Face model, in small steps.
+    "finetune": {"schedule": ((3, 5e-5),), "batch_size": 16, "patience": 1},
 }
 
 

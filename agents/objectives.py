@@ -35,8 +35,9 @@ class _WeightedNLL(torch.autograd.Function):
         chunk = max(1, CHUNK_BYTES[hidden.is_cuda] // (4 * size))
         losses = hidden.new_empty(rows)
         with_gradient = any(ctx.needs_input_grad)
-        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
-        grad_bias = torch.zeros_like(bias)
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None  # None where it is frozen
+        grad_bias = torch.zeros_like(bias) if ctx.needs_input_grad[2] else None
         columns = weight.T
         rooms = hidden.new_empty(2, min(chunk, rows), size)  # for logits and probabilities, again and again
         for begin in range(0, rows, chunk):
@@ -55,15 +56,17 @@ class _WeightedNLL(torch.autograd.Function):
             share = row_weights[part, None] / sampling.temperature
             slopes.mul_(share).scatter_add_(1, targets[part, None], -share)
             grad_hidden[part] = slopes @ weight
-            grad_weight.addmm_(slopes.T, hidden[part])
-            grad_bias += slopes.sum(dim=0)
+            if grad_weight is not None:
+                grad_weight.addmm_(slopes.T, hidden[part])
+            if grad_bias is not None:
+                grad_bias += slopes.sum(dim=0)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.mark_non_differentiable(losses)
         return (losses * row_weights).sum(), losses
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = (grads[0] * gradient for gradient in ctx.saved_tensors)
+        wanted = (None if gradient is None else grads[0] * gradient for gradient in ctx.saved_tensors)
         return *wanted, None, None, None, None, None
 
 

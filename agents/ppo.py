@@ -124,6 +124,8 @@ class PPOSettings(ActorCriticSettings):
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"iterations": 60, "embedding": 32, "hidden": 32},
     "demo": {"iterations": 30},
+    # A pretrained Hugging Face model, in small steps that stay near it.
+    "finetune": {"copies": 32, "learning_rate": 1e-5, "kl_weight": 0.1},
 }
 # As published with GPT-2 on reviews of films (RL4LMs, arXiv:2210.01241): small steps for a large model.
 IMDB: dict[str, Any] = {

@@ -61,6 +61,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fast": {**PUBLISHED_UPDATE, "updates": 60},
     # The grammar in well under a minute, from a policy that MLE has trained.
     "demo": {"updates": 40, "rollouts": 4},
+    # A pretrained Hugging Face model, in small steps that stay near it.
+    "finetune": {"updates": 200, "rollouts": 0, "batch_size": 32, "learning_rate": 1e-5, "kl_weight": 0.1},
 }
 
 

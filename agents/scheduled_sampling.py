@@ -67,6 +67,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fast": {**MLE_PRESETS["fast"], "decay_rate": 0.006},  # falls as far in a third of the epochs
     "strong": {},
     "demo": {**MLE_PRESETS["demo"], "decay_rate": 0.05},
+    "finetune": {**MLE_PRESETS["finetune"], "decay_rate": 0.1},
 }
 
 

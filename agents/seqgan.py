@@ -153,6 +153,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "filters": ((1, 32), (2, 32), (3, 32), (4, 32)),
         "discriminator_learning_rate": 1e-3,
     },
+    # A pretrained Hugging Face model, in small steps that stay near it.
+    "finetune": {
+        "pretraining": "finetune",
+        "rollouts": 4,
+        "batch_size": 32,
+        "learning_rate": 1e-5,
+        "kl_weight": 0.1,
+        "pretraining_passes": 2,
+        "pass_size": 2_000,
+    },
 }
 
 

@@ -118,6 +118,8 @@ def test_an_agent_gets_what_it_has_parameters_for(env, tmp_path):
 
 def test_each_name_has_a_line_about_it():
     described = registered_agents()
-    assert list(described) == ["mle", "ss", "reinforce", "pg-bleu", "seqgan", "uniform", "real"]
+    assert list(described) == [
+        *("mle", "ss", "reinforce", "pg-bleu", "seqgan", "ppo", "a2c", "maskable-ppo", "nlpo", "uniform", "real"),
+    ]
     assert all(described.values())
     assert "BLEU" in described["pg-bleu"] != described["reinforce"]
