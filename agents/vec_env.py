@@ -20,7 +20,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from text_gym.arrays import AnyArray
+from text_gym.arrays import AnyArray, IntArray
 from text_gym.errors import OptionError
 from text_gym.rules import Observation
 from text_gym.vector_env import TextGenVectorEnv
@@ -31,10 +31,10 @@ OF_EACH_COPY = ("action_masks",)
 class TextGenVecEnv(VecEnv):
     """A `TextGenVectorEnv` in autoreset mode "SameStep", behind Stable-Baselines3's interface.
 
-    The info of a copy has `action_mask`. At the end of an episode it has also what the scalar environment says there,
-    `terminal_observation`, and `episode` with return, length and time, as `Monitor` would add it. `seed()` seeds copy i
-    with seed + i at the next reset, `set_options()` takes the options of reset(), and `action_masks` is there for
-    MaskablePPO.
+    Step for step it is `DummyVecEnv` with as many scalar environments in a `Monitor`. The info of a copy has
+    `action_mask`; at the end of an episode also what the scalar environment says there, `terminal_observation`, and
+    `episode` with return, length and time. `seed()` seeds copy i with seed + i at the next reset, `set_options()`
+    takes the options of reset(), and `action_masks` is there for MaskablePPO.
 
     Args:
         envs: From gym.make_vec("TextGen-v0", ..., autoreset_mode="SameStep").
@@ -54,6 +54,7 @@ class TextGenVecEnv(VecEnv):
             )
         self.envs: Any = envs  # Gymnasium's types for seeds are narrower than this environment's
         self._actions: AnyArray | None = None
+        self._steps: IntArray = np.zeros(envs.num_envs, dtype=np.int64)  # of each episode, without a prefix given
         self._begun = time.time()
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
 
@@ -62,6 +63,7 @@ class TextGenVecEnv(VecEnv):
         seeds = self._seeds if any(seed is not None for seed in self._seeds) else None
         observations, infos = self.envs.reset(seed=seeds, options=self._options_of_all())
         self.reset_infos = [{"action_mask": mask} for mask in infos["action_mask"]]
+        self._steps[:] = 0
         self._reset_seeds()
         self._reset_options()
         return observations
@@ -80,7 +82,10 @@ class TextGenVecEnv(VecEnv):
     def step_wait(self) -> VecEnvStepReturn:
         """Append a token to each sequence; copies that end begin anew."""
         observations, rewards, done, _, infos = self.envs.step(self._actions)
-        listed: list[dict[str, Any]] = [{"action_mask": mask} for mask in infos["action_mask"]]
+        listed: list[dict[str, Any]] = [
+            {"action_mask": mask, "TimeLimit.truncated": False} for mask in infos["action_mask"]
+        ]
+        self._steps += 1
         if done.any():
             self._add_final(listed, infos, np.flatnonzero(done).tolist(), rewards)
         return observations, rewards.astype(np.float32), done, listed
@@ -93,14 +98,16 @@ class TextGenVecEnv(VecEnv):
         terms = {name: scores for name, scores in final["reward_terms"].items() if not name.startswith("_")}
         for row in rows:
             info = listed[row]
+            self.reset_infos[row] = {"action_mask": info["action_mask"]}  # of the episode that begins
+            info["action_mask"] = final["action_mask"][row]
             info["terminal_observation"] = infos["final_obs"][row]
             info["text"], info["length"] = final["text"][row], int(final["length"][row])
             info["disallowed"] = int(final["disallowed"][row])
             info["reward_terms"] = {name: float(scores[row]) for name, scores in terms.items()}
             if "prompt" in final:
                 info["prompt"] = final["prompt"][row]
-            info["TimeLimit.truncated"] = False
-            info["episode"] = {"r": float(rewards[row]), "l": info["length"], "t": now}
+            info["episode"] = {"r": float(rewards[row]), "l": int(self._steps[row]), "t": now}
+            self._steps[row] = 0
 
     def close(self) -> None:
         """Close the environment."""

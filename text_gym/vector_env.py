@@ -57,6 +57,10 @@ class TextGenVectorEnv(VectorEnv[Any, Any, AnyArray]):
             raise OptionError(f"autoreset_mode must be one of {modes}, not {autoreset_mode!r}") from problem
         if rules is not None and arguments:
             raise OptionError(f"rules come with a task and a reward; leave {', '.join(arguments)} out")
+        if rules is not None and not isinstance(rules, Rules):
+            raise OptionError(
+                f"rules={rules!r} is not what `rules` of another environment are; give env.unwrapped.rules"
+            )
         self.rules = rules = rules or Rules(**arguments)
         self.render_mode = render_mode
         self.metadata = {"render_modes": ["ansi"], "render_fps": 30, "autoreset_mode": self.autoreset_mode}
