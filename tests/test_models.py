@@ -167,3 +167,13 @@ def test_one_seed_one_sample():
     first, again, other = (generate(model, 20, 9, 0, seeded(s)).tokens for s in (3, 3, 4))
     assert (first == again).all()
     assert (first != other).any()
+
+
+@pytest.mark.parametrize("width", [0, 1])
+def test_an_lstm_that_has_read_a_prompt_alone_says_what_comes_first(width):
+    model, prompts = small_model(5), torch.tensor([[1, 2, 5], [3, 5, 5]])
+    tokens = torch.tensor([[4], [0]])[:, :width]
+    logits, _ = model.start(2, prompts)
+    assert torch.equal(model.output(model.features(tokens, prompts)), logits[:, None][:, :width])
+    log_probs = model.log_prob(tokens, torch.ones_like(tokens, dtype=torch.bool), prompts)
+    assert torch.allclose(log_probs, logits.log_softmax(1).gather(1, tokens))

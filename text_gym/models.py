@@ -114,6 +114,8 @@ class LSTM(nn.Module):
             return self.dropout(hidden)  # type: ignore[no-any-return]
         _, state = self.start(len(tokens), prompts)
         begin = state[0][:, None]  # [n, 1, H], what the last of the prompt led to
+        if tokens.shape[1] < 2:  # torch's LSTM refuses to read nothing
+            return self.dropout(begin[:, : tokens.shape[1]])  # type: ignore[no-any-return]
         hidden, _ = self.lstm(self.dropout(self.embed(real[:, :-1])), tuple(part[None] for part in state))
         return self.dropout(torch.cat([begin, hidden], dim=1))  # type: ignore[no-any-return]
 
