@@ -25,6 +25,7 @@ from agents.baselines import width_of_features
 from agents.policies import PolicySettings, make_policy
 from text_gym.errors import OptionError
 from text_gym.models import draw_tokens
+from text_gym.names import check_options
 
 ModelSource = Mapping[str, Any] | Callable[[], nn.Module]
 """Fields of PolicySettings, of which a model with random weights is made; or a function that makes one."""
@@ -43,7 +44,9 @@ class PrefixExtractor(BaseFeaturesExtractor):
         self, observation_space: spaces.Space[Any], make_model: Callable[[], nn.Module] | None = None, **settings: Any
     ) -> None:
         """Make the language model, and see how wide its features are."""
-        prefix = observation_space["prefix"] if isinstance(observation_space, spaces.Dict) else observation_space
+        check_options("a language model", PolicySettings, settings)
+        of_parts = isinstance(observation_space, spaces.Dict)
+        prefix = observation_space.get("prefix") if of_parts else observation_space  # type: ignore[attr-defined]
         if not isinstance(prefix, spaces.Box) or prefix.dtype.kind != "i":
             raise OptionError(f"prefixes are observations of TextGen-v0, and not of {observation_space!r}")
         self.pad = int(prefix.high.flat[0])
@@ -120,6 +123,11 @@ class LanguageActorCritic:
         """Let Stable-Baselines3 build the policy around the language model."""
         if critic not in ("shared", "separate"):
             raise OptionError(f"critic={critic!r} must be 'shared' or 'separate'")
+        if not (language_model is None or callable(language_model) or isinstance(language_model, Mapping)):
+            raise OptionError(
+                f"language_model={language_model!r} must be a dict, as {{'policy': 'lstm', 'hidden': 64}}, "
+                "or a function that makes a model"
+            )
         self._own: dict[str, Any] = {"language_model": language_model, "critic": critic}
         self._own |= {"critic_layers": critic_layers, "forbidden": forbidden}
         source = language_model or {}
@@ -136,11 +144,22 @@ class LanguageActorCritic:
         """Put the language model's output where Stable-Baselines3 has built a layer of its own."""
         super()._build(lr_schedule)  # type: ignore[misc]
         policy: Any = self
+        self._check_model()
         policy.action_net = LanguageActor(policy.features_extractor, self._own["forbidden"])
         if not policy.share_features_extractor:
             policy.vf_features_extractor.model = without_output(policy.vf_features_extractor.model)
         rate = policy.optimizer.param_groups[0]["lr"]
         policy.optimizer = policy.optimizer_class(policy.parameters(), lr=rate, **policy.optimizer_kwargs)
+
+    def _check_model(self) -> None:
+        """Refuse a model that has other tokens, and one that actor and critic would share without being told to."""
+        policy: Any = self
+        with torch.no_grad():
+            size = self.language_model.start(1)[0].shape[1]
+        if size != policy.action_space.n:
+            raise OptionError(f"language_model makes a model of {size} tokens; the task has {policy.action_space.n}")
+        if not policy.share_features_extractor and policy.vf_features_extractor.model is self.language_model:
+            raise OptionError("critic='separate' needs a language_model that makes a new one each time it is called")
 
     @property
     def language_model(self) -> Any:
