@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from agents.divergence import AdaptiveKL
 from agents.objectives import CHUNK_BYTES
 from text_gym.arrays import AnyArray, IntArray
+from text_gym.errors import OptionError
 
 
 class WholeCopies:
@@ -122,6 +123,14 @@ class KLPenalty(BaseCallback):
         """Keep the parts."""
         super().__init__()
         self.reference, self.kl, self.penalty, self.unmasked = reference, kl, penalty, unmasked
+
+    def _init_callback(self) -> None:
+        """Refuse what has no language model to compare."""
+        policy: Any = self.model.policy
+        if not hasattr(policy, "language_model"):
+            raise OptionError(
+                f"KLPenalty is for a policy that is a language model, as TextPolicy is one, not {policy!r}"
+            )
 
     def _on_step(self) -> bool:
         return True
