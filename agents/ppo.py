@@ -28,7 +28,7 @@ from agents.on_policy import CopiesBuffer, DictCopiesBuffer, KLPenalty
 from agents.policies import PolicySettings, Restricted, frozen_copy, make_policy
 from agents.starting import StartingAgent
 from agents.vec_env import TextGenVecEnv
-from text_gym.errors import DependencyError, OptionError
+from text_gym.errors import DependencyError, OptionError, TrainingError
 from text_gym.names import finite_number, whole_number
 from text_gym.vector_env import TextGenVectorEnv
 
@@ -83,6 +83,8 @@ class ActorCriticSettings(PolicySettings):
             raise OptionError(f"critic={self.critic!r} must be 'shared' or 'separate'")
         if self.kl_target is not None and (finite_number("kl_target", self.kl_target) <= 0 or not self.kl_weight):
             raise OptionError(f"kl_target={self.kl_target} must be above 0, and needs a kl_weight to begin with")
+        if not isinstance(self.critic_layers, tuple | list):
+            raise OptionError(f"critic_layers={self.critic_layers!r} must be sizes of layers, as (64,)")
         sizes = tuple(whole_number("critic_layers", size, least=1) for size in self.critic_layers)
         object.__setattr__(self, "critic_layers", sizes)
 
@@ -93,6 +95,11 @@ class A2CSettings(ActorCriticSettings):
 
     normalize: bool = True
     """Whether advantages are brought to mean 0 and standard deviation 1."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        super().__post_init__()
+        check_switch("normalize", self.normalize)
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,7 @@ class PPOSettings(ActorCriticSettings):
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
         super().__post_init__()
+        check_switch("normalize", self.normalize)
         whole_number("epochs", self.epochs, least=1)
         whole_number("batch_size", self.batch_size, least=2)
         for name in ("clip_range", "target_kl"):
@@ -158,6 +166,7 @@ class ActorCritic(StartingAgent):
     def build(self) -> None:
         """The environment's copies, the algorithm with its policy, and what the policy is kept near."""
         settings = self.settings
+        self._check_rollout()
         envs = TextGenVectorEnv(settings.copies, "SameStep", rules=self.rules)
         self.envs = TextGenVecEnv(envs)
         options: dict[str, Any] = {
@@ -184,6 +193,16 @@ class ActorCritic(StartingAgent):
         self.begin_from_start()
         self.at_start = frozen_copy(self.policy)
         self.kl = AdaptiveKL(settings.kl_weight, settings.kl_target)
+
+    def _check_rollout(self) -> None:
+        """Refuse rollouts of which nothing can be learned."""
+        steps, limit = self.settings.rollout_steps or self.rules.limit, self.rules.limit
+        if self.settings.normalize and steps * self.settings.copies < 2:
+            raise OptionError(
+                "advantages are normalised over at least two tokens; give more copies, or normalize=False"
+            )
+        if self.rules.eos is None and steps < limit:
+            raise OptionError(f"in rollout_steps={steps} no sequence of this task ever ends; give at least {limit}")
 
     def make_algorithm(self, options: dict[str, Any]) -> Any:
         """The algorithm, from what it shares with the others and its own."""
@@ -222,12 +241,27 @@ class ActorCritic(StartingAgent):
             model._last_obs = model.env.reset()
             model._last_episode_starts = np.ones(self.settings.copies, dtype=bool)
             model.collect_rollouts(model.env, callbacks, model.rollout_buffer, model.n_steps)
-            model.train()
-        self.written += self.settings.copies + len(episodes.returns)
+            self._train()
+        self.written += int(model.rollout_buffer.episode_starts.sum())
         if episodes.returns:
             self.logger.record("train/reward", float(np.mean(episodes.returns)))
         self.logger.record("train/entropy", -float(model.rollout_buffer.log_probs.mean()))
         return True
+
+    def _train(self) -> None:
+        """What the algorithm learns from the rollout; weights that are not finite are refused, and so never saved."""
+        problem = None
+        try:
+            self.model.train()
+        except ValueError as refused:  # torch's distributions take no logits that are not finite
+            problem = refused
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.policy.parameters()):
+            raise TrainingError(
+                "weights are no longer finite: training has diverged. "
+                "Lower the learning rate; the last checkpoint is from before."
+            ) from problem
+        if problem is not None:
+            raise problem
 
     def begin_rollout(self, step: int) -> None:
         """Called before each rollout."""
@@ -248,12 +282,13 @@ class ActorCritic(StartingAgent):
         return super().trained_parts() | {"critic": critic, "at_start": self.at_start}
 
     def trained_numbers(self) -> dict[str, Any]:
-        """The adapted weight."""
-        return {"kl_weight": self.kl.weight}
+        """The adapted weight, and the count of updates that Stable-Baselines3 logs."""
+        return {"kl_weight": self.kl.weight, "updates": self.model._n_updates}
 
     def restore_trained_numbers(self, numbers: Mapping[str, Any]) -> None:
-        """Put it back."""
+        """Put them back."""
         self.kl.weight = float(numbers["kl_weight"])
+        self.model._n_updates = int(numbers["updates"])
 
 
 class PPO(ActorCritic):
@@ -326,6 +361,12 @@ class MaskablePPO(ActorCritic):
     def masking_envs(self) -> VecEnv:
         """The copies, which say what may be written."""
         return self.envs
+
+
+def check_switch(name: str, value: Any) -> None:
+    """Refuse what is neither True nor False."""
+    if not isinstance(value, bool):
+        raise OptionError(f"{name}={value!r} must be True or False")
 
 
 def ppo_options(settings: PPOSettings) -> dict[str, Any]:
