@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import text_gym
-from text_gym import names
+from text_gym import grue, names
 from text_gym.errors import DataError, OptionError, TaskError, UnknownNameError
 from text_gym.sequences import Batch, Examples, Sequences, make_batch
 from text_gym.tasks import Task, register_task, registered_tasks
@@ -18,7 +18,7 @@ rows_of_ids = st.lists(st.lists(st.integers(1, 6), max_size=6), max_size=8)
 LETTERS = Vocabulary(["<eos>", *"abcdef"], eos=0)
 
 
-@pytest.mark.parametrize("name", sorted(registered_tasks()))
+@pytest.mark.parametrize("name", sorted(set(registered_tasks()) - set(grue.TASKS)))
 def test_every_registered_task_is_whole(name):
     task = text_gym.make_task(name)
     for split in ("train", "valid", "test"):
@@ -78,7 +78,7 @@ def no_task(size):
 @pytest.mark.parametrize(
     ("spec", "options", "error", "words"),
     [
-        ("gramar", {}, UnknownNameError, "Did you mean 'grammar'.*Known: answers, grammar"),
+        ("gramar", {}, UnknownNameError, "Did you mean 'grammar'.*Known: answers, cnn_dailymail"),
         ("grammar", {"sed": 1}, OptionError, "no option 'sed'.*Did you mean 'seed'"),
         ("grammar(seed)", {}, OptionError, "key=value"),
         ("grammar(seed=__import__('os'))", {}, OptionError, "cannot read"),

@@ -45,7 +45,7 @@ class Task:
         max_length: The most tokens of a sequence, EOS included.
         prompt_length: The most tokens of a prompt; 0 for tasks without prompts.
         source: The known source of the data, or None.
-        default_reward: The reward of an environment that is not given one.
+        default_reward: The reward of an environment that is not given one: a name, or any other spec of rewards.
         report: For files, what was read and what was left out.
     """
 
@@ -57,7 +57,7 @@ class Task:
         splits: Mapping[str, Examples] | Callable[[str], Examples],
         prompt_length: int = 0,
         source: Source | None = None,
-        default_reward: str = "bleu",
+        default_reward: Any = "bleu",
         report: Any = None,
     ) -> None:
         """Take the parts; `splits` may be a function, called once for each split when it is first used."""
@@ -212,7 +212,7 @@ def find_task(spec: str | Path) -> tuple[str, Callable[..., Task], dict[str, Any
     name, written = (spec, {}) if spec.endswith(SUFFIXES) else parse_call(spec)
     if ":" not in name and (Path(name).suffix or "/" in name or "\\" in name):
         return name, partial(file_task, name), written
-    return name, lookup("task", name, _REGISTRY), written
+    return name, lookup("task", name, _registry()), written
 
 
 def option_names(spec: str | Path) -> frozenset[str] | None:
@@ -237,12 +237,22 @@ def _memory_key(name: str, factory: Callable[..., Any], options: Mapping[str, An
 
 def register_task(name: str, factory: Callable[..., Task], replace: bool = False) -> None:
     """Let `make_task(name, **options)` call `factory(**options)`; the first line of its docstring describes it."""
-    register("task", name, factory, _REGISTRY, replace)
+    register("task", name, factory, _registry(), replace)
 
 
 def registered_tasks() -> dict[str, str]:
     """The registered names, each with a line about it."""
-    return {name: (inspect.getdoc(f) or "").split("\n")[0] for name, f in sorted(_REGISTRY.items())}
+    return {name: (inspect.getdoc(f) or "").split("\n")[0] for name, f in sorted(_registry().items())}
+
+
+def _registry() -> dict[str, Callable[..., Task]]:
+    """The names, with those of GRUE, whose module needs this one, when first asked for."""
+    if "commongen" not in _REGISTRY:
+        from text_gym.grue import TASKS
+
+        for name, factory in TASKS.items():
+            _REGISTRY.setdefault(name, factory)
+    return _REGISTRY
 
 
 def file_task(path: str | Path, **options: Any) -> Task:
