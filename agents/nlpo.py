@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from agents.actor_critic import PrefixExtractor
 from agents.policies import frozen_copy
-from agents.ppo import IMDB, PRESETS, MaskablePPO, PPOSettings
+from agents.ppo import MaskablePPO
+from agents.ppo_settings import IMDB, PRESETS, PPOSettings
 from text_gym.errors import OptionError
 from text_gym.names import finite_number, whole_number
 

@@ -75,7 +75,7 @@ AGENT_LAYERS = [
     "baselines checkpoint objectives rollout transformer huggingface discriminators evaluate audit runs vec_env",
     "divergence pretrained",
     "policies textbook measures",
-    "gradients writer bench_learning actor_critic on_policy",
+    "gradients ppo_settings writer bench_learning actor_critic on_policy",
     "agent bench_ppo references masked",
     "mle starting bench",
     "reinforce ppo",
