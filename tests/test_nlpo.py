@@ -144,8 +144,9 @@ def test_other_methods_and_some_copies_only():
         agent.likely.step(np.array(actions))
     whole = agent.likely.env_method("action_masks")
     assert len({str(mask) for mask in whole}) > 1
-    some = agent.likely.env_method("action_masks", indices=[5, 2])
-    assert (np.stack(some) == np.stack(whole)[[5, 2]]).all()
+    for rows in ([7, 6, 5, 4, 3, 2, 1, 0], [5, 2]):
+        some = agent.likely.env_method("action_masks", indices=rows)
+        assert (np.stack(some) == np.stack(whole)[rows]).all()
     assert agent.likely.env_method("render", indices=[0]) == [None]
     assert isinstance(agent.likely, LikelyTokens)
 
@@ -192,33 +193,40 @@ def test_its_first_ratio_is_one():
 
 
 @torch.no_grad()
-def test_the_weight_follows_the_published_formula():
-    """beta *= 1 + 0.1 * clip((KL - target) / target, -0.2, 0.2), by the log-ratio without masks."""
-    agent = small(env=env_of("grammar", max_length=6), top_p=0.6, kept=3, kl_weight=0.2, kl_target=0.002)
-    seen, train = [], agent.model.train
+def weights_and_divergences(target):
+    """Four iterations: the weight before and after each, and the mean log-ratio without masks, by hand."""
+    options = {"top_p": 0.6, "kept": 3, "kl_weight": 1e-6, "kl_target": target, "learning_rate": 3e-2}
+    agent = small(env=env_of("grammar", max_length=6), **options)
+    policies, train, found = [], agent.model.train, []
 
     def spy():
-        seen.append(frozen_copy(agent.policy))
+        policies.append(frozen_copy(agent.policy))
         with torch.enable_grad():
             train()
 
     agent.model.train = spy
-    weights = set()
     for _ in range(4):
         before = agent.kl.weight
         agent.learn(1)
-        buffer = agent.model.rollout_buffer
-        observations, actions = buffer.observations, buffer.actions[:, 0].astype(int)
-        ratios = []
-        for prefix, action in zip(observations, actions, strict=True):
-            ours, start = (
-                logits_after(m, prefix, None, 209).log_softmax(0)[action] for m in (seen[-1], agent.at_start)
-            )
-            ratios.append(float(ours - start))
-        error = min(max((np.mean(ratios) - 0.002) / 0.002, -0.2), 0.2)
-        assert agent.kl.weight == pytest.approx(before * (1 + 0.1 * error), rel=1e-4)
-        weights.add(round(agent.kl.weight / before, 4))
-    assert len(weights) > 1  # below the target at first, above it later
+        buffer, ratios = agent.model.rollout_buffer, []
+        for prefix, action in zip(buffer.observations, buffer.actions[:, 0].astype(int), strict=True):
+            models = policies[-1], agent.at_start
+            ours, theirs = (logits_after(model, prefix, None, 209).log_softmax(0)[action] for model in models)
+            ratios.append(float(ours - theirs))
+        found.append((before, agent.kl.weight, float(np.mean(ratios))))
+    return found
+
+
+def test_the_weight_follows_the_published_formula():
+    """beta *= 1 + 0.1 * clip((KL - target) / target, -0.2, 0.2), by the log-ratio without masks."""
+    last = weights_and_divergences(1.0)[3][2]
+    assert last > 0.01
+    for target, factor in ((last / 1.1, 1.01), (last / 0.9, 0.99), (last / 3, 1.02), (last * 3, 0.98)):
+        found = weights_and_divergences(target)
+        for before, after, divergence in found:
+            error = min(max((divergence - target) / target, -0.2), 0.2)
+            assert after == pytest.approx(before * (1 + 0.1 * error), rel=1e-4)
+        assert found[3][1] / found[3][0] == pytest.approx(factor, abs=1e-3)
 
 
 def test_the_copy_is_saved_and_resumed(tmp_path):
@@ -249,6 +257,10 @@ def test_it_begins_with_start_and_so_does_the_copy():
         assert (mine == other).all()
         assert (copied == other).all()
         assert not copied.requires_grad
+    again = small(NLPO, seed=3)
+    again.begin_with(first.policy)
+    for copied, other in zip(again.likely.model.parameters(), first.policy.parameters(), strict=True):
+        assert (copied == other).all()
 
 
 def test_mistakes_are_told():
