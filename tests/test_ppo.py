@@ -230,6 +230,10 @@ def test_sequences_are_counted_however_long_they_are():
     written = int(agent.model.rollout_buffer.episode_starts.sum())
     assert agent.cost["sequences"] == written
     assert sum(calls) <= written <= sum(calls) + 4
+    for _ in range(2):  # the next rollout begins with new sequences, though the last ended amidst some
+        agent.learn(1)
+        firsts = agent.model.rollout_buffer.observations.reshape(4, 30, -1)[:, 0]
+        assert (firsts == 209).all()
 
 
 # Where they begin, and what they may write.
@@ -251,6 +255,8 @@ def test_they_begin_where_start_is_and_leave_start_alone(learner, task, tmp_path
     assert all((v == kept[k]).all() for k, v in start.policy.state_dict().items())
     assert all((v == kept[k]).all() for k, v in agent.at_start.state_dict().items())
     assert any((v != kept[k]).any() for k, v in agent.policy.state_dict().items())
+    again = learner.load(tmp_path / "run", env, progress=False)
+    assert all((v == kept[k]).all() for k, v in again.at_start.state_dict().items())
 
 
 @ALL
