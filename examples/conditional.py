@@ -12,14 +12,17 @@ from text_gym.sequences import Example
 
 # A Transformer looks at the prompt again for every word, which an LSTM of this size cannot.
 POLICY = {"policy": "transformer", "embedding": 64, "hidden": 256, "layers": 2}
-SUPERVISED = {"dropout": 0.0, "early_stopping": False, "batch_size": 128}
+SUPERVISED = {"dropout": 0.0, "early_stopping": False, "batch_size": 32}
 LEARNERS = {
     "reinforce": (Reinforce, {"rollouts": 0, "batch_size": 256, "learning_rate": 1e-3}),
-    "ppo": (PPO, {"copies": 512, "batch_size": 256, "learning_rate": 5e-4, "epochs": 2}),
+    "ppo": (
+        PPO,
+        {"copies": 256, "batch_size": 128, "learning_rate": 5e-4, "epochs": 2, "entropy_weight": 0.003},
+    ),
     "seqgan": (
         SeqGAN,
         {
-            "rollouts": 0, "batch_size": 128, "learning_rate": 1e-3, "generator_steps": 50, "teacher_forcing": 1.0,
+            "rollouts": 0, "batch_size": 32, "learning_rate": 1e-3, "generator_steps": 250, "teacher_forcing": 1.0,
             "discriminator": "transformer", "discriminator_learning_rate": 1e-3, "discriminator_l2": 0.0,
             "pass_size": 2000, "pretraining_passes": 3,
         },
@@ -32,16 +35,17 @@ def right(agent: Agent, examples: list[Example]) -> float:
     return float(Scorer("exact_match", agent.task)(agent.sample(prompts=examples, seed=1)).total.mean())
 
 
-def main(task: str, learner: str, epochs: int, below: float, steps: int, every: int, reward: str, seed: int) -> None:
-    """Supervised learning for so many epochs, or until so many answers are right; then the learner."""
+def main(task: str, shown: str, learner: str, epochs: int, steps: int, every: int, reward: str, seed: int) -> None:
+    """Supervised learning on the questions that are shown with their answers; then the learner, on the task's."""
     made = text_gym.make_task(task)
     unseen = [made.test[i] for i in range(min(1000, len(made.test)))]
     env = gym.make("TextGen-v0", task=made, reward=reward)
-    start = MLE(env, seed=seed, schedule=((epochs, 2e-3),), progress=False, **POLICY, **SUPERVISED)
-    for _ in range(epochs):
-        if start.learn(1).steps_done and right(start, unseen) >= below:
-            break
-    print(f"supervised: {right(start, unseen):.1%} of {len(unseen)} unseen questions right, epoch {start.steps_done}")
+    start = MLE(
+        gym.make("TextGen-v0", task=shown or task, reward=reward),
+        seed=seed, schedule=((epochs, 1e-3),), progress=False, **POLICY, **SUPERVISED,
+    )  # fmt: skip
+    start.learn()
+    print(f"supervised: {right(start, unseen):.1%} of {len(unseen)} unseen questions answered right", flush=True)
     kind, options = LEARNERS[learner]
     agent, begun = kind(env, seed=seed, start=start, progress=False, **options), time.perf_counter()
     while agent.steps_done < steps:
@@ -56,9 +60,9 @@ def main(task: str, learner: str, epochs: int, below: float, steps: int, every: 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--task", default="answers(size=2000)", help="or a .jsonl file with prompts and references")
+    parser.add_argument("--shown", default="", help="the task of supervised learning, if it is another")
     parser.add_argument("--learner", choices=LEARNERS, default="reinforce")
-    parser.add_argument("--epochs", type=int, default=30, help="of supervised learning at most")
-    parser.add_argument("--below", type=float, default=0.5, help="ends it at so many right answers")
+    parser.add_argument("--epochs", type=int, default=20, help="of supervised learning")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--every", type=int, default=20)
     parser.add_argument("--reward", default="exact_match")
