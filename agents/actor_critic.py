@@ -69,7 +69,14 @@ class PrefixExtractor(BaseFeaturesExtractor):
         read = torch.cat([tokens, torch.full_like(tokens[:, :1], self.pad)], dim=1)[rows, : longest + 1]
         model: Any = self.model
         features: Tensor = model.features(read, None if prompts is None else prompts[rows])
-        return features[chosen, self.places]  # from [rows, longest + 1, H], before each token
+        found = features[chosen, self.places]  # from [rows, longest + 1, H], before each token
+        return found.to(torch.promote_types(found.dtype, torch.float32))  # as the critic's layers are
+
+    def logits(self, features: Tensor) -> Tensor:
+        """The language model's, [n, V], of features [n, H]."""
+        model: Any = self.model
+        logits: Tensor = model.output(features.to(getattr(model.output, "weight", features).dtype))
+        return logits
 
 
 class Categorical(CategoricalDistribution):
@@ -92,7 +99,7 @@ class LanguageActor(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Features [n, H] of the extractor's last call to logits [n, V]."""
         (extractor,) = self._extractor
-        logits: Tensor = extractor.model.output(features)
+        logits: Tensor = extractor.logits(features)
         if self._forbidden is None:
             return logits
         early, later, min_length = self._forbidden
@@ -166,6 +173,13 @@ class LanguageActorCritic:
         """The actor: a `text_gym.models.LanguageModel`."""
         policy: Any = self
         return policy.features_extractor.model
+
+    def set_training_mode(self, mode: bool) -> None:
+        """Train, or not; language models stay without dropout, so that what is learned from is what was written."""
+        super().set_training_mode(mode)  # type: ignore[misc]
+        policy: Any = self
+        for extractor in {policy.pi_features_extractor, policy.vf_features_extractor}:
+            extractor.model.eval()
 
     def begin_with(self, model: nn.Module) -> None:
         """Give the actor, and a critic of its own, the weights of a language model of the same kind."""

@@ -151,7 +151,7 @@ class LikelyTokens(VecEnvWrapper):
         here = {k: v[rows] for k, v in observations.items()} if isinstance(observations, dict) else observations[rows]
         features = self._reader(obs_as_tensor(here, self.device))
         possible = torch.from_numpy(allowed).to(self.device)
-        logits = self._reader.model.output(features).masked_fill(~possible, -torch.inf)
+        logits = self._reader.logits(features).masked_fill(~possible, -torch.inf)
         kept = nucleus(logits, self.top_p, self.kept)
         if self.eos is not None:
             kept[:, self.eos] = True

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import obs_as_tensor
 from torch import Tensor, nn
 
 from agents.divergence import AdaptiveKL
@@ -149,7 +150,9 @@ class KLPenalty(BaseCallback):
             self.logger.record("train/kl_unmasked", float(ratios.mean()))
         if self.kl.weight:
             buffer.rewards -= self.kl.weight * ratios
-            buffer.compute_returns_and_advantage(self.locals["values"], self.locals["dones"])
+            with torch.no_grad():  # of what follows; `values` among the locals are not always those
+                after = algorithm.policy.predict_values(obs_as_tensor(self.locals["new_obs"], algorithm.device))
+            buffer.compute_returns_and_advantage(after, self.locals["dones"])
         self.kl.adapt(float(ratios.mean()))
 
     @staticmethod

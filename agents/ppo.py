@@ -39,6 +39,7 @@ class ActorCritic(StartingAgent):
     """
 
     settings: Any
+    at_start: Any
     settings_type: ClassVar[type] = ActorCriticSettings
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
     shown = ("train/reward", "train/entropy")
@@ -55,7 +56,7 @@ class ActorCritic(StartingAgent):
         self.envs = TextGenVecEnv(envs)
         options: dict[str, Any] = {
             "n_steps": settings.rollout_steps or self.rules.limit,
-            "learning_rate": settings.learning_rate,
+            "learning_rate": partial(_falling, settings.learning_rate) if settings.anneal else settings.learning_rate,
             "gamma": settings.gamma,
             "gae_lambda": settings.gae_lambda,
             "ent_coef": settings.entropy_weight,
@@ -69,6 +70,7 @@ class ActorCritic(StartingAgent):
             },
             "device": self.device,
         }
+        self.at_start = None  # until there is a policy
         with warnings.catch_warnings():  # batches of whole copies need not divide the rollout evenly
             warnings.filterwarnings("ignore", "You have specified a mini-batch size")
             self.model = self.make_algorithm(options)
@@ -93,8 +95,14 @@ class ActorCritic(StartingAgent):
         raise NotImplementedError(f"{type(self).__name__} has no algorithm")
 
     def begin_with(self, policy: nn.Module) -> None:
-        """Give the actor, and a critic of its own, the weights of a language model."""
+        """Give the actor, a critic of its own, and what the policy is kept near the weights of a language model."""
         self.model.policy.begin_with(policy)
+        if self.at_start is not None:
+            self.at_start.load_state_dict(policy.state_dict())
+
+    def get_env(self) -> VecEnv:
+        """The copies, for Stable-Baselines3's callbacks."""
+        return self.envs
 
     def _forbidden(self) -> tuple[Tensor, Tensor, int] | None:
         """What the policy may never write, as it is with the other learners; masks say so by themselves."""
@@ -115,6 +123,7 @@ class ActorCritic(StartingAgent):
         """One rollout, from new episodes on, and what is learned from it."""
         random, model = self.numpy_random(step), self.model
         model.set_logger(self.logger)
+        model._update_current_progress_remaining(min(step, self.settings.iterations), max(1, self.settings.iterations))
         episodes, stay_near = _Episodes(), KLPenalty(self.at_start, self.kl, self._penalty(), self.pays_unmasked)
         callbacks = CallbackList([episodes, stay_near])
         callbacks.init_callback(model)
@@ -265,6 +274,11 @@ def import_contrib() -> Any:
     except ImportError as problem:
         raise DependencyError("this learner needs sb3-contrib: pip install 'text-gym[contrib]'") from problem
     return masked
+
+
+def _falling(rate: float, remaining: float) -> float:
+    """A learning rate, of which as much is left as there is to learn."""
+    return rate * remaining
 
 
 class _Episodes(BaseCallback):

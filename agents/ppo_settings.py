@@ -22,6 +22,8 @@ class ActorCriticSettings(PolicySettings):
     """Tokens that each copy writes in an iteration; as many as the longest sequence has if not given."""
     learning_rate: float = 1e-3
     """Of Adam; of RMSprop for `A2C`."""
+    anneal: bool = False
+    """Whether the learning rate falls to nothing, in a straight line over `iterations`."""
     gamma: float = 1.0
     """How much a reward is worth one token earlier."""
     gae_lambda: float = 0.95
@@ -46,6 +48,7 @@ class ActorCriticSettings(PolicySettings):
         super().__post_init__()
         whole_number("iterations", self.iterations, least=0)
         whole_number("copies", self.copies, least=1)
+        check_switch("anneal", self.anneal)
         if self.rollout_steps is not None:
             whole_number("rollout_steps", self.rollout_steps, least=1)
         for name in ("learning_rate", "clip", "gamma"):

@@ -17,12 +17,15 @@ LEARNERS = {
     "reinforce": (Reinforce, {"rollouts": 0, "batch_size": 256, "learning_rate": 1e-3}),
     "ppo": (
         PPO,
-        {"copies": 256, "batch_size": 128, "learning_rate": 5e-4, "epochs": 2, "entropy_weight": 0.003},
+        {
+            "copies": 256, "batch_size": 128, "learning_rate": 5e-4, "epochs": 3, "entropy_weight": 0.003,
+            "anneal": True,
+        },
     ),
     "seqgan": (
         SeqGAN,
         {
-            "rollouts": 0, "batch_size": 32, "learning_rate": 1e-3, "generator_steps": 250, "teacher_forcing": 1.0,
+            "rollouts": 0, "batch_size": 64, "learning_rate": 7e-4, "generator_steps": 200, "teacher_forcing": 1.0,
             "discriminator": "transformer", "discriminator_learning_rate": 1e-3, "discriminator_l2": 0.0,
             "pass_size": 2000, "pretraining_passes": 3,
         },
@@ -47,6 +50,7 @@ def main(task: str, shown: str, learner: str, epochs: int, steps: int, every: in
     start.learn()
     print(f"supervised: {right(start, unseen):.1%} of {len(unseen)} unseen questions answered right", flush=True)
     kind, options = LEARNERS[learner]
+    options = options | ({"iterations": steps} if learner == "ppo" else {})  # over which its learning rate falls
     agent, begun = kind(env, seed=seed, start=start, progress=False, **options), time.perf_counter()
     while agent.steps_done < steps:
         agent.learn(min(every, steps - agent.steps_done))

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import text_gym
-from agents import MLE, NLPO, PPO, MaskablePPO, Reinforce, ScheduledSampling, SeqGAN
+from agents import A2C, MLE, NLPO, PPO, MaskablePPO, Reinforce, ScheduledSampling, SeqGAN
 from agents.checkpoint import CheckpointError
 from agents.cli import main
 from agents.huggingface import HuggingFace, LinearOutput
@@ -402,6 +402,37 @@ def test_actor_critics_train_them_and_resume(folders, lines, tmp_path, learner, 
     again = learner(env, seed=1, start=start, folder=tmp_path, **options).learn(1)
     assert again.steps_done == 2
     assert (again.log_prob(*_of(env)) == whole.log_prob(*_of(env))).all()
+
+
+@pytest.mark.parametrize("learner", [PPO, A2C, MaskablePPO, NLPO])
+def test_actor_critics_in_bfloat16(folders, lines, learner):
+    env = env_of(lines / "asked.jsonl", folders["gpt2"])
+    options = {"policy": "hf", "model": folders["gpt2"], "dtype": "bfloat16", "lora": 2, "copies": 4}
+    agent = learner(env, seed=0, progress=False, **options).learn(1)
+    assert next(agent.at_start.parameters()).dtype == torch.bfloat16
+    assert np.isfinite(agent.log_prob(*_of(env))).all()
+
+
+@pytest.mark.parametrize("learner", [PPO, NLPO])
+def test_what_is_learned_from_has_the_probability_that_it_was_written_with(folders, lines, learner, monkeypatch):
+    """The first minibatch's ratio is 1 also for models with dropout, which these have: it rests while they learn."""
+    env = env_of(lines / "asked.jsonl", folders["gpt2"])
+    options = {"policy": "hf", "model": folders["gpt2"], "copies": 8, "epochs": 1, "progress": False}
+    agent = learner(env, seed=0, **options)
+    assert any(module.p > 0 for module in agent.policy.modules() if isinstance(module, torch.nn.Dropout))
+    found = []
+    evaluate = agent.model.policy.evaluate_actions
+
+    def spied(*given, **options):
+        results = evaluate(*given, **options)
+        found.append(results[1].detach())
+        return results
+
+    monkeypatch.setattr(agent.model.policy, "evaluate_actions", spied)
+    monkeypatch.setattr(np.random, "permutation", np.arange)
+    agent.learn(1)
+    buffer = agent.model.rollout_buffer  # laid out copy by copy, as minibatches are
+    assert found[0].numpy() == pytest.approx(buffer.log_probs.ravel()[: len(found[0])], abs=1e-4)
 
 
 def test_a_critic_of_its_own_is_another_model(folders, lines):

@@ -10,6 +10,7 @@ from gymnasium import spaces
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import obs_as_tensor
 
 from agents.actor_critic import TextPolicy
 from agents.divergence import AdaptiveKL
@@ -221,7 +222,9 @@ class Around(BaseCallback):
         buffer = self.model.rollout_buffer
         names = ("rewards", "values", "log_probs", "advantages", "returns", "episode_starts")
         self.kept = {name: getattr(buffer, name).copy() for name in names}
-        self.last = self.locals["values"].numpy().ravel().copy(), self.locals["dones"].copy()
+        with torch.no_grad():  # of the observations that nobody has acted on yet
+            last = self.model.policy.predict_values(obs_as_tensor(self.locals["new_obs"], "cpu"))
+        self.last = last.numpy().ravel().copy(), self.locals["dones"].copy()
         self.sequences = written(buffer, self.model.policy.features_extractor.pad)
         masks = getattr(buffer, "action_masks", None)
         self.masks = None if masks is None else masks.reshape(*buffer.rewards.shape, -1).copy()
