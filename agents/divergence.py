@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.objectives import CHUNK_BYTES, as_drawn, weighted_nll
+from agents.objectives import as_drawn, log_probs_after, weighted_nll
 from text_gym.models import WHOLE_SOFTMAX, Drawn, Sampling
 
 STEP, MOST = 0.1, 0.2  # of an adapted weight, and of the error that it follows, in one update
@@ -84,19 +84,13 @@ def _among_what_could_be_drawn(
     """The reference's log-probability of each token among those that the policy could draw there, [n, T]."""
     ours, theirs = (model.features(drawn.tokens, prompts)[valid] for model in (policy, reference))  # each [N, H]
     targets, places = drawn.tokens[valid], valid.nonzero()[:, 1]
-    size = policy.output(ours[:1]).shape[1]
-    chunk = max(1, CHUNK_BYTES[ours.is_cuda] // (4 * size))
-    found = []
-    for begin in range(0, len(targets), chunk):
-        part = slice(begin, begin + chunk)
+
+    def among_them(others: Tensor, part: slice) -> Tensor:
         limits = 0.0 if penalty is None else penalty[places[part]]
-        logits, others = (
-            model.output(hidden[part]).to(torch.promote_types(hidden.dtype, torch.float32)) + limits
-            for model, hidden in ((policy, ours), (reference, theirs))
-        )
+        logits = policy.output(ours[part]).to(torch.promote_types(ours.dtype, torch.float32)) + limits
         possible = as_drawn(logits, targets[part], sampling) > -torch.inf
-        others = (others / sampling.temperature).masked_fill(~possible, -torch.inf)
-        found.append(-torch.nn.functional.cross_entropy(others.double(), targets[part], reduction="none"))
+        return ((others + limits) / sampling.temperature).masked_fill(~possible, -torch.inf)
+
     log_probs = torch.zeros_like(drawn.log_probs)
-    log_probs[valid] = torch.cat(found).to(log_probs.dtype)
+    log_probs[valid] = log_probs_after(reference.output, theirs, targets, among_them).to(log_probs.dtype)
     return log_probs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -128,3 +129,24 @@ def as_drawn(logits: Tensor, targets: Tensor, sampling: Sampling) -> Tensor:
         own = logits.gather(1, targets[:, None]) / sampling.temperature
         adjusted = adjusted.scatter(1, targets[:, None], own)
     return adjusted
+
+
+@torch.no_grad()
+def log_probs_after(
+    output: Callable[[Tensor], Tensor], features: Tensor, targets: Tensor, limited: Callable[[Tensor, slice], Tensor]
+) -> Tensor:
+    """The log-probabilities of targets [N], with as many logits at a time as memory is kept for, [N].
+
+    Args:
+        output: Makes logits [n, V] of features [n, H].
+        features: [N, H].
+        targets: [N].
+        limited: Changes the logits [n, V] of the rows that a slice means.
+    """
+    chunk = max(1, CHUNK_BYTES[features.is_cuda] // (4 * output(features[:1]).shape[1]))
+    found = [torch.zeros(0, dtype=torch.float64, device=features.device)]
+    for begin in range(0, len(targets), chunk):
+        part = slice(begin, begin + chunk)
+        logits = limited(output(features[part]), part).double()
+        found.append(-torch.nn.functional.cross_entropy(logits, targets[part], reduction="none"))
+    return torch.cat(found)

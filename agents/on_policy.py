@@ -13,7 +13,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import Tensor, nn
 
 from agents.divergence import AdaptiveKL
-from agents.objectives import CHUNK_BYTES
+from agents.objectives import log_probs_after
 from text_gym.arrays import AnyArray, IntArray
 from text_gym.errors import OptionError
 
@@ -88,19 +88,18 @@ def transition_log_probs(
     prompts = None if sequences.prompts is None else torch.from_numpy(sequences.prompts).to(device)
     rows, places = (torch.from_numpy(array.ravel()).to(device) for array in (sequences.rows, sequences.places))
     model.eval()
-    features, targets = model.features(tokens, prompts)[rows, places], tokens[rows, places]
-    chunk = max(1, CHUNK_BYTES[features.is_cuda] // (4 * model.output(features[:1]).shape[1]))
-    found = []
-    for begin in range(0, len(rows), chunk):
-        part = slice(begin, begin + chunk)
-        logits = model.output(features[part])
+
+    def limited(logits: Tensor, part: slice) -> Tensor:
         if penalty is not None:
             logits = logits + penalty[places[part]]
         if masks is not None:
             allowed = torch.from_numpy(masks.reshape(len(rows), -1)[part] > 0).to(device)
             logits = logits.masked_fill(~allowed, -torch.inf)
-        found.append(-nn.functional.cross_entropy(logits, targets[part], reduction="none"))
-    log_probs: AnyArray = torch.cat(found).cpu().numpy().reshape(sequences.rows.shape)
+        return logits
+
+    features = model.features(tokens, prompts)[rows, places]
+    found = log_probs_after(model.output, features, tokens[rows, places], limited)
+    log_probs: AnyArray = found.float().cpu().numpy().reshape(sequences.rows.shape)
     return log_probs
 
 

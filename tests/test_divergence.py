@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from agents import divergence
+from agents import objectives
 from agents.divergence import AdaptiveKL, log_ratios
 from agents.policies import Restricted
 from agents.transformer import Transformer
@@ -89,7 +89,7 @@ def exact_divergence(policy, reference, sampling, min_length=0, banned=(), prefi
 @torch.no_grad()
 def test_it_is_the_exact_one(monkeypatch, sampling, limits, chunk_bytes):
     """Token by token, and on the average over many sequences within four standard errors."""
-    monkeypatch.setattr(divergence, "CHUNK_BYTES", (chunk_bytes, chunk_bytes))
+    monkeypatch.setattr(objectives, "CHUNK_BYTES", (chunk_bytes, chunk_bytes))
     policy, reference = small_model(SIZE, seed=1, scale=0.8), small_model(SIZE, seed=2, scale=0.8)
     restricted, penalty = limited(policy, **limits)
     drawn = generate(restricted, 2000, LENGTH, EOS, seeded(0), sampling)

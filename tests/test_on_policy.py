@@ -184,7 +184,7 @@ def by_hand(model, prefix, prompt, token, extra=None, mask=None):
 @pytest.mark.parametrize("prompted", [False, True])
 @pytest.mark.parametrize("chunk", [1 << 21, 64])
 def test_transition_log_probs_by_hand(prompted, chunk, monkeypatch):
-    monkeypatch.setattr("agents.on_policy.CHUNK_BYTES", (chunk, chunk))
+    monkeypatch.setattr("agents.objectives.CHUNK_BYTES", (chunk, chunk))
     model, size = small_model(5), 5
     tokens = np.array([[1, 4, 5], [2, 5, 5], [0, 3, 2]])
     prompts = np.array([[1, 2], [3, 5], [4, 0]]) if prompted else None
