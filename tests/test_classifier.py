@@ -15,6 +15,8 @@ from transformers import (
     GPT2Config,
     GPT2ForSequenceClassification,
     PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 import text_gym
@@ -27,7 +29,7 @@ WORDS = ("the", "dogs", "run", "mary", "sings", "and", "a", "big", "cat", "sleep
 TEXTS = ["the dogs run", "mary sings", "a big cat sleeps and mary sings", "mary sings", "kite"]
 
 
-def tokenizer_of(special, pair):
+def tokenizer_of(special, pair, **limit):
     """A tokenizer of words whose first ids are the special tokens."""
     vocab = {word: i for i, word in enumerate([*special.values(), *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token=special["unk_token"]))
@@ -37,7 +39,7 @@ def tokenizer_of(special, pair):
         tokenizer.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=marks
         )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=32, **special)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **limit or {"model_max_length": 32}, **special)
 
 
 def save_bert(folder, kind=BertForSequenceClassification, **config):
@@ -109,7 +111,7 @@ def test_each_different_text_is_read_once_and_texts_of_like_length_together(fold
     read = []
     encoded = classifier._Reader._encoded
     monkeypatch.setattr(
-        classifier._Reader, "_encoded", lambda self, rows, most: read.append(rows) or encoded(self, rows, most)
+        classifier._Reader, "_encoded", lambda self, rows, *how: read.append(rows) or encoded(self, rows, *how)
     )
     scores(sentences, TEXTS, model=folder, batch_size=2)
     assert read == [[("kite",), ("mary sings",)], [("the dogs run",), ("a big cat sleeps and mary sings",)]]
@@ -175,6 +177,66 @@ def test_long_texts_are_cut_to_what_the_model_can_read_or_is_asked_to(folder, se
     assert scores(sentences, ["the dogs run"], model=folder, max_length=4)[0] == pytest.approx(
         scores(sentences, ["the dogs"], model=folder)[0], abs=1e-6
     )
+
+
+@pytest.fixture
+def long_prompts(write):
+    """Prompts of 45 words, more than the classifier can read, and of 2."""
+    lines = [
+        {"prompt": " ".join(WORDS * 3), "reference": "red"},
+        {"prompt": "mary sings", "reference": " ".join(WORDS)},
+    ]
+    task = text_gym.make_task(write("long.jsonl", "\n".join(map(json.dumps, lines))), valid=0.0, test=0.0)
+    return task, list(WORDS * 3)
+
+
+def test_a_long_prompt_loses_its_beginning_and_the_text_stays(folder, long_prompts):
+    task, prompt = long_prompts
+    texts = ["red", "a big cat sleeps", "mary sings and dogs run"]
+    read = [[*prompt, *text.split()][-30:] for text in texts]  # 32 places, of which two are for marks
+    expected = own_logits(folder, *([" ".join(words)] for words in read)).softmax(-1)[:, 1]
+    assert expected.std() > 0.01
+    found = scores(task, texts, [task.train[0]] * 3, model=folder, prompts=True)
+    assert found == pytest.approx(expected.numpy(), abs=1e-6)
+    rows = [[" ".join(prompt[len(text.split()) - 29 :]), text] for text in texts]  # three marks
+    expected = own_logits(folder, *rows).softmax(-1)[:, 1]
+    found = scores(task, texts, [task.train[0]] * 3, model=folder, prompts="pair")
+    assert found == pytest.approx(expected.numpy(), abs=1e-6)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_text_that_leaves_no_room_is_read_without_its_prompt(folder, long_prompts, number):
+    task, _ = long_prompts
+    words = [WORDS[i % 11] for i in range(40)]
+    texts = ["red", " ".join(words[:28]), " ".join(words[:29]), " ".join(words)]
+    last = task.decode(task.train[number].prompt).split()[-1:]
+    expected = own_logits(
+        folder, [" ".join(last), texts[1]], ["", texts[2]], ["", " ".join(words[-29:])]
+    ).softmax(-1)[:, 1]  # fmt: skip
+    found = scores(task, texts, [task.train[number]] * 4, model=folder, prompts="pair")
+    assert found[1:] == pytest.approx(expected.numpy(), abs=1e-6)
+    expected = own_logits(folder, [" ".join(words[-30:])]).softmax(-1)[0, 1]
+    assert scores(task, texts, [task.train[number]] * 4, model=folder, prompts=True)[3] == pytest.approx(
+        float(expected)
+    )
+
+
+def test_long_texts_are_cut_to_the_places_that_roberta_has(tmp_path, sentences):
+    special = {"cls_token": "[CLS]", "pad_token": "[PAD]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+    tokenizer = tokenizer_of(special, pair=False, model_max_length=None)
+    assert tokenizer.model_max_length > 10**9
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=14, pad_token_id=1, initializer_range=0.5, num_labels=2,
+    )  # fmt: skip
+    RobertaForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    long = " ".join(WORDS * 3)
+    kept = own_logits(tmp_path, [" ".join(WORDS[:12])])  # the places are counted from 2, behind the padding's
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        own_logits(tmp_path, [" ".join(WORDS[:13])])
+    assert scores(sentences, [long], model=str(tmp_path))[0] == pytest.approx(float(kept.softmax(-1)[0, 1]), abs=1e-6)
 
 
 def test_a_decoder_without_padding_reads_batches_and_nothing_at_all(tmp_path, sentences):

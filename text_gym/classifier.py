@@ -49,7 +49,8 @@ class ClassifierReward(Reward):
                 two, else the only one.
             form: "probability"; "logit", the model's own number; or "log_odds", log p - log(1 - p).
             prompts: Whether the prompt is read too: True puts it before the text, "pair" gives
-                both as the model's first and second text.
+                both as the model's first and second text. Of what is too long, the prompt's beginning is
+                left out, and the text's own only where no prompt is left.
             batch_size: Texts that the model reads at once.
             max_length: Tokens that it reads of a text at most; as many as the model can if not given.
             device: "cpu", "cuda", or "auto" for a GPU where there is one.
@@ -78,7 +79,7 @@ class ClassifierReward(Reward):
             raise RewardError("call prepare(task) before score(): 'classifier' is loaded then")
         rows = self._texts(batch)
         different = list(dict.fromkeys(rows))
-        logits = self._reader.logits(different, self.batch_size, self.max_length)
+        logits = self._reader.logits(different, self.batch_size, self.max_length, bool(self.prompts))
         scores = dict(zip(different, self._reader.formed(logits, self._number, self.form).tolist(), strict=True))
         return np.array([scores[row] for row in rows], dtype=np.float64)
 
@@ -113,6 +114,8 @@ class _Reader:
             lacking = sorted(loaded["missing_keys"])[0]
             raise OptionError(f"{name!r} holds no classifier: its weights lack {lacking!r}; train one, or name another")
         self._set_padding(name)
+        self.places = self._places()
+        self.side = self.tokenizer.truncation_side
         self.name, self.device = name, _device(device)
         self.model.eval().to(self.device)
 
@@ -151,35 +154,56 @@ class _Reader:
             return label
         raise OptionError(f"{self.name!r} has no label {label!r}." + suggest(str(label), names.values()))
 
-    def logits(self, rows: list[tuple[str, ...]], batch_size: int, max_length: int | None) -> FloatArray:
+    def logits(self, rows: list[tuple[str, ...]], batch_size: int, max_length: int | None, prompts: bool) -> FloatArray:
         """The model's numbers for each row, [n, labels]; rows of like length are read together."""
         import torch
 
-        order = sorted(range(len(rows)), key=lambda i: sum(map(len, rows[i])))
+        longest = self._longest(max_length)
+        self.tokenizer.truncation_side = "left" if prompts else self.side  # the text stands behind its prompt
         answers = np.zeros((len(rows), self.model.config.num_labels))
-        for start in range(0, len(rows), batch_size):
-            chosen = order[start : start + batch_size]
-            inputs = self._encoded([rows[i] for i in chosen], max_length)
-            with torch.inference_mode():
-                answers[chosen] = self.model(**inputs).logits.double().cpu().numpy()
+        rows, crowded = self._without_crowded_prompts(rows, longest)
+        order = sorted(range(len(rows)), key=lambda i: (crowded[i], sum(map(len, rows[i]))))
+        split = len(rows) - sum(crowded)
+        for part, cut in ((order[:split], "only_first"), (order[split:], "longest_first")):
+            for start in range(0, len(part), batch_size):
+                chosen = part[start : start + batch_size]
+                inputs = self._encoded([rows[i] for i in chosen], longest, cut)
+                with torch.inference_mode():
+                    answers[chosen] = self.model(**inputs).logits.double().cpu().numpy()
         return answers
 
-    def _encoded(self, rows: list[tuple[str, ...]], max_length: int | None) -> Any:
+    def _without_crowded_prompts(
+        self, rows: list[tuple[str, ...]], longest: int
+    ) -> tuple[list[tuple[str, ...]], list[bool]]:
+        """Pairs without their prompts where the second text leaves no room for one; and which pairs these are."""
+        if not rows or len(rows[0]) == 1:
+            return rows, [False] * len(rows)
+        texts = [text for _, text in rows]
+        lengths = map(len, self.tokenizer([""] * len(rows), texts, verbose=False)["input_ids"])
+        crowded = [length >= longest for length in lengths]
+        return [("", row[1]) if full else row for row, full in zip(rows, crowded, strict=True)], crowded
+
+    def _encoded(self, rows: list[tuple[str, ...]], longest: int, cut: str) -> Any:
         """The ids of rows and which of them are real, on the device."""
         if not self.tokenizer("")["input_ids"]:  # nothing at all is no input for a model
             names = ("bos_token", "eos_token", "unk_token", "pad_token")
             blank = next(filter(None, (getattr(self.tokenizer, name) for name in names)))
             rows = [row if any(map(str.strip, row)) else (blank, *row[1:]) for row in rows]
         columns = [list(column) for column in zip(*rows, strict=True)]
-        encoded = self.tokenizer(
-            *columns, padding=True, truncation=True, max_length=self._longest(max_length), return_tensors="pt"
-        )
+        encoded = self.tokenizer(*columns, padding=True, truncation=cut, max_length=longest, return_tensors="pt")
         return encoded.to(self.device)
 
     def _longest(self, asked: int | None) -> int:
         """How many tokens the model can read, and is asked to."""
-        limits = [asked, self.tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", None)]
+        limits = [asked, self.tokenizer.model_max_length, self.places]
         return min([limit for limit in limits if limit is not None and limit < LONGEST], default=LONGEST)
+
+    def _places(self) -> int | None:
+        """How many tokens the model has places for; RoBERTa and its kin count them from behind the padding's own."""
+        tables = [module for name, module in self.model.named_modules() if name.endswith("position_embeddings")]
+        behind = [len(t.weight) - t.padding_idx - 1 for t in tables if getattr(t, "padding_idx", None) is not None]
+        stated = getattr(self.model.config, "max_position_embeddings", None)
+        return min([*behind, *([] if stated is None else [stated])], default=None)
 
     def formed(self, logits: FloatArray, number: int, form: Form) -> FloatArray:
         """A label's column of the answers as probability, logit or log-odds, [n]."""
