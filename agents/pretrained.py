@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from agents.huggingface import Causal, EncoderDecoder, HuggingFace
 from text_gym.errors import DependencyError, OptionError
 from text_gym.models import State, map_state
+from text_gym.names import model_source
 from text_gym.vocab import TokenizerVocabulary, Vocabulary, has_tokenizer, load_tokenizer
 
 SPARE_ROWS = 1024  # a model's table of embeddings may be longer than its vocabulary, for speed, by as many as this
@@ -36,14 +37,15 @@ def load_policy(
         dtype: "float32", "bfloat16", or "auto" for bfloat16 where all weights are frozen and a GPU has it.
         device: Where the policy is to be.
     """
-    config = _load_config(name)
+    source = model_source(name, f"model={name!r}")
+    config = _load_config(name, source)
     size = vocab if isinstance(vocab, int) else len(vocab)
     _check_tokens(name, vocab, size, config.get_text_config().vocab_size)
     device = torch.device(device)
     fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
     # Adam's steps are smaller than what bfloat16 can tell apart, so that weights that are trained are float32.
     chosen = torch.bfloat16 if dtype == "bfloat16" or (dtype == "auto" and lora and fast) else torch.float32
-    model = _load_model(name, config, chosen)
+    model = _load_model(name, source, config, chosen)
     _make_room(model, size)
     settings = {"model": name, "lora": lora, "frozen_layers": frozen_layers, "dtype": dtype}
     tokenizer, eos = getattr(vocab, "tokenizer", None), getattr(vocab, "eos", None)
@@ -62,25 +64,25 @@ def load_policy(
     return policy
 
 
-def _load_config(name: str) -> Any:
+def _load_config(name: str, source: str) -> Any:
     try:
         from transformers import AutoConfig
     except ImportError as problem:
         raise DependencyError("policy='hf' needs transformers: pip install 'text-gym[hf]'") from problem
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except Exception as problem:  # each of hundreds of kinds of models fails in its own way
         raise _no_model(name, problem) from problem
 
 
-def _load_model(name: str, config: Any, dtype: torch.dtype) -> Any:
+def _load_model(name: str, source: str, config: Any, dtype: torch.dtype) -> Any:
     """The model with all of its weights, or an error."""
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     kind: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     try:
         with _without_bars():
-            model, found = kind.from_pretrained(name, dtype=dtype, trust_remote_code=False, output_loading_info=True)
+            model, found = kind.from_pretrained(source, dtype=dtype, trust_remote_code=False, output_loading_info=True)
     except Exception as problem:  # as above
         raise _no_model(name, problem) from problem
     if found["missing_keys"]:

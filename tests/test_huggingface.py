@@ -608,7 +608,7 @@ def test_folders_that_hold_no_model(folders, lines, tmp_path):
     save_file(tensors, lacking / "model.safetensors", metadata={"format": "pt"})
     for folder, words in [
         (tmp_path / "empty", "is no language model"),
-        (tmp_path / "nowhere", "is no language model"),
+        (tmp_path / "nowhere", "there is no such folder"),
         ("no-such-name", "is no language model"),
         (damaged, "is no language model"),
         (lacking, "lacks weights that a language model has: transformer.h.1.mlp.c_fc.weight"),
@@ -616,6 +616,30 @@ def test_folders_that_hold_no_model(folders, lines, tmp_path):
         with pytest.raises(OptionError, match=words) as raised:
             load_policy(str(folder), V)
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["/no/such/place", "./nowhere", "~/nowhere", "a/b/c", "here/nowhere", "nowhere/"])
+def test_a_folder_that_is_gone_is_not_looked_for_on_the_hub(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    for auto in ("AutoConfig", "AutoTokenizer"):
+        monkeypatch.setattr(getattr(transformers, auto), "from_pretrained", lambda *_, **__: pytest.fail("asked"))
+    for load, how in [
+        (lambda: load_policy(name, V), f"model={name!r}"),
+        (lambda: load_tokenizer(name), f"'hf:{name}'"),
+    ]:
+        with pytest.raises(OptionError, match=f"{how}: there is no such folder .seen from {tmp_path}"):
+            load()
+    with pytest.raises(OptionError, match=f"model={name!r}.: there is no such folder .seen from {tmp_path}"):
+        gym.make("TextGen-v0", reward=f"classifier(model={name!r})")
+
+
+def test_a_folder_in_the_home_of_the_user(folders, monkeypatch):
+    folder = Path(folders["gpt2"])
+    monkeypatch.setenv("HOME", str(folder.parent))
+    policy = load_policy(f"~/{folder.name}", V)
+    assert policy.settings["model"] == f"~/{folder.name}"
+    assert load_tokenizer(f"~/{folder.name}").get_vocab() == load_tokenizer(str(folder)).get_vocab()
 
 
 def test_models_that_are_not_read_token_by_token(tmp_path):

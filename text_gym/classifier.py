@@ -6,7 +6,6 @@ Rewards with the same model on the same device share it.
 
 from __future__ import annotations
 
-import os
 import weakref
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,7 +14,7 @@ import numpy as np
 
 from text_gym.arrays import FloatArray
 from text_gym.errors import OptionError, RewardError
-from text_gym.names import suggest, whole_number
+from text_gym.names import model_source, suggest, whole_number
 from text_gym.rewards import Reward
 from text_gym.sequences import Batch
 from text_gym.tasks import Task
@@ -100,10 +99,7 @@ class _Reader:
         """Load both; refuse what was not trained to classify."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        looks_local = Path(name).expanduser().is_absolute() or name.startswith((".", "~"))
-        folder = os.path.expanduser(name)  # noqa: PTH111 - a name on the hub stays as it is
-        if looks_local and not Path(folder).is_dir():
-            raise OptionError(f"classifier(model={name!r}): there is no such folder (seen from {Path.cwd()})")
+        folder = model_source(name, f"classifier(model={name!r})")
         try:
             self.model, loaded = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -122,9 +118,10 @@ class _Reader:
     @classmethod
     def shared(cls, name: str, device: str) -> _Reader:
         """The one that is in use already, or a new one."""
-        files = sorted(Path(name).glob("*.*")) if Path(name).is_dir() else []
+        folder = Path(name).expanduser()
+        files = sorted(folder.glob("*.*")) if folder.is_dir() else []
         stamps = [(file.name, file.stat().st_mtime_ns) for file in files]
-        key = repr((str(Path(name).resolve()) if files else name, str(_device(device)), stamps))
+        key = repr((str(folder.resolve()) if files else name, str(_device(device)), stamps))
         reader = _READERS.get(key)
         if reader is None:
             _READERS[key] = reader = cls(name, device)

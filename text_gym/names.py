@@ -97,6 +97,34 @@ def parse_call(spec: str) -> tuple[str, dict[str, Any]]:
     return name.strip(), options
 
 
+def model_source(name: str, option: str) -> str:
+    """Where transformers finds a model: the folder of this name, or else the name, for its hub.
+
+    A name on the hub has at most one slash, so that what has more, or looks like a path in another way, is a folder.
+
+    Args:
+        name: What the user wrote.
+        option: How it was written, for the error where there is no such folder.
+
+    >>> model_source("gpt2", "model='gpt2'"), model_source("google/flan-t5-small", "model='google/flan-t5-small'")
+    ('gpt2', 'google/flan-t5-small')
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    looks_local = (
+        folder.is_absolute()
+        or name.startswith((".", "~"))
+        or len(folder.parts) > 2
+        or "\\" in name
+        or name.endswith("/")
+        or (len(folder.parts) == 2 and Path(folder.parts[0]).is_dir())
+    )
+    if looks_local:
+        raise OptionError(f"{option}: there is no such folder (seen from {Path.cwd()}); is the path right?")
+    return name
+
+
 def load_attribute(spec: str) -> Any:
     """Import what `"module:attribute"` or `"path/to/file.py:attribute"` names."""
     module_name, _, attribute = spec.rpartition(":")

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from text_gym.errors import DataError, DependencyError, OptionError
-from text_gym.names import whole_number
+from text_gym.names import model_source, whole_number
 
 EOS = "<eos>"
 UNK = "<unk>"
@@ -196,7 +196,7 @@ class TokenizerVocabulary(Vocabulary):
 
 def has_tokenizer(name: str) -> bool:
     """Whether there is a tokenizer in a folder; a model that is no folder here is taken to have one."""
-    folder = Path(name)
+    folder = Path(name).expanduser()
     return not folder.is_dir() or any(True for pattern in TOKENIZER_FILES for _ in folder.glob(pattern))
 
 
@@ -206,10 +206,10 @@ def load_tokenizer(name: str) -> Any:
         from transformers import AutoTokenizer
     except ImportError as problem:
         raise DependencyError(f"tokenizer='hf:{name}' needs transformers: pip install 'text-gym[hf]'") from problem
-    why = "there is none in the folder"
+    why, source = "there is none in the folder", model_source(name, f"tokenizer='hf:{name}'")
     if has_tokenizer(name):  # without files, transformers would make one up
         try:
-            return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except Exception as problem:  # each kind of tokenizer fails in its own way
             why = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
     raise OptionError(
