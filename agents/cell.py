@@ -30,21 +30,17 @@ from agents.agent import Agent
 from agents.evaluate import Evaluation
 from agents.measures import Measures, MeasureSettings
 from agents.registry import find_agent
-from agents.results import CELL, ERROR, FORMAT, NOW, RESULTS, SAMPLES, read_json
+from agents.results import CELL, ERROR, FORMAT, NOW, RESULTS, SAMPLES, read_json, read_metrics
 from text_gym.errors import DataError, OptionError
 from text_gym.names import parse_call
 from text_gym.readers import SUFFIXES
 from text_gym.tasks import make_task
 
-WORDS_ALONE = {
-    "order",
-    "baseline",
-    "controls_for",
-    "trivial",
-    "words",
-    "command",
-}  # what changes nothing in the results
+# What changes nothing in the results.
+WORDS_ALONE = {"order", "baseline", "controls_for", "trivial", "words", "command"}
 INPUTS = "inputs"
+# What a folder may have before anything was learned in it; of metrics it depends on what they say.
+BEFORE = (".lock", CELL, ERROR, NOW, "output.txt", "events.out.tfevents*", "progress*.json", "*.part")
 PACKAGES = ("torch", "numpy", "gymnasium", "stable-baselines3")
 
 
@@ -143,16 +139,19 @@ def prepare_cell(folder: Path, spec: CellSpec) -> None:
     if (folder / RESULTS).exists():
         spec = replace(spec, command=CellSpec.read(folder).command)  # what it was made with
     folder.mkdir(parents=True, exist_ok=True)
+    if not _begun(folder):
+        for path in folder.glob("progress*.json"):  # perhaps of other settings, that failed at once
+            path.unlink()
     write_json(folder / CELL, spec.as_json())
 
 
 def check_folder(folder: Path, spec: CellSpec) -> None:
-    """Refuse a folder where something else was, or that is none."""
+    """Refuse a folder that is none, or where something else was, as far as it came to anything."""
     wanted = spec.as_json()
     there_is = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there_is.is_dir():
         raise OptionError(f"{there_is} is no folder; give another one")
-    if (folder / CELL).exists():
+    if (folder / CELL).exists() and _begun(folder):
         there = CellSpec.read(folder).as_json() | {INPUTS: read_json(folder / CELL).get(INPUTS, {})}
         differs = [name for name in wanted if name not in WORDS_ALONE and there.get(name) != wanted[name]]
         if differs == [INPUTS]:
@@ -161,6 +160,12 @@ def check_folder(folder: Path, spec: CellSpec) -> None:
         if differs:
             said = ", ".join(f"{name} was {there.get(name)!r} and is {wanted[name]!r}" for name in differs)
             raise OptionError(f"{folder} holds another run: {said}. Give another folder, or the same arguments.")
+
+
+def _begun(folder: Path) -> bool:
+    """Whether a run left anything: a checkpoint, metrics, results, or files of an agent's own."""
+    learned = any(float(row.get("time/step", 0)) > 0 for row in read_metrics(folder))
+    return learned or any(not any(map(path.match, BEFORE)) for path in folder.iterdir())
 
 
 def run_cell(folder: Path, progress: bool = False, env: gym.Env[Any, Any] | None = None) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from agents.columns import ALSO
 from agents.commands import measure_run
 from agents.results import read_cell, read_curve, read_metrics
 from text_gym import TextGymError, make_task
+from text_gym.errors import OptionError
 
 ROOT = Path(__file__).parent.parent
 
@@ -234,6 +236,40 @@ def test_train_says_what_came_of_it_and_what_can_follow(trained, capsys, tmp_pat
     code, _, err = run(capsys, "train", "mle", *TINY, *MLE, "--out", str(trained), "--seed", "3")
     assert (code, err.count("\n")) == (2, 1)
     assert "holds another run: seed was 0 and is 3" in err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (["--policy", "hf", "--model", "./nosuch"], "there is no such folder"),
+        (["--reward", "mine.py:broken"], "broken"),
+    ],
+)
+def test_a_command_that_failed_at_once_does_not_hold_the_folder(capsys, tmp_path, monkeypatch, wrong, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("def broken(completions): raise ValueError('broken')", encoding="utf-8")
+    command = ["reinforce", *TINY, "--updates", "2", "--rollouts", "0", "--out", "r"]
+    code, _, err = run(capsys, "train", *command, *wrong)
+    assert (code, err.count("\n")) == (2, 1)
+    assert words in err
+    assert (tmp_path / "r" / "cell.json").exists()
+    assert run(capsys, "train", *command)[::2] == (0, "")
+    assert read_cell(tmp_path / "r").finished
+
+
+@pytest.mark.parametrize("left", ["latest.json", "progress.json", "results.json", "weights-of-its-own.pt"])
+def test_what_a_run_has_left_is_held_against_others(tmp_path, left):
+    spec = CellSpec("mle", "mle", task=TASK, device="cpu")
+    prepare_cell(tmp_path, spec)
+    for name in ("error.txt", "now.json", ".lock", "events.out.tfevents.1"):
+        (tmp_path / name).write_text("something", encoding="utf-8")
+    (tmp_path / "progress.json").write_text('{"eval/nll_valid": 1.0}', encoding="utf-8")
+    prepare_cell(tmp_path, replace(spec, seed=1))
+    assert not read_metrics(tmp_path)
+    (tmp_path / left).write_text('{"time/step": 1}', encoding="utf-8")
+    with pytest.raises(OptionError, match="holds another run: seed was 1 and is 2"):
+        prepare_cell(tmp_path, replace(spec, seed=2))
+    assert CellSpec.read(tmp_path).seed == 1
 
 
 def test_sample_a_run(trained, capsys):

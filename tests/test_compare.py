@@ -395,6 +395,7 @@ def test_a_file_that_changed_is_noticed(tmp_path, write):
     assert sorted(spec.inputs()) == sorted(map(str, (corpus, mine)))
     prepare_cell(tmp_path / "mine", spec)
     prepare_cell(tmp_path / "mine", spec)
+    (tmp_path / "mine" / "progress.json").write_text('{"time/step": 1}', encoding="utf-8")
     mine.write_text("def score(completions): return [1.0] * len(completions)", encoding="utf-8")
     with pytest.raises(OptionError, match=rf"^{re.escape(str(mine))} changed since .* Give another folder"):
         prepare_cell(tmp_path / "mine", spec)
