@@ -285,6 +285,7 @@ class Agent(Writer, ABC):
         tensors, groups = self._packed_parts()
         described = {"settings": _as_json(asdict(self.settings)), "seed": self.seed}
         described |= {"trained": self.trained_numbers(), "optimizers": groups}
+        described |= {"frozen": self._frozen_digest()} if self._frozen_digest() else {}
         described |= {"finished": self.finished, "task": self._described_task(), "cost": self.cost}
         save_checkpoint(folder, Checkpoint(self.name, self.steps_done, described, tensors))
 
@@ -359,6 +360,13 @@ class Agent(Writer, ABC):
                     f"the run in {folder} has other {what} than this agent: {different}. "
                     "Give another folder, or the same arguments and the same task."
                 )
+        frozen = theirs.get("frozen", self._frozen_digest())  # earlier versions did not save it
+        if frozen != self._frozen_digest():
+            name = getattr(self.settings, "model", "its model")
+            raise CheckpointError(
+                f"the run in {folder} was trained on top of other weights than {name!r} holds now; it saved only what "
+                "it trained. Put that model back as it was, or begin anew in another folder."
+            )
         try:
             self.restore_trained_numbers(saved.state["trained"])
             self._unpack_parts(saved.tensors, saved.state["optimizers"])
@@ -396,6 +404,10 @@ class Agent(Writer, ABC):
     def _reseed_sampler(self, stream: int) -> None:
         """Let what sample() draws depend on the seed and the steps learned alone, within a step and after it."""
         self._sampler.manual_seed(int(self.numpy_random(self.steps_done, stream).integers(2**63)))
+
+    def _frozen_digest(self) -> str | None:
+        """What tells the policy's weights that are not in checkpoints from others, where it has any."""
+        return getattr(self.policy, "frozen_digest", None)
 
     def _described_task(self) -> dict[str, Any]:
         """What a policy cannot do without: the same tokens, and room for as many."""

@@ -58,6 +58,7 @@ class HuggingFace(nn.Module):
         self.state_numbers = 1  # of a sequence's state, for each token
         self.longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.trained = frozenset(name for name, _ in self.named_parameters())
+        self.frozen_digest: str | None = None  # of the weights that are not saved, where there are any
         self.register_load_state_dict_post_hook(_miss_nothing_frozen)  # type: ignore[no-untyped-call]
 
     @abstractmethod

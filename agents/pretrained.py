@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from text_gym.names import model_source
 from text_gym.vocab import TokenizerVocabulary, Vocabulary, has_tokenizer, load_tokenizer
 
 SPARE_ROWS = 1024  # a model's table of embeddings may be longer than its vocabulary, for speed, by as many as this
+SUMMED = 1 << 16  # numbers in a sum that tells weights from others
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # of logits that should be equal, relative to the largest
 
 
@@ -46,6 +49,7 @@ def load_policy(
     # Adam's steps are smaller than what bfloat16 can tell apart, so that weights that are trained are float32.
     chosen = torch.bfloat16 if dtype == "bfloat16" or (dtype == "auto" and lora and fast) else torch.float32
     model = _load_model(name, source, config, chosen)
+    digests = _digests(model) if lora or frozen_layers else {}
     _make_room(model, size)
     settings = {"model": name, "lora": lora, "frozen_layers": frozen_layers, "dtype": dtype}
     tokenizer, eos = getattr(vocab, "tokenizer", None), getattr(vocab, "eos", None)
@@ -61,6 +65,9 @@ def load_policy(
     if lora:
         _add_lora(policy.model, lora)
     policy.freeze(frozen_layers)
+    frozen = [key for key in digests if lora or f"model.{key}" not in policy.trained]
+    if frozen:
+        policy.frozen_digest = blake2b(json.dumps([digests[key] for key in frozen]).encode(), digest_size=8).hexdigest()
     return policy
 
 
@@ -89,6 +96,21 @@ def _load_model(name: str, source: str, config: Any, dtype: torch.dtype) -> Any:
         few = ", ".join(sorted(found["missing_keys"])[:3])
         raise OptionError(f"model={name!r} lacks weights that a language model has: {few}; is it one of another kind?")
     return model
+
+
+@torch.no_grad()
+def _digests(model: nn.Module) -> dict[str, Any]:
+    """What tells a model's tensors from others: each one's name, its shape, and sums over its parts.
+
+    The sums are of the bits that the numbers have as bfloat16, as whole numbers, so that they are the same in every
+    order of summing and whether the model was loaded as float32 or as bfloat16.
+    """
+
+    def sums(tensor: Tensor) -> list[int]:
+        parts = torch.split(tensor.flatten(), SUMMED)
+        return [int(part.to(torch.bfloat16).view(torch.int16).sum(dtype=torch.int64)) for part in parts]
+
+    return {name: [name, list(tensor.shape), sums(tensor)] for name, tensor in model.state_dict().items()}
 
 
 def _no_model(name: str, problem: Exception) -> OptionError:

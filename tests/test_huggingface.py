@@ -334,6 +334,47 @@ def test_a_run_goes_on_bit_for_bit(folders, lines, tmp_path, part):
         MLE(env, folder=tmp_path / "parts", **options | {"dtype": "bfloat16"})
 
 
+@pytest.mark.parametrize("learner", [MLE, Reinforce, PPO])
+@pytest.mark.parametrize(
+    ("part", "changed", "refused"),
+    [
+        ({"lora": 2}, "transformer.h.1.mlp.c_fc.bias", True),
+        ({"frozen_layers": 1}, "transformer.h.0.mlp.c_fc.bias", True),
+        ({"frozen_layers": 1}, "transformer.h.1.mlp.c_fc.bias", False),  # is trained, and so in the checkpoint
+        ({}, "transformer.wte.weight", False),
+    ],
+)
+def test_frozen_weights_that_changed_are_noticed(folders, lines, tmp_path, learner, part, changed, refused):
+    base = shutil.copytree(folders["gpt2"], tmp_path / "base")
+    env, own = env_of(lines / "texts.txt", folders["gpt2"]), {"policy": "hf", "model": str(base), "progress": False}
+    run = learner(env, seed=0, folder=tmp_path / "run", log=(), **own, **part)
+    run.checkpoint()
+    assert learner.load(tmp_path / "run", env, progress=False).sample(3, seed=0).texts == run.sample(3, seed=0).texts
+    tensors = load_file(base / "model.safetensors")
+    tensors[changed].view(-1)[-1] += 0.1
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    if not refused:
+        again = learner.load(tmp_path / "run", env, progress=False)
+        assert again.sample(3, seed=0).texts == run.sample(3, seed=0).texts
+        return
+    with pytest.raises(CheckpointError, match=r"on top of other weights than .*base. holds now.*Put that model back"):
+        learner.load(tmp_path / "run", env, progress=False)
+    (state,) = (tmp_path / "run").glob("step-*/state.json")  # one of an earlier version, which did not know
+    content = json.loads(state.read_text(encoding="utf-8"))
+    del content["state"]["frozen"]
+    state.write_text(json.dumps(content), encoding="utf-8")
+    learner.load(tmp_path / "run", env, progress=False)
+
+
+@pytest.mark.parametrize("kind", MAIN)
+def test_the_digest_of_frozen_weights_is_the_same_in_either_precision(folders, kind):
+    whole, half = (load_policy(folders[kind], V, lora=2, dtype=dtype) for dtype in ("float32", "bfloat16"))
+    assert whole.place_of().dtype != half.place_of().dtype
+    assert whole.frozen_digest == half.frozen_digest == copy.deepcopy(whole).frozen_digest
+    assert load_policy(folders[kind], V, frozen_layers=1).frozen_digest != whole.frozen_digest
+    assert load_policy(folders[kind], V).frozen_digest is None
+
+
 @pytest.mark.parametrize("kind", ["llama", "bart"])
 def test_frozen_layers_stay_as_they_are(folders, lines, kind):
     agent = MLE(env_of(lines / "asked.jsonl", folders[kind]), seed=0, **fine_tuning(folders[kind], frozen_layers=1))
