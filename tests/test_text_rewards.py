@@ -99,6 +99,12 @@ def test_meteor_by_hand(cats):
     assert text_gym.make_reward("meteor").compare("dog", ["dogs run"]) == pytest.approx(half * 0.5)
 
 
+@pytest.mark.parametrize(("alpha", "mean"), [(0.0, 1.0), (0.5, 2 / 3), (1.0, 0.5)])
+def test_meteors_alpha_is_the_share_of_recall(alpha, mean):
+    # One word of two: precision 1, recall 1/2; and a penalty of a half, because one chunk is all that matches.
+    assert text_gym.make_reward("meteor", alpha=alpha).compare("dogs", ["dogs run"]) == pytest.approx(mean * 0.5)
+
+
 def test_meteor_tells_words_from_punctuation():
     meteor = text_gym.make_reward("meteor")
     assert meteor.compare("The dogs run.", ["the dogs run ."]) == meteor.compare("the dogs run .", ["the dogs run ."])

@@ -145,7 +145,7 @@ class MeteorReward(_ComparingReward):
         """Take NLTK's weights, with its defaults.
 
         Args:
-            alpha: How much precision counts against recall.
+            alpha: How much recall counts against precision: recall alone at 1, precision alone at 0.
             beta: The power of the penalty for words out of order.
             gamma: The most that this penalty takes.
             synonyms: Whether synonyms match too, as in the published METEOR. They are WordNet's, which
