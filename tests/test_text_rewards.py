@@ -110,6 +110,19 @@ def test_meteor_tells_words_from_punctuation():
     assert meteor.compare("The dogs run.", ["the dogs run ."]) == meteor.compare("the dogs run .", ["the dogs run ."])
 
 
+def test_the_token_for_unknown_words_is_one_word_of_a_reference(write):
+    lines = [{"prompt": "who ?", "reference": "dogs run"}] * 3 + [
+        {"prompt": "what ?", "reference": "dogs sometimes run"}
+    ]
+    path = write("rare.jsonl", "\n".join(map(json.dumps, lines)))
+    task = text_gym.make_task(path, min_count=2, valid=0.0, test=0.0)
+    batch = batch_of(task, "dogs run", examples=[task.train[3]])
+    assert batch.references == [["dogs <unk> run"]]
+    # Two words of three, in two chunks: precision 1, recall 2/3, a penalty of a half.
+    expected = (2 / 3) / (0.9 + 0.1 * 2 / 3) * 0.5
+    assert Scorer("meteor", task)(batch).total == pytest.approx(expected)
+
+
 def test_synonyms_are_wordnets_where_it_is(monkeypatch):
     import nltk.corpus
 

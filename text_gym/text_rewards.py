@@ -153,6 +153,7 @@ class MeteorReward(_ComparingReward):
         """
         self._score = library("nltk.translate.meteor_score", self.name).meteor_score
         self._cut_up = library("nltk.tokenize", self.name).wordpunct_tokenize
+        self._unknown: str | None = None
         self._options = {
             "alpha": finite_number("alpha", alpha),
             "beta": finite_number("beta", beta),
@@ -160,9 +161,22 @@ class MeteorReward(_ComparingReward):
             "wordnet": _wordnet() if synonyms else _NoSynonyms(),
         }
 
+    def score(self, batch: Batch) -> FloatArray:
+        """As the others, with the vocabulary's token for unknown words as one word."""
+        self._unknown = None if batch.vocab.unk is None else batch.vocab.tokens[batch.vocab.unk]
+        return super().score(batch)
+
     def compare(self, text: str, references: list[str]) -> float:
         """Words and marks of punctuation against those of each reference; the best counts."""
-        return float(self._score([self._cut_up(r) for r in references], self._cut_up(text), **self._options))
+        return float(self._score([self._words(r) for r in references], self._words(text), **self._options))
+
+    def _words(self, text: str) -> list[str]:
+        """NLTK's words and marks; it would make three of `<unk>`."""
+        first, *rest = text.split(self._unknown) if self._unknown else [text]
+        words = list(self._cut_up(first))
+        for part in rest:
+            words += [str(self._unknown), *self._cut_up(part)]
+        return words
 
 
 TEXT_REWARDS: dict[str, Callable[..., Reward]] = {
