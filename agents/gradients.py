@@ -9,7 +9,7 @@ from agents.baselines import BASELINES, GROUPED, Baseline
 from agents.policies import PolicySettings
 from text_gym.errors import OptionError
 from text_gym.models import Sampling
-from text_gym.names import finite_number, whole_number
+from text_gym.names import check_switch, finite_number, whole_number
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class GradientSettings(PolicySettings):
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
         super().__post_init__()
+        check_switch("normalize", self.normalize)
         for name, least in (("rollouts", 0), ("rollout_chunk", 1), ("batch_size", 1), ("group_size", 1), ("top_k", 0)):
             whole_number(name, getattr(self, name), least)
         for name in ("entropy_weight", "kl_weight", "teacher_forcing"):

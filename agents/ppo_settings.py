@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from agents.policies import PolicySettings
 from text_gym.errors import OptionError
-from text_gym.names import finite_number, whole_number
+from text_gym.names import check_switch, finite_number, whole_number
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,3 @@ IMDB: dict[str, Any] = {
     "kl_weight": 0.1,
     "kl_target": 0.1,
 }
-
-
-def check_switch(name: str, value: Any) -> None:
-    """Refuse what is neither True nor False."""
-    if not isinstance(value, bool):
-        raise OptionError(f"{name}={value!r} must be True or False")

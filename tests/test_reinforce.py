@@ -451,6 +451,7 @@ def test_mistakes_are_told():
         ({"baseline": "grpo", "rollouts": 0, "batch_size": 1}, "at least 2"),
         ({"group_size": 3}, "no multiple of group_size=3"),
         ({"learning_rate": 0}, "learning_rate"),
+        ({"normalize": "no"}, "normalize='no' must be True or False"),
     ]:
         with pytest.raises(OptionError, match=words):
             ReinforceSettings(**settings)

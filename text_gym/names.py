@@ -55,6 +55,12 @@ def finite_number(name: str, value: Any) -> float:
     return number
 
 
+def check_switch(name: str, value: Any) -> None:
+    """Refuse what is neither True nor False."""
+    if not isinstance(value, bool):
+        raise OptionError(f"{name}={value!r} must be True or False")
+
+
 def check_options(what: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Refuse options that the factory does not take, or lacks, before anything is built."""
     try:
