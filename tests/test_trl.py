@@ -45,7 +45,7 @@ def test_a_column_of_references_goes_before_the_tasks_own(asked):
     assert named(prompts=prompts, completions=completions, answer=["a cat", ["it", "a cat"]], reference="xy") == [0, 1]
     with pytest.raises(DataError, match=r"no column 'answer'\. Did you mean 'answers'"):
         named(prompts=prompts, completions=completions, answers=["me", "me"])
-    for wrong in (["me"], [1, 2], [None, None]):
+    for wrong in ("me", [1, 2], [None, None]):
         with pytest.raises(DataError, match="a text or a list of texts for each completion"):
             reward(prompts=prompts, completions=completions, references=wrong)
 
@@ -110,6 +110,30 @@ def test_rewards_of_texts_see_what_was_written(asked):
         assert trl_reward({near: 2.0}, task)(completions=["7", "8"], answer=["7", "7"]) == [2, 0]
     with pytest.raises(RewardError, match="missing 1 required positional argument: 'answer'"):
         trl_reward(near)(completions=["7"])
+
+
+def test_prompts_and_columns_are_as_many_as_completions(asked):
+    for task in (asked, None):
+        reward = trl_reward("length", task)
+        for name in ("prompts", "reference", "level"):
+            with pytest.raises(RewardError, match=f"'{name}' has 3 rows for 2 completions"):
+                reward(completions=["me", "a cat"], **{name: ["x"] * 3})
+        assert reward(completions=["me", "a cat"], prompts=["x"] * 2, level=[1, 2], log_extra=None) == [1, 2]
+
+
+def test_where_no_reward_applies_trl_is_told_so(asked):
+    def only_cats(completions, **columns):
+        return [1.0 if "cat" in text else None for text in completions]
+
+    def only_short(completions, **columns):
+        return [None if len(text) > 2 else 0.0 for text in completions]
+
+    texts = ["a cat", "dogs", "me"]
+    for task in (asked, None):
+        assert trl_reward(only_cats, task)(completions=texts) == [1, None, None]
+        assert trl_reward({only_cats: 2.0, only_short: 1.0}, task)(completions=texts) == [2, None, 0]
+        assert trl_reward([only_cats, "length"], task)(completions=texts) == [3, 1, 1]
+        assert trl_reward(only_cats, task)(completions=[]) == []
 
 
 def test_words_are_remembered_no_longer_than_a_call():

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from text_gym.errors import DataError, OptionError
+from text_gym.errors import DataError, OptionError, RewardError
 from text_gym.names import suggest
 from text_gym.rewards import FunctionReward, Reward, RewardSpec, Scorer
 from text_gym.sequences import SPLITS, Batch, Example, Examples, Sequences
@@ -123,8 +123,12 @@ class TrlReward:
         prompts: Sequence[Any] | None = None,
         completion_ids: Any = None,
         **columns: Any,
-    ) -> list[float]:
-        """Score completions, each with its prompt; the ids are those of TRL's tokenizer, and not used."""
+    ) -> list[float | None]:
+        """Score completions, each with its prompt; the ids are those of TRL's tokenizer, and not used.
+
+        None, TRL's word for a reward that does not apply, is the answer where all of the rewards say it.
+        """
+        _check_lengths(len(completions), {"prompts": prompts} | columns)
         if isinstance(self.task.vocab, WordNumbers):
             self.task.vocab.forget()
         asked = [""] * len(completions) if prompts is None else [text_of(prompt, "user") for prompt in prompts]
@@ -134,7 +138,7 @@ class TrlReward:
         if callable(log) and len(score.terms) > 1:
             for name, values in score.terms.items():
                 log(f"{self.__name__}/{name}", float(values.mean()))
-        return [float(value) for value in score.total]
+        return [float(v) if said else None for v, said in zip(score.total, self.scorer.applied, strict=True)]
 
     def _batch(self, texts: list[str], prompts: list[str], columns: dict[str, Any]) -> Batch:
         """The texts as rewards see them."""
@@ -161,7 +165,7 @@ class TrlReward:
             raise DataError(f"the data set has no column {self._references!r}." + suggest(self._references, columns))
         references = [[row] if isinstance(row, str) else row for row in found[0]]
         texts = all(isinstance(row, list) and all(isinstance(text, str) for text in row) for row in references)
-        if len(references) != n or not texts:
+        if isinstance(found[0], str) or len(references) != n or not texts:
             raise DataError("a column of references holds a text or a list of texts for each completion")
         return references
 
@@ -251,10 +255,43 @@ class WordNumbers(Vocabulary):
 class _DataSetScorer(Scorer):
     """A scorer whose functions may ask for any column; which ones a data set has is not known yet."""
 
+    def __init__(self, spec: RewardSpec, task: Task) -> None:
+        """Let each reward note where it applies."""
+        super().__init__(spec, task)
+        self.noted = {name: _Noted(reward) for name, reward in self.rewards.items()}
+        self.rewards |= self.noted
+
+    @property
+    def applied(self) -> list[bool]:
+        """Whether any reward had a number, and not None, for each row of the last batch."""
+        return [any(row) for row in zip(*(reward.applied for reward in self.noted.values()), strict=True)]
+
     def prepare(self, reward: Reward) -> None:
         """Let a reward check the task, unless it is a function of columns."""
         if not isinstance(reward, FunctionReward):
             super().prepare(reward)
+
+
+class _Noted(Reward):
+    """A reward that notes where it applies: where its score is not None."""
+
+    def __init__(self, reward: Reward) -> None:
+        """Keep the reward."""
+        self.reward, self.name, self.applied = reward, reward.name, list[bool]()
+
+    def score(self, batch: Batch) -> Sequence[float | None] | npt.NDArray[Any]:
+        """What the reward says."""
+        scores = self.reward.score(batch)
+        listed = isinstance(scores, list | tuple)
+        self.applied = [score is not None for score in scores] if listed else [True] * len(batch)
+        return scores
+
+
+def _check_lengths(n: int, columns: Mapping[str, Any]) -> None:
+    """Refuse prompts and columns that are not as many as the completions."""
+    for name, column in columns.items():
+        if isinstance(column, list | tuple) and len(column) != n:
+            raise RewardError(f"{name!r} has {len(column)} rows for {n} completions; there must be one for each")
 
 
 def _task_of_words() -> Task:
