@@ -17,10 +17,7 @@ LEARNERS = {
     "reinforce": (Reinforce, {"rollouts": 0, "batch_size": 256, "learning_rate": 1e-3}),
     "ppo": (
         PPO,
-        {
-            "copies": 256, "batch_size": 128, "learning_rate": 5e-4, "epochs": 3, "entropy_weight": 0.003,
-            "anneal": True,
-        },
+        {"copies": 256, "batch_size": 128, "learning_rate": 3e-4, "epochs": 3, "entropy_weight": 0.01},
     ),
     "seqgan": (
         SeqGAN,
@@ -50,7 +47,6 @@ def main(task: str, shown: str, learner: str, epochs: int, steps: int, every: in
     start.learn()
     print(f"supervised: {right(start, unseen):.1%} of {len(unseen)} unseen questions answered right", flush=True)
     kind, options = LEARNERS[learner]
-    options = options | ({"iterations": steps} if learner == "ppo" else {})  # over which its learning rate falls
     agent, begun = kind(env, seed=seed, start=start, progress=False, **options), time.perf_counter()
     while agent.steps_done < steps:
         agent.learn(min(every, steps - agent.steps_done))
