@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from agents.objectives import as_drawn, log_probs_after, weighted_nll
+from text_gym.errors import OptionError
 from text_gym.models import WHOLE_SOFTMAX, Drawn, Sampling
+from text_gym.names import finite_number
 
 STEP, MOST = 0.1, 0.2  # of an adapted weight, and of the error that it follows, in one update
 
@@ -38,6 +40,12 @@ class AdaptiveKL:
             error = (divergence - self.target) / self.target
             self.weight *= 1 + STEP * min(max(error, -MOST), MOST)
         return self.weight
+
+
+def check_target(weight: float, target: float | None) -> None:
+    """Refuse a divergence to be held that is not above 0, or that no weight is to hold."""
+    if target is not None and (finite_number("kl_target", target) <= 0 or not weight):
+        raise OptionError(f"kl_target={target} must be above 0, and needs a kl_weight above 0 to begin with")
 
 
 @torch.no_grad()

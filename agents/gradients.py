@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from agents.baselines import BASELINES, GROUPED, Baseline
+from agents.divergence import check_target
 from agents.policies import PolicySettings
 from text_gym.errors import OptionError
 from text_gym.models import Sampling
@@ -69,10 +70,7 @@ class GradientSettings(PolicySettings):
             if finite_number(name, getattr(self, name)) <= 0:
                 raise OptionError(f"{name}={getattr(self, name)} must be above 0")
         self.sampling.checked()
-        if self.kl_target is not None and (finite_number("kl_target", self.kl_target) <= 0 or not self.kl_weight):
-            raise OptionError(
-                f"kl_target={self.kl_target} must be above 0, and needs a kl_weight above 0 to begin with"
-            )
+        check_target(self.kl_weight, self.kl_target)
         if self.rollout_rate is not None and not 0 < finite_number("rollout_rate", self.rollout_rate) <= 1:
             raise OptionError(f"rollout_rate={self.rollout_rate} must lie in (0, 1], or be None")
         if self.baseline not in BASELINES or self.loss not in ("sum", "mean"):

@@ -124,7 +124,8 @@ class ActorCritic(StartingAgent):
         random, model = self.numpy_random(step), self.model
         model.set_logger(self.logger)
         model._update_current_progress_remaining(min(step, self.settings.iterations), max(1, self.settings.iterations))
-        episodes, stay_near = _Episodes(), KLPenalty(self.at_start, self.kl, self._penalty(), self.pays_unmasked)
+        penalty = None if self.masks else self.penalty_of_places()
+        episodes, stay_near = _Episodes(), KLPenalty(self.at_start, self.kl, penalty, self.pays_unmasked)
         callbacks = CallbackList([episodes, stay_near])
         callbacks.init_callback(model)
         self.envs.seed(int(random.integers(2**31)))
@@ -158,13 +159,6 @@ class ActorCritic(StartingAgent):
 
     def begin_rollout(self, step: int) -> None:
         """Called before each rollout."""
-
-    def _penalty(self) -> Tensor | None:
-        """What the policy's logits have added at each place, [T, V], where anything is forbidden."""
-        if self.masks:
-            return None
-        restricted = self.restricted(self.policy)
-        return restricted.penalty(self.rules.limit) if isinstance(restricted, Restricted) else None
 
     def trained_parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
         """The policy, the critic, the optimiser of both, and the policy at the start."""

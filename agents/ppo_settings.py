@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from agents.divergence import check_target
 from agents.policies import PolicySettings
 from text_gym.errors import OptionError
 from text_gym.names import check_switch, finite_number, whole_number
@@ -42,6 +43,8 @@ class ActorCriticSettings(PolicySettings):
     """The divergence a token that the weight is adapted to hold; None for a weight that stays as it is."""
     clip: float = 0.5
     """The largest norm of the gradient."""
+    normalize: bool = True
+    """Whether advantages are brought to mean 0 and standard deviation 1 in each minibatch."""
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
@@ -49,6 +52,7 @@ class ActorCriticSettings(PolicySettings):
         whole_number("iterations", self.iterations, least=0)
         whole_number("copies", self.copies, least=1)
         check_switch("anneal", self.anneal)
+        check_switch("normalize", self.normalize)
         if self.rollout_steps is not None:
             whole_number("rollout_steps", self.rollout_steps, least=1)
         for name in ("learning_rate", "clip", "gamma"):
@@ -61,8 +65,7 @@ class ActorCriticSettings(PolicySettings):
             raise OptionError(f"gamma={self.gamma} and gae_lambda={self.gae_lambda} must lie in [0, 1]")
         if self.critic not in ("shared", "separate"):
             raise OptionError(f"critic={self.critic!r} must be 'shared' or 'separate'")
-        if self.kl_target is not None and (finite_number("kl_target", self.kl_target) <= 0 or not self.kl_weight):
-            raise OptionError(f"kl_target={self.kl_target} must be above 0, and needs a kl_weight to begin with")
+        check_target(self.kl_weight, self.kl_target)
         if not isinstance(self.critic_layers, tuple | list):
             raise OptionError(f"critic_layers={self.critic_layers!r} must be sizes of layers, as (64,)")
         sizes = tuple(whole_number("critic_layers", size, least=1) for size in self.critic_layers)
@@ -72,14 +75,6 @@ class ActorCriticSettings(PolicySettings):
 @dataclass(frozen=True)
 class A2CSettings(ActorCriticSettings):
     """The hyper-parameters of `A2C`."""
-
-    normalize: bool = True
-    """Whether advantages are brought to mean 0 and standard deviation 1."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that make no sense."""
-        super().__post_init__()
-        check_switch("normalize", self.normalize)
 
 
 @dataclass(frozen=True)
@@ -94,13 +89,10 @@ class PPOSettings(ActorCriticSettings):
     """How far a token's probability may move in an iteration before it stops to count."""
     target_kl: float | None = None
     """The change of the policy in an iteration at which it ends early."""
-    normalize: bool = True
-    """Whether advantages are brought to mean 0 and standard deviation 1 in each minibatch."""
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
         super().__post_init__()
-        check_switch("normalize", self.normalize)
         whole_number("epochs", self.epochs, least=1)
         whole_number("batch_size", self.batch_size, least=2)
         for name in ("clip_range", "target_kl"):

@@ -28,7 +28,7 @@ from agents.baselines import (
 from agents.divergence import AdaptiveKL, log_ratios
 from agents.gradients import GradientSettings
 from agents.objectives import weighted_nll
-from agents.policies import Restricted, frozen_copy, make_policy
+from agents.policies import frozen_copy, make_policy
 from agents.rollout import rollout_values
 from agents.starting import StartingAgent
 from text_gym.errors import OptionError
@@ -205,7 +205,7 @@ class Reinforce(StartingAgent):
     def _penalty(self, drawn: Drawn, examples: list[Example] | None) -> Tensor:
         """What each token costs: being expected, and being more likely than at the start, [n, T]."""
         penalty = drawn.log_probs * float(self.settings.entropy_weight)
-        prompts, places = self.prompt_rows(examples), self._penalty_of_places()
+        prompts, places = self.prompt_rows(examples), self.penalty_of_places()
         ratio = log_ratios(self.policy, self.at_start, drawn, prompts, places, self.settings.sampling)
         divergence, weight = float(ratio.sum() / drawn.lengths.sum()), self.kl.weight
         self.kl.adapt(divergence)  # for the next update
@@ -270,13 +270,8 @@ class Reinforce(StartingAgent):
         if self.settings.loss == "mean":
             weights = weights / drawn.lengths.sum()
         prompts = self.prompt_rows(examples)
-        penalty, sampling = self._penalty_of_places(), self.settings.sampling
+        penalty, sampling = self.penalty_of_places(), self.settings.sampling
         return weighted_nll(self.policy, drawn.tokens, weights, prompts, penalty=penalty, sampling=sampling)[0]
-
-    def _penalty_of_places(self) -> Tensor | None:
-        """What keeps the policy from writing what is banned, [T, V], where anything is."""
-        restricted = self.restricted(self.policy)
-        return restricted.penalty(self.rules.limit) if isinstance(restricted, Restricted) else None
 
     def _teacher_loss(self, random: np.random.Generator) -> Tensor:
         """The negative log-likelihood of a batch of real sequences, summed or averaged as the loss is."""

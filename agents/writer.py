@@ -56,6 +56,11 @@ class Writer:
         early, later = (self.tensor(mask == 0) for mask in (rules.early_mask, rules.later_mask))
         return Restricted(policy, early, later, rules.min_length)
 
+    def penalty_of_places(self) -> Tensor | None:
+        """What keeps the policy from writing what is banned, [T, V], where anything is."""
+        restricted = self.restricted(self.policy)
+        return restricted.penalty(self.rules.limit) if isinstance(restricted, Restricted) else None
+
     def sample(
         self,
         n: int | None = None,

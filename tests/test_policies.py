@@ -104,7 +104,7 @@ def test_the_gradient_under_restrictions_is_the_exact_one():
     kept = [s for s in SEQUENCES if allowed(s)]
     tokens = torch.tensor([[*s, *[3] * (3 - len(s))] for s in kept])
     logits = model.output(model.features(tokens))
-    logits = logits + agent._penalty_of_places().double()
+    logits = logits + agent.penalty_of_places().double()
     logs = logits.log_softmax(dim=2).gather(2, tokens.clamp(max=2)[:, :, None])[:, :, 0].where(tokens < 3, 0.0).sum(1)
     assert logs.exp().sum().item() == pytest.approx(1)
     exact = torch.autograd.grad((logs.exp() * torch.tensor(worth(tokens))).sum(), list(model.parameters()))
