@@ -8,7 +8,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agents.agent import Agent
+    from agents.common.agent import Agent
     from agents.mle import MLE
     from agents.nlpo import NLPO
     from agents.ppo import A2C, PPO, MaskablePPO
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "A2C": "agents.ppo",
-    "Agent": "agents.agent",
+    "Agent": "agents.common.agent",
     "MLE": "agents.mle",
     "MaskablePPO": "agents.ppo",
     "NLPO": "agents.nlpo",

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from agents.baselines import BASELINES, GROUPED, Baseline
-from agents.divergence import check_target
-from agents.policies import PolicySettings
+from agents.common.baselines import BASELINES, GROUPED, Baseline
+from agents.common.kl import check_target
+from agents.networks.policies import PolicySettings
 from text_gym.errors import OptionError
-from text_gym.models import Sampling
-from text_gym.names import check_switch, finite_number, whole_number
+from text_gym.language_model import Sampling
+from text_gym.validation import check_switch, finite_number, whole_number
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from agents.agent import Agent
-from agents.policies import PolicySettings, make_policy
+from agents.common.agent import Agent
+from agents.networks.policies import PolicySettings, make_policy
 from text_gym.errors import OptionError
-from text_gym.names import finite_number, whole_number
 from text_gym.sequences import Batch
+from text_gym.validation import finite_number, whole_number
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 from torch import Tensor, nn
 
-from agents.actor_critic import PrefixExtractor
-from agents.policies import frozen_copy
+from agents.networks.policies import frozen_copy
 from agents.ppo import MaskablePPO
-from agents.ppo_settings import IMDB, PRESETS, PPOSettings
+from agents.sb3.actor_critic import PrefixExtractor
+from agents.sb3.settings import IMDB, PRESETS, PPOSettings
 from text_gym.errors import OptionError
-from text_gym.names import finite_number, whole_number
+from text_gym.validation import finite_number, whole_number
 
 
 @dataclass(frozen=True)

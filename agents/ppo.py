@@ -21,13 +21,13 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
-from agents.actor_critic import TextPolicy
-from agents.divergence import AdaptiveKL
-from agents.on_policy import CopiesBuffer, DictCopiesBuffer, KLPenalty
-from agents.policies import Restricted, frozen_copy, make_policy
-from agents.ppo_settings import IMDB, PRESETS, A2CSettings, ActorCriticSettings, PPOSettings
-from agents.starting import StartingAgent
-from agents.vec_env import TextGenVecEnv
+from agents.common.kl import AdaptiveKL
+from agents.common.starting import StartingAgent
+from agents.networks.policies import Restricted, frozen_copy, make_policy
+from agents.sb3.actor_critic import TextPolicy
+from agents.sb3.buffers import CopiesBuffer, DictCopiesBuffer, KLPenalty
+from agents.sb3.settings import IMDB, PRESETS, A2CSettings, ActorCriticSettings, PPOSettings
+from agents.sb3.vec_env import TextGenVecEnv
 from text_gym.errors import DependencyError, OptionError, TrainingError
 from text_gym.vector_env import TextGenVectorEnv
 
@@ -264,7 +264,7 @@ def ppo_options(settings: PPOSettings) -> dict[str, Any]:
 def import_contrib() -> Any:
     """What is built on sb3-contrib."""
     try:
-        from agents import masked
+        from agents.sb3 import maskable as masked
     except ImportError as problem:
         raise DependencyError("this learner needs sb3-contrib: pip install 'text-gym[contrib]'") from problem
     return masked

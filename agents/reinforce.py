@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agents.baselines import (
+from agents.common.baselines import (
     GROUPED,
     Critic,
     leave_one_out,
@@ -25,16 +25,16 @@ from agents.baselines import (
     position_mean,
     width_of_features,
 )
-from agents.divergence import AdaptiveKL, log_ratios
+from agents.common.kl import AdaptiveKL, log_ratios
+from agents.common.losses import weighted_nll
+from agents.common.rollouts import rollout_values
+from agents.common.starting import StartingAgent
 from agents.gradients import GradientSettings
-from agents.objectives import weighted_nll
-from agents.policies import frozen_copy, make_policy
-from agents.rollout import rollout_values
-from agents.starting import StartingAgent
+from agents.networks.policies import frozen_copy, make_policy
 from text_gym.errors import OptionError
-from text_gym.models import Drawn, Sampling, generate
-from text_gym.names import whole_number
+from text_gym.language_model import Drawn, Sampling, generate
 from text_gym.sequences import Batch, Example
+from text_gym.validation import whole_number
 
 MEMORY = 0.9  # of the moving average, from one update to the next
 LEAST_SPREAD = 1e-4  # is added to that of a group, so that a group whose rewards are equal teaches nothing

@@ -18,8 +18,8 @@ from torch import Tensor
 from agents.mle import MLE, MLESettings
 from agents.mle import PRESETS as MLE_PRESETS
 from text_gym.errors import OptionError
-from text_gym.models import LanguageModel, draw_tokens
-from text_gym.names import finite_number
+from text_gym.language_model import LanguageModel, draw_tokens
+from text_gym.validation import finite_number
 
 Decay = Literal["linear", "exponential", "inverse_sigmoid"]
 DECAYS = ("linear", "exponential", "inverse_sigmoid")

@@ -18,18 +18,18 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from agents.agent import Agent
-from agents.discriminators import PAPER_FILTERS, Discriminator, RewardForm, check_discriminator
+from agents.common.agent import Agent
 from agents.gradients import GradientSettings
 from agents.mle import MLE
 from agents.mle import PRESETS as MLE_PRESETS
-from agents.policies import PolicySettings
+from agents.networks.discriminators import PAPER_FILTERS, Discriminator, RewardForm, check_discriminator
+from agents.networks.policies import PolicySettings
 from agents.reinforce import PUBLISHED_UPDATE, Reinforce
 from text_gym.arrays import FloatArray
 from text_gym.errors import OptionError
-from text_gym.names import finite_number, suggest, whole_number
-from text_gym.rewards import Scorer
+from text_gym.rewards.reward import Scorer
 from text_gym.sequences import Batch
+from text_gym.validation import finite_number, suggest, whole_number
 
 JUDGED = 1000  # unseen sequences that the discriminator's accuracy is measured on
 PRETRAINING = 4  # the name of a stream of random numbers

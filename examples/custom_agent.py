@@ -8,7 +8,7 @@ import torch
 
 import text_gym  # noqa: F401 - registers TextGen-v0
 from agents import Agent
-from text_gym.models import LSTM
+from text_gym.language_model import LSTM
 
 
 class BestOfMany(Agent):

@@ -6,7 +6,7 @@ import gymnasium as gym
 
 import text_gym
 from agents import MLE, NLPO, PPO
-from agents.statistics import paired
+from agents.report.statistics import paired
 from text_gym.rewards import Scorer
 
 # Both pay for going astray in the same way, and both are drawn from in the same ways afterwards.

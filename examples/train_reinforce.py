@@ -6,7 +6,7 @@ import gymnasium as gym
 
 import text_gym  # noqa: F401 - registers TextGen-v0
 from agents import MLE, Reinforce
-from agents.evaluate import evaluate
+from agents.common.evaluation import evaluate
 from text_gym.rewards import Scorer
 
 

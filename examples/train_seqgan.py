@@ -6,7 +6,7 @@ import gymnasium as gym
 
 import text_gym
 from agents import MLE, Reinforce, SeqGAN
-from agents.evaluate import Evaluation
+from agents.common.evaluation import Evaluation
 
 # How SeqGAN was published to update: no baseline, the sum over a batch of 64, a high rate, nothing but the reward.
 PUBLISHED = {"baseline": "none", "loss": "sum", "batch_size": 64, "learning_rate": 1e-2, "teacher_forcing": 0.0}

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from text_gym.arrays import FloatArray, IntArray
 from text_gym.errors import OptionError
-from text_gym.names import whole_number
+from text_gym.validation import whole_number
 
 Smoothing = Literal["method1"] | None
 Sentences = Sequence[Sequence[Hashable]] | npt.NDArray[np.integer[Any]]

@@ -12,11 +12,11 @@ import numpy as np
 
 from text_gym.arrays import BoolArray, IntArray, Mask
 from text_gym.errors import InvalidActionError, RenderModeError, ResetNeededError
-from text_gym.names import whole_number
-from text_gym.rewards import RewardSpec
+from text_gym.rewards.reward import RewardSpec
 from text_gym.rules import Constraint, Final, Observation, Rules, check_reset_options
 from text_gym.sequences import Example
-from text_gym.tasks import Task
+from text_gym.tasks.task import Task
+from text_gym.validation import whole_number
 
 
 class TextGenEnv(gym.Env[Any, Any]):

@@ -17,10 +17,11 @@ from gymnasium import spaces
 
 from text_gym.arrays import BoolArray, FloatArray, IntArray, Mask
 from text_gym.errors import DataError, MaskError, OptionError
-from text_gym.names import load_attribute, suggest, whole_number
-from text_gym.rewards import RewardSpec, Scorer
+from text_gym.registry import load_attribute
+from text_gym.rewards.reward import RewardSpec, Scorer
 from text_gym.sequences import Batch, Example
-from text_gym.tasks import Task, make_task, option_names
+from text_gym.tasks.task import Task, make_task, option_names
+from text_gym.validation import suggest, whole_number
 
 Observation = Any  # the prefix [T], or {"prompt": [P], "prefix": [T]}; with one axis more in the vector environment
 Constraint = Callable[..., npt.ArrayLike]

@@ -13,10 +13,10 @@ from gymnasium.vector.utils import batch_space
 
 from text_gym.arrays import AnyArray, BoolArray, FloatArray, IntArray, Mask
 from text_gym.errors import InvalidActionError, OptionError, RenderModeError, ResetNeededError
-from text_gym.names import whole_number
 from text_gym.rules import RESET_OPTIONS, Observation, Rules, check_reset_options
 from text_gym.sequences import Example
-from text_gym.tasks import Task
+from text_gym.tasks.task import Task
+from text_gym.validation import whole_number
 
 Step = tuple[Observation, FloatArray, BoolArray, BoolArray, dict[str, Any]]
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from text_gym.errors import DataError, DependencyError, OptionError
-from text_gym.names import model_source, whole_number
+from text_gym.validation import whole_number
 
 EOS = "<eos>"
 UNK = "<unk>"
@@ -192,6 +192,34 @@ class TokenizerVocabulary(Vocabulary):
 
     def _join(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode([i for i in ids if i != self.eos]))
+
+
+def model_source(name: str, option: str) -> str:
+    """Where transformers finds a model: the folder of this name, or else the name, for its hub.
+
+    A name on the hub has at most one slash, so that what has more, or looks like a path in another way, is a folder.
+
+    Args:
+        name: What the user wrote.
+        option: How it was written, for the error where there is no such folder.
+
+    >>> model_source("gpt2", "model='gpt2'"), model_source("google/flan-t5-small", "model='google/flan-t5-small'")
+    ('gpt2', 'google/flan-t5-small')
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    looks_local = (
+        folder.is_absolute()
+        or name.startswith((".", "~"))
+        or len(folder.parts) > 2
+        or "\\" in name
+        or name.endswith("/")
+        or (len(folder.parts) == 2 and Path(folder.parts[0]).is_dir())
+    )
+    if looks_local:
+        raise OptionError(f"{option}: there is no such folder (seen from {Path.cwd()}); is the path right?")
+    return name
 
 
 def has_tokenizer(name: str) -> bool:

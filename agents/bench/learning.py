@@ -1,0 +1,237 @@
+"""How fast the learners' parts run and how much memory they take, beside the same work as a textbook does it.
+
+SeqGAN's sizes: batch 64, length 20, vocabulary 5000, embedding and LSTM of 32, 16 rollouts, the published
+discriminator. Some works are measured in part, and scaled up.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from agents.bench import textbook
+from agents.common.losses import weighted_nll
+from agents.common.rollouts import rollout_values
+from agents.networks.discriminators import CNN, Discriminator
+from text_gym.language_model import LSTM, generate
+from text_gym.sequences import Batch
+from text_gym.tasks.task import Task, make_task
+
+SIZE, LENGTH, BATCH, ROLLOUTS = 5000, 20, 64, 16
+DRAWN, EPOCH, JUDGED = 10_000, 9_984, 19_968
+DRAWN_BY_TEXTBOOK = 500  # of them
+BATCHES = 10  # of an epoch
+Work = Callable[[], Any]
+
+
+class Part(NamedTuple):
+    """A work, ours and the textbook's, each with the number of times it has to be done to be whole."""
+
+    what: str
+    tokens: int
+    wanted: str
+    ours: Callable[[], tuple[Work, float]]
+    textbook: Callable[[], tuple[Work, float]]
+
+
+class Result(NamedTuple):
+    """Seconds, and MiB above what was there before the work."""
+
+    what: str
+    tokens: int
+    wanted: str
+    ours: float
+    textbook: float
+    memory: tuple[float, float]
+
+
+def measure(seconds_of: Callable[[Work], float]) -> list[Result]:
+    """All works; `seconds_of` runs one a few times and gives its best time."""
+    results = []
+    for name, part in PARTS.items():
+        times = []
+        for make in (part.ours, part.textbook):
+            work, often = make()
+            times.append(seconds_of(work) * often)
+        memory = _memory_of(name, "ours"), _memory_of(name, "textbook")
+        results.append(Result(part.what, part.tokens, part.wanted, times[0], times[1], memory))
+    return results
+
+
+def peak_memory(name: str, whose: str) -> float:
+    """MiB that a work takes at most, above what this process has when it begins; call it in a new process."""
+    part = PARTS[name]
+    _load_libraries()
+    work, _ = part.ours() if whose == "ours" else part.textbook()
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        there = torch.cuda.memory_allocated()
+        work()
+        return float(torch.cuda.max_memory_allocated() - there) / 2**20
+    before = _resident_bytes("VmRSS")
+    work()
+    return max(0.0, (_resident_bytes("VmHWM") - before) / 2**20)
+
+
+def _load_libraries() -> None:
+    """Do a little of everything, so that what torch loads when it is first used is not counted."""
+    linear, kernel = nn.Linear(64, 64, device=DEVICE), nn.Conv2d(1, 4, (3, 8), device=DEVICE)
+    for kind in (torch.float32, torch.bfloat16):
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=kind == torch.bfloat16):
+            values = linear(torch.ones(64, 64, device=DEVICE)).softmax(dim=1)
+            (values.sum() + kernel(values[None, None]).float().sum()).backward()
+    torch.optim.Adam([*linear.parameters(), *kernel.parameters()], fused=True).step()
+
+
+def _memory_of(name: str, whose: str) -> float:
+    code = f"from agents.bench.learning import peak_memory; print(peak_memory({name!r}, {whose!r}))"
+    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+
+
+def _resident_bytes(which: str) -> float:
+    """What this process has now (VmRSS), or the most it has had (VmHWM); without Linux's /proc only the latter.
+
+    getrusage() would not do there: a new process begins with the most that its parent has had.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith(which))
+        return float(line.split()[1]) * 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
+
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _model() -> LSTM:
+    model = LSTM(SIZE)
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters()):
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+    return model.to(DEVICE)
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator(DEVICE).manual_seed(0)
+
+
+def _task() -> Task:
+    return make_task("oracle", vocab_size=SIZE, train_size=1, valid_size=1, test_size=1)
+
+
+def _synchronised(work: Work) -> Work:
+    """The work until it is done: a GPU only begins what it is given."""
+
+    def whole() -> None:
+        work()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+
+    return whole
+
+
+def _draw() -> tuple[Work, float]:
+    model, generator = _model(), _generator()
+    return _synchronised(lambda: generate(model, DRAWN, LENGTH, None, generator)), 1
+
+
+def _textbook_draw() -> tuple[Work, float]:
+    model, nothing = _model(), torch.zeros(DRAWN_BY_TEXTBOOK, 0, dtype=torch.long, device=DEVICE)
+    return _synchronised(lambda: textbook.complete(model, nothing, LENGTH)), DRAWN / DRAWN_BY_TEXTBOOK
+
+
+def _mle() -> tuple[Work, float]:
+    weights = torch.full((BATCH, LENGTH), 1 / (BATCH * LENGTH), device=DEVICE)
+    return _epoch(lambda model, tokens: weighted_nll(model, tokens, weights)[0], fused=True)
+
+
+def _textbook_mle() -> tuple[Work, float]:
+    return _epoch(textbook.likelihood_loss, fused=None)
+
+
+def _epoch(loss: Callable[[LSTM, Tensor], Tensor], fused: bool | None) -> tuple[Work, float]:
+    model = _model()
+    tokens = generate(model, BATCH, LENGTH, None, _generator()).tokens
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=fused)
+
+    def part() -> None:
+        for _ in range(BATCHES):
+            optimizer.zero_grad()
+            loss(model, tokens).backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+            optimizer.step()
+
+    return _synchronised(part), EPOCH / BATCH / BATCHES
+
+
+def _rollouts() -> tuple[Work, float]:
+    model, generator, judge = _model(), _generator(), Discriminator(_task(), LENGTH, device=DEVICE)
+    tokens = generate(model, BATCH, LENGTH, None, generator).tokens
+    lengths = torch.full((BATCH,), LENGTH, device=DEVICE)
+
+    def score(completed: Tensor, ends: Tensor, _: Tensor) -> Tensor:
+        batch = Batch(completed.cpu().numpy(), ends.cpu().numpy(), judge.task.vocab)
+        return torch.from_numpy(judge.score(batch)).to(DEVICE)
+
+    return _synchronised(lambda: rollout_values(model, tokens, lengths, score, ROLLOUTS, None, generator, chunk=512)), 1
+
+
+def _textbook_rollouts() -> tuple[Work, float]:
+    model, network = _model(), textbook.TextbookCNN(CNN(SIZE + 2, SIZE, LENGTH)).to(DEVICE).eval()
+    tokens = generate(model, BATCH, LENGTH, None, _generator()).tokens
+
+    def score(completed: Tensor) -> Tensor:
+        with torch.no_grad():
+            return network(completed).softmax(dim=1)[:, 1]  # type: ignore[no-any-return]
+
+    return _synchronised(lambda: textbook.rollout_rewards(model, tokens, score, 1)), ROLLOUTS
+
+
+def _rows() -> tuple[Tensor, Tensor]:
+    rows = torch.randint(SIZE, (BATCHES * BATCH, LENGTH), generator=_generator(), device=DEVICE)
+    return rows, torch.arange(len(rows), device=DEVICE) % 2
+
+
+def _discriminator() -> tuple[Work, float]:
+    judge, (rows, classes) = Discriminator(_task(), LENGTH, device=DEVICE), _rows()
+    real, written = rows[classes == 1], rows[classes == 0]
+    work = _synchronised(lambda: judge.train_epoch(real, written, BATCH, _generator()))
+    return work, JUDGED / len(rows)
+
+
+def _textbook_discriminator() -> tuple[Work, float]:
+    network, (rows, classes) = textbook.TextbookCNN(CNN(SIZE + 2, SIZE, LENGTH)).to(DEVICE), _rows()
+    optimizer = torch.optim.Adam(network.parameters(), 1e-4)
+
+    def part() -> None:
+        for chosen in torch.randperm(len(rows), device=DEVICE).view(-1, BATCH):
+            float(textbook.discriminator_step(network, optimizer, rows[chosen], classes[chosen]))
+
+    return _synchronised(part), JUDGED / len(rows)
+
+
+PARTS = {
+    "draw": Part(f"draw {DRAWN:,} sequences", DRAWN * LENGTH, "at least 20", _draw, _textbook_draw),
+    "mle": Part(f"one MLE epoch of {EPOCH:,}", EPOCH * LENGTH, "at least 1.8", _mle, _textbook_mle),
+    "rollouts": Part(
+        f"rollout rewards, {ROLLOUTS} for each of {BATCH} x {LENGTH}",
+        BATCH * ROLLOUTS * LENGTH * (LENGTH - 1) // 2,
+        "at least 10",
+        _rollouts,
+        _textbook_rollouts,
+    ),
+    "discriminator": Part(
+        f"one discriminator epoch of {JUDGED:,}",
+        JUDGED * LENGTH,
+        "at least 2",
+        _discriminator,
+        _textbook_discriminator,
+    ),
+}

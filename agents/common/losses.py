@@ -1,0 +1,152 @@
+"""Losses that several learners share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from text_gym.language_model import WHOLE_SOFTMAX, Sampling
+
+CHUNK_BYTES = (8 << 20, 1 << 30)  # of logits at a time: on a CPU so that they stay in its cache, and on a GPU
+
+
+class _WeightedNLL(torch.autograd.Function):
+    """sum_i weight_i * -log softmax(hidden_i @ W.T + b)[target_i], and its gradient in the same pass.
+
+    The logits of all tokens of a batch are far larger than a CPU's cache. Here a few rows are taken
+    from logits to gradient before the next ones are begun, and nothing of size [rows, V] is kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        targets: Tensor,
+        row_weights: Tensor,
+        penalty: Tensor | None,
+        places: Tensor,
+        sampling: Sampling,
+    ) -> tuple[Tensor, Tensor]:
+        rows, size = len(hidden), len(weight)
+        chunk = max(1, CHUNK_BYTES[hidden.is_cuda] // (4 * size))
+        losses = hidden.new_empty(rows)
+        with_gradient = any(ctx.needs_input_grad)
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None  # None where it is frozen
+        grad_bias = torch.zeros_like(bias) if ctx.needs_input_grad[2] else None
+        columns = weight.T
+        rooms = hidden.new_empty(2, min(chunk, rows), size)  # for logits and probabilities, again and again
+        for begin in range(0, rows, chunk):
+            part = slice(begin, begin + chunk)
+            logits, slopes = rooms[:, : len(hidden[part])]
+            torch.addmm(bias, hidden[part], columns, out=logits)  # [chunk, V]
+            if penalty is not None:
+                logits += penalty[places[part]]
+            logits = as_drawn(logits, targets[part], sampling)
+            torch.softmax(logits, dim=1, out=slopes)
+            # The likeliest token's probability is at least 1 / V, so its logarithm is safe.
+            total = logits.amax(dim=1) - slopes.amax(dim=1).log()
+            losses[part] = total - logits.gather(1, targets[part, None])[:, 0]
+            if not with_gradient:
+                continue
+            share = row_weights[part, None] / sampling.temperature
+            slopes.mul_(share).scatter_add_(1, targets[part, None], -share)
+            grad_hidden[part] = slopes @ weight
+            if grad_weight is not None:
+                grad_weight.addmm_(slopes.T, hidden[part])
+            if grad_bias is not None:
+                grad_bias += slopes.sum(dim=0)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.mark_non_differentiable(losses)
+        return (losses * row_weights).sum(), losses
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = (None if gradient is None else grads[0] * gradient for gradient in ctx.saved_tensors)
+        return *wanted, None, None, None, None, None
+
+
+def weighted_nll(
+    model: Any,
+    tokens: Tensor,
+    weights: Tensor,
+    prompts: Tensor | None = None,
+    inputs: Tensor | None = None,
+    penalty: Tensor | None = None,
+    sampling: Sampling = WHOLE_SOFTMAX,
+) -> tuple[Tensor, Tensor]:
+    """The weighted sum of a batch's negative log-probabilities, with gradient; and each of them, without.
+
+    Args:
+        model: A language model with features() and an `output` on top of them: a linear layer, or anything that
+            makes logits of them and has no `weight`, at the cost of keeping all logits.
+        tokens: [n, T]; what stands where the weight is 0 does not matter.
+        weights: [n, T], constants.
+        prompts: [n, P], read first.
+        inputs: [n, T], what the model reads in place of the tokens.
+        penalty: [T, V], added to the logits at each place.
+        sampling: How the tokens were drawn; the probabilities are those that they were drawn with.
+
+    Returns:
+        The sum, and the negative log-probabilities [n, T], 0 where the weight is 0.
+    """
+    counted = weights != 0
+    hidden = model.features(tokens if inputs is None else inputs, prompts)[counted]  # [N, H]
+    output, targets, row_weights, places = model.output, tokens[counted], weights[counted], counted.nonzero()[:, 1]
+    weight = getattr(output, "weight", None)
+    if weight is not None and hidden.dtype == weight.dtype and hidden.dtype in (torch.float32, torch.float64):
+        bias = weight.new_zeros(len(weight)) if output.bias is None else output.bias
+        loss, each = _WeightedNLL.apply(  # type: ignore[no-untyped-call]
+            hidden, weight, bias, targets, row_weights.to(hidden.dtype), penalty, places, sampling
+        )
+    else:
+        logits = output(hidden).float()
+        each = nll_of_logits(logits if penalty is None else logits + penalty[places], targets, sampling)
+        loss = (each * row_weights.to(each.dtype)).sum()
+    losses = weights.new_zeros(weights.shape, dtype=each.dtype)
+    losses[counted] = each.detach()
+    return loss, losses
+
+
+def nll_of_logits(logits: Tensor, targets: Tensor, sampling: Sampling = WHOLE_SOFTMAX) -> Tensor:
+    """The negative log-probabilities of targets [N] under logits [N, V], as they are drawn, [N]."""
+    return torch.nn.functional.cross_entropy(as_drawn(logits, targets, sampling), targets, reduction="none")
+
+
+def as_drawn(logits: Tensor, targets: Tensor, sampling: Sampling) -> Tensor:
+    """The logits [N, V] of what was drawn from, in which the targets [N] that were drawn always are.
+
+    A batch's logits differ in their last digits from those that were drawn from one by one. Where two tokens are
+    as likely but for these, the one drawn may now be just beyond the top k, and its loss would be infinite.
+    """
+    adjusted = sampling.adjust(logits)
+    if sampling.top_k or sampling.top_p < 1:
+        own = logits.gather(1, targets[:, None]) / sampling.temperature
+        adjusted = adjusted.scatter(1, targets[:, None], own)
+    return adjusted
+
+
+@torch.no_grad()
+def log_probs_after(
+    output: Callable[[Tensor], Tensor], features: Tensor, targets: Tensor, limited: Callable[[Tensor, slice], Tensor]
+) -> Tensor:
+    """The log-probabilities of targets [N], with as many logits at a time as memory is kept for, [N].
+
+    Args:
+        output: Makes logits [n, V] of features [n, H].
+        features: [N, H].
+        targets: [N].
+        limited: Changes the logits [n, V] of the rows that a slice means.
+    """
+    chunk = max(1, CHUNK_BYTES[features.is_cuda] // (4 * output(features[:1]).shape[1]))
+    found = [torch.zeros(0, dtype=torch.float64, device=features.device)]
+    for begin in range(0, len(targets), chunk):
+        part = slice(begin, begin + chunk)
+        logits = limited(output(features[part]), part).double()
+        found.append(-torch.nn.functional.cross_entropy(logits, targets[part], reduction="none"))
+    return torch.cat(found)

@@ -1,0 +1,1 @@
+"""Comparisons of agents over seeds, with their controls."""

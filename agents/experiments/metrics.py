@@ -1,0 +1,275 @@
+"""Every figure of a model: likelihoods, divergences, BLEU and self-BLEU of fixed sizes, variety, and rewards.
+
+What is written is drawn once for a row of figures. Texts are compared in sets of one size: as many of
+the model's sequences as there are references, whatever the model, because BLEU rises with the number
+of references and self-BLEU with that of sequences.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents.common.evaluation import draw, likelihoods, per_token
+from agents.common.rollouts import rollout_values
+from agents.report.columns import ALSO
+from text_gym.arrays import FloatArray
+from text_gym.bleu import Bleu, self_bleu, sentence_bleu
+from text_gym.errors import OptionError
+from text_gym.rewards.builtin import rouge_l
+from text_gym.rewards.reward import Scorer
+from text_gym.sequences import SPLITS, Batch
+from text_gym.tasks.task import Task
+from text_gym.validation import finite_number, whole_number
+
+BLEU_ORDERS = (2, 3, 4, 5)
+REFERENCE_SEED = 0  # chooses the references, which are the same for every model and every seed
+SWEPT = ("nll_oracle", "nll_test", "entropy", "kl_model_data", "kl_data_model", "kl_sum", "js", "validity", "bleu4",
+         "self_bleu4", "reward")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MeasureSettings:
+    """What is measured of each model, and on how much."""
+
+    samples: int = 4_000
+    """Sequences that likelihoods and shares are measured on."""
+    references: int = 1_000
+    """Held-out sequences that BLEU compares with, and sequences of the model in BLEU, self-BLEU and the shares of
+    duplicates; fewer where the test split is smaller."""
+    temperatures: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.4)
+    """Those of the sweep; none for no sweep."""
+    sweep_samples: int = 2_000
+    """Sequences that the sweep is measured on, and real ones."""
+    also: tuple[str, ...] = ()
+    """Rewards whose means are reported beside the rest: names, or module:attribute."""
+    shown: int = 6
+    """Samples of each model in the report."""
+    credit_rollouts: int = 16
+    """Completions of each of their prefixes, from which each token's credit is."""
+    points: int = 20
+    """Evaluations while a model learns, for its learning curve."""
+    curve_samples: int = 1_000
+    """Sequences drawn for each of them."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        for name in ("samples", "references", "sweep_samples", "curve_samples"):
+            whole_number(name, getattr(self, name), least=2)
+        for name in ("shown", "credit_rollouts", "points"):
+            whole_number(name, getattr(self, name), least=0)
+        object.__setattr__(self, "temperatures", tuple(float(t) for t in self.temperatures))
+        object.__setattr__(self, "also", tuple(self.also))
+        for temperature in self.temperatures:
+            if finite_number("temperatures", temperature) < 1e-3:
+                raise OptionError(f"temperatures={self.temperatures} must be at least 0.001")
+
+
+class Measures:
+    """What can be said of models of one task.
+
+    Args:
+        task: Whose held-out sequences they are compared with.
+        settings: How much is drawn.
+        reward: The environment's reward, if it is to be a column; with prompts the task's own is one in any case.
+    """
+
+    def __init__(self, task: Task, settings: MeasureSettings, reward: Any = None) -> None:
+        """Make the references' tables, once."""
+        self.task, self.settings = task, settings
+        self.test = task.batch("test")
+        if len(self.test) < 2:
+            raise OptionError(f"the 'test' split of {task!r} has {len(self.test)} sequences, and comparing takes two")
+        if reward is None and task.conditional:
+            reward = task.default_reward
+        self.reward = None if reward is None else Scorer(reward, task)
+        self.also = {ALSO + name: Scorer(name, task) for name in settings.also}
+        rows = np.random.default_rng(REFERENCE_SEED).permutation(len(self.test))
+        self.size = min(settings.references, len(self.test), _real_ones(task))
+        self.references = self.test.take(rows[: self.size])
+        self.swept = self.test.take(rows[: max(settings.sweep_samples, self.size)])
+
+    @cached_property
+    def tables(self) -> dict[int, Bleu]:
+        """The references' n-grams, by the longest n."""
+        return {n: Bleu(self.references.sentences, n) for n in BLEU_ORDERS}
+
+    @cached_property
+    def training(self) -> list[list[int]]:
+        """Every training sequence."""
+        return self.task.train.references.to_lists()
+
+    @cached_property
+    def steps_of_real(self) -> Any:
+        """The steps through the language that the test split takes."""
+        steps = self.task.steps(self.test.tokens, self.test.lengths)
+        return steps[steps >= 0]
+
+    def sizes(self) -> dict[str, int]:
+        """How many sequences the data have in each split, and how many of them BLEU compares with."""
+        splits = {name: len(self.task.split(name).references) for name in SPLITS}
+        return splits if self.task.conditional else splits | {"references": self.size}
+
+    def signatures(self) -> dict[str, str]:
+        """How each kind of score was computed, to stand beside it."""
+        scores = {} if self.task.conditional else {f"bleu{n}": table.signature for n, table in self.tables.items()}
+        sizes = f"sequences:{self.size}"
+        return scores | {f"self_bleu{n}": f"self_bleu|n:{n}|smoothing:method1|{sizes}" for n in BLEU_ORDERS}
+
+    def figures(self, model: Any, seed: int) -> dict[str, float]:
+        """Every figure of a model that the task and the model allow."""
+        drawn = draw(model, max(self.settings.samples, self.size), seed, "test")
+        return self.of_samples(model, drawn, self.test) | self.of_texts(drawn)
+
+    def sweep(self, model: Any, seed: int) -> list[dict[str, float]]:
+        """The figures of quality and diversity at each temperature, where the model can be drawn from at one."""
+        if not knows_temperature(model):
+            return []
+        n = max(self.settings.sweep_samples, self.size)
+        rows = []
+        for temperature in self.settings.temperatures:
+            drawn = draw(model, n, seed, "test", temperature=temperature)
+            figures = self.of_samples(model, drawn, self.swept, temperature)
+            figures |= self._alike(drawn.take(np.arange(self.size)), (4,))
+            rows.append({"temperature": temperature} | {key: figures[key] for key in SWEPT if key in figures})
+        return rows
+
+    def of_samples(self, model: Any, drawn: Batch, real: Batch, temperature: float = 1.0) -> dict[str, float]:
+        """What likelihoods, the language and rewards say of what was drawn."""
+        task = self.task
+        figures: dict[str, float] = {}
+        if hasattr(model, "log_prob"):
+            figures = likelihoods(model, drawn, real, temperature)
+            figures.pop("data_entropy", None)
+        elif task.knows("log_prob"):
+            figures["nll_oracle"] = per_token(task.log_prob(drawn.tokens, drawn.lengths), drawn)
+        if task.knows("is_valid"):
+            figures["validity"] = float(task.is_valid(drawn.tokens, drawn.lengths).mean())
+        if task.knows("steps"):
+            figures["coverage"] = float(np.isin(self.steps_of_real, task.steps(drawn.tokens, drawn.lengths)).mean())
+        if not _has_references(drawn):
+            return figures
+        if self.reward is not None:
+            figures["reward"] = float(self.reward(drawn).total.mean())
+        return figures | {key: float(scorer(drawn).total.mean()) for key, scorer in self.also.items()}
+
+    def of_texts(self, drawn: Batch) -> dict[str, float]:
+        """What comparing sequences with each other and with real ones says, on as many as there are references."""
+        part = drawn.take(np.arange(min(self.size, len(drawn))))
+        sentences = [tuple(sentence) for sentence in part.sentences]
+        trained = set(map(tuple, self.training))
+        figures = self._alike(part, BLEU_ORDERS)
+        figures |= {f"distinct{n}": distinct(sentences, n) for n in (1, 2, 3, 4)}
+        figures["duplicates"] = 1 - len(set(sentences)) / len(sentences)
+        figures["copies"] = sum(sentence in trained for sentence in sentences) / len(sentences)
+        figures["length"] = float(part.content_lengths.mean())
+        return figures
+
+    def _alike(self, part: Batch, orders: Sequence[int]) -> dict[str, float]:
+        """BLEU and self-BLEU; with prompts, BLEU against their own references, and what else compares with those."""
+        figures = {f"self_bleu{n}": float(self_bleu(part.sentences, n).mean()) for n in orders}
+        if part.examples is None:
+            scores = {n: self.tables[n].score(part.tokens, part.content_lengths) for n in orders}
+            return figures | {f"bleu{n}": float(score.mean()) for n, score in scores.items()}
+        if not _has_references(part):
+            return figures
+        rows = list(zip(part.sentences, [example.references for example in part.examples], strict=True))
+        for n in orders:
+            figures[f"bleu{n}"] = float(np.mean([sentence_bleu(s, references, n) for s, references in rows]))
+        figures["rouge_l"] = float(np.mean([max(rouge_l(s, r) for r in references) for s, references in rows]))
+        figures["exact_match"] = float(np.mean([tuple(s) in references for s, references in rows]))
+        return figures
+
+    def samples(self, model: Any, seed: int) -> list[dict[str, Any]]:
+        """A few sequences with their rewards, each token's credit, and the nearest training sequence."""
+        if not self.settings.shown:
+            return []
+        batch = draw(model, self.settings.shown, seed, "test")
+        rewards = model.rewards(batch) if hasattr(model, "rewards") else self._own_reward(batch)
+        values = self._values(model, batch, seed)
+        return [
+            {
+                "text": batch.texts[i],
+                "prompt": batch.prompts[i],
+                "tokens": [self.task.vocab.tokens[token] for token in batch.tokens[i, : batch.lengths[i]].tolist()],
+                "reward": None if rewards is None else float(rewards[i]),
+                "values": None if values is None else [round(v, 5) for v in values[i, : batch.lengths[i] + 1].tolist()],
+                "nearest": self._nearest(batch.sentences[i]),
+            }
+            for i in range(len(batch))
+        ]
+
+    def _own_reward(self, batch: Batch) -> FloatArray | None:
+        return self.reward(batch).total if self.reward is not None and _has_references(batch) else None
+
+    def _values(self, model: Any, batch: Batch, seed: int) -> FloatArray | None:
+        """What each sequence was worth to the model before its first token and after each, [n, T + 1]."""
+        if not self.settings.credit_rollouts or not all(hasattr(model, a) for a in ("policy", "restricted", "rewards")):
+            return None
+
+        def score(tokens: torch.Tensor, lengths: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            examples = None if batch.examples is None else [batch.examples[i] for i in rows.tolist()]
+            finished = Batch(tokens.cpu().numpy(), lengths.cpu().numpy(), self.task.vocab, examples)
+            return torch.from_numpy(np.asarray(model.rewards(finished), dtype=np.float64)).to(tokens.device)
+
+        values = rollout_values(
+            model.restricted(model.policy.eval()),
+            model.tensor(batch.tokens),
+            model.tensor(batch.lengths),
+            score,
+            self.settings.credit_rollouts,
+            self.task.vocab.eos,
+            torch.Generator(model.device).manual_seed(seed),
+            model.prompt_rows(batch.examples),
+            from_start=True,
+        )
+        result: FloatArray = values.cpu().numpy()
+        return result
+
+    def _nearest(self, sentence: list[int]) -> dict[str, Any]:
+        """The training sequence with the longest common subsequence, for its length."""
+        if not self.training:
+            return {"text": "", "similarity": 0.0}
+        likeness = [rouge_l(sentence, other) for other in self.training]
+        best = int(np.argmax(likeness))
+        return {"text": self.task.decode(self.training[best]), "similarity": round(likeness[best], 4)}
+
+
+def knows_temperature(model: Any) -> bool:
+    """Whether a model can be drawn from, and asked for likelihoods, at a temperature."""
+    asked = [getattr(model, name) for name in ("sample", "log_prob") if hasattr(model, name)]
+    return all("temperature" in inspect.signature(method).parameters for method in asked)
+
+
+def _has_references(batch: Batch) -> bool:
+    """Whether there is something to compare each answer with; always, where there are no prompts."""
+    return batch.examples is None or all(example.references for example in batch.examples)
+
+
+def knows_real_data(task: Task) -> bool:
+    """Whether there are real sequences to show that are neither learned from nor compared with."""
+    return task.conditional or task.knows("sample") or len(task.valid.references) > 1
+
+
+def _real_ones(task: Task) -> int:
+    """How many real sequences can be put beside a model's as a model's own."""
+    if task.conditional or task.knows("sample") or not knows_real_data(task):
+        return sys.maxsize
+    return len(task.valid.references)
+
+
+def distinct(sentences: Sequence[Sequence[int]], n: int) -> float:
+    """The share of distinct n-grams among all n-grams of the sentences; 0 where there are none.
+
+    >>> distinct([(1, 2, 1), (1, 2)], 1), distinct([(1, 2, 1), (1, 2)], 2)
+    (0.4, 0.6666666666666666)
+    """
+    grams = [tuple(sentence[i : i + n]) for sentence in sentences for i in range(len(sentence) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0

@@ -1,0 +1,109 @@
+"""Models that learn nothing, to hold the others against: uniform tokens, and the data themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from agents.common.generation import Writer, rules_of
+from text_gym.errors import OptionError
+from text_gym.language_model import log_prob_of_tokens
+from text_gym.sequences import Batch, Example, Sequences
+
+
+class UniformPolicy(nn.Module):
+    """The language model to which every token is as likely as any other, everywhere."""
+
+    def __init__(self, vocab_size: int) -> None:
+        """Know how many tokens there are."""
+        super().__init__()
+        self.vocab_size = vocab_size
+
+    def start(self, n: int, prompts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits of 0, and a state that says nothing."""
+        return torch.zeros(n, self.vocab_size), torch.zeros(n, 0)
+
+    def step(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of 0."""
+        return torch.zeros(len(tokens), self.vocab_size), state
+
+    def features(self, tokens: Tensor, prompts: Tensor | None = None) -> Tensor:
+        """Nothing is known of a prefix, [n, T, 0]."""
+        return torch.zeros(*tokens.shape, 0)
+
+    def output(self, features: Tensor) -> Tensor:
+        """Logits of 0, [n, T, V]."""
+        return torch.zeros(*features.shape[:2], self.vocab_size)
+
+    def log_prob(self, tokens: Tensor, valid_mask: Tensor, prompts: Tensor | None = None) -> Tensor:
+        """Minus log V for each token."""
+        return log_prob_of_tokens(self.output(self.features(tokens)), tokens, valid_mask)
+
+
+class Uniform(Writer):
+    """Writes tokens that are all as likely, the end among them.
+
+    >>> import gymnasium as gym, text_gym
+    >>> Uniform(gym.make("TextGen-v0"), seed=0).sample(2, seed=0).tokens.shape
+    (2, 21)
+    """
+
+    def __init__(self, env: Any, seed: int = 0) -> None:
+        """There is nothing to learn."""
+        super().__init__(env, seed, "cpu")
+        self.policy = UniformPolicy(len(self.task.vocab))
+
+
+class RealData:
+    """Real sequences in the place of a model's: newly drawn where the source is known, else the validation split.
+
+    >>> import gymnasium as gym, text_gym
+    >>> real = RealData(gym.make("TextGen-v0"), seed=0)
+    >>> bool(real.task.is_valid(real.sample(5, seed=0).tokens).all())
+    True
+    """
+
+    def __init__(self, env: Any, seed: int = 0) -> None:
+        """There is nothing to learn."""
+        self.rules = rules_of(env)
+        self.task = self.rules.task
+        self.seed = seed
+        if self.task.knows("log_prob"):
+            self.log_prob = self._log_prob_of_source
+
+    def sample(
+        self,
+        n: int = 1,
+        *,
+        seed: int | None = None,
+        prompts: Sequence[str | Sequence[int] | Example] | None = None,
+    ) -> Batch:
+        """Real sequences, or a reference to each prompt; no more than there are."""
+        if prompts is not None:
+            return self._answers(prompts)
+        if self.task.knows("sample"):
+            return self.task.sample(n, self.seed if seed is None else seed)
+        pool = len(self.task.valid.references)
+        if not pool:
+            raise OptionError(f"the 'valid' split of {self.task!r} is empty, so there are no real sequences to show")
+        rows = np.random.default_rng(self.seed if seed is None else seed).permutation(pool)
+        return self.task.batch("valid", rows[:n])
+
+    def _answers(self, prompts: Sequence[str | Sequence[int] | Example]) -> Batch:
+        """The first reference of each prompt, to be compared with its others, if there are any."""
+        examples = [p if isinstance(p, Example) else self.rules.find_example(p) for p in prompts]
+        for example in examples:
+            if not example.references:
+                raise OptionError(f"no real answer to {self.task.decode(example.prompt)!r} is known")
+        answers = Sequences.from_lists([example.references[0] for example in examples])
+        tokens, lengths = answers.padded(self.task.max_length, self.task.vocab.pad, self.task.vocab.eos)
+        others = [example._replace(references=example.references[1:]) for example in examples]
+        return Batch(tokens, lengths, self.task.vocab, others)
+
+    def _log_prob_of_source(self, tokens: Any, lengths: Any = None, examples: Any = None) -> Any:
+        """The source's own."""
+        return self.task.log_prob(tokens, lengths)

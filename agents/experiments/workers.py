@@ -1,0 +1,217 @@
+"""Where cells run: processes of this machine, or a Ray cluster. Either runs a cell to the same results."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from agents.report.run_files import ERROR
+from text_gym.errors import DependencyError, TextGymError
+
+Done = tuple[Path, str | None]
+"""A cell's folder, and why it failed if it did."""
+STOPPED = "\0"  # in place of why a cell failed: it was interrupted
+OUTPUT = "output.txt"  # what a cell's process printed
+
+
+class Pool(Protocol):
+    """Runs cells beside each other."""
+
+    @property
+    def free(self) -> int:
+        """How many more cells it would run at present."""
+
+    def begin(self, folder: Path) -> None:
+        """Start a cell."""
+
+    def wait(self, seconds: float) -> list[Done]:
+        """The cells that have ended since; waits for one, but not longer than this."""
+
+    def close(self) -> None:
+        """End what is still running."""
+
+
+def run_safely(folder: Path) -> str | None:
+    """Run a cell; if it fails, keep the traceback in its folder and give the last line."""
+    from agents.experiments.run import run_cell
+
+    try:
+        run_cell(folder)
+    except KeyboardInterrupt:
+        return STOPPED
+    except Exception as problem:  # whatever a user's own agent or reward raises: the other cells go on
+        (folder / ERROR).write_text(traceback.format_exc(), encoding="utf-8")
+        said = str(problem) if isinstance(problem, TextGymError) else f"{type(problem).__name__}: {problem}"
+        return said.splitlines()[0] if said else type(problem).__name__
+    return None
+
+
+class LocalPool:
+    """Processes of this machine, each of which runs one cell after another.
+
+    Args:
+        jobs: How many.
+    """
+
+    def __init__(self, jobs: int) -> None:
+        """Nothing is started before there is something to run."""
+        self.jobs = jobs
+        self._workers: dict[Connection, tuple[Any, Path | None]] = {}
+        self._context = multiprocessing.get_context("spawn")
+
+    @property
+    def free(self) -> int:
+        """How many more cells can be begun."""
+        return self.jobs - sum(folder is not None for _, folder in self._workers.values())
+
+    def begin(self, folder: Path) -> None:
+        """Give the cell to a process that has nothing to do, or to a new one."""
+        for ours, (process, doing) in list(self._workers.items()):
+            if doing is None and not process.is_alive():
+                del self._workers[ours]
+        idle = next((ours for ours, (_, doing) in self._workers.items() if doing is None), None)
+        if idle is None:
+            idle, theirs = self._context.Pipe()
+            process = self._context.Process(target=_work, args=(theirs,))
+            process.start()
+            theirs.close()
+            self._workers[idle] = (process, None)
+        idle.send(str(folder))
+        self._workers[idle] = (self._workers[idle][0], folder)
+
+    def wait(self, seconds: float) -> list[Done]:
+        """Hear from processes; one that died took its cell with it, and is replaced when it is needed."""
+        ended: list[Done] = []
+        for ready in wait(list(self._workers), seconds):
+            assert isinstance(ready, Connection)
+            process, folder = self._workers[ready]
+            try:
+                error = ready.recv()
+                self._workers[ready] = (process, None)
+            except (EOFError, OSError):
+                process.join()
+                error = f"its process died ({_how(process.exitcode)})"
+                if folder is not None and (folder / OUTPUT).exists():
+                    error += f"; what it said is in {folder / OUTPUT}"
+                del self._workers[ready]
+            if folder is not None:
+                ended.append((folder, error))
+        return ended
+
+    def close(self) -> None:
+        """End the processes; the cells they are at go on another time."""
+        for connection, (process, folder) in self._workers.items():
+            connection.close()  # an idle process ends by itself
+            if folder is not None:
+                process.terminate()
+        for process, _ in self._workers.values():
+            process.join()
+        self._workers = {}
+
+
+class RayPool:
+    """A Ray cluster, whose machines see the same files.
+
+    Args:
+        address: Of the cluster; "local" starts one on this machine.
+        jobs: How many cells at once; as many as the cluster has cores for if not given.
+        threads: The cores that a cell takes.
+        on_gpu: Whether it takes a GPU too, where there are any.
+    """
+
+    def __init__(self, address: str, jobs: int | None, threads: int, on_gpu: bool = False) -> None:
+        """Connect."""
+        try:
+            import ray
+        except ImportError as problem:
+            raise DependencyError("--ray needs Ray: pip install 'text-gym[ray]', or pip install ray") from problem
+        self._ray: Any = ray
+        self._ours = not self._ray.is_initialized()  # a cluster that the caller is connected to stays so
+        if self._ours:
+            dashboard = False if address == "local" else None
+            self._ray.init(address, log_to_driver=False, configure_logging=False, include_dashboard=dashboard)
+        there = self._ray.cluster_resources()
+        self.jobs = jobs or max(1, int(there.get("CPU", 1)) // threads)
+        needs = {"num_cpus": threads, "num_gpus": int(on_gpu and there.get("GPU", 0) > 0), "max_retries": 0}
+        self._remote: Callable[..., Any] = self._ray.remote(**needs)(_run_remotely).remote
+        self._running: dict[Any, Path] = {}
+
+    @property
+    def free(self) -> int:
+        """How many more cells can be begun."""
+        return self.jobs - len(self._running)
+
+    def begin(self, folder: Path) -> None:
+        """Hand the cell to the cluster."""
+        self._running[self._remote(str(folder.resolve()), str(Path.cwd()), sys.path)] = folder
+
+    def wait(self, seconds: float) -> list[Done]:
+        """Hear from the cluster."""
+        if not self._running:
+            return []
+        ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=seconds)
+        return [(self._running.pop(handle), self._result(handle)) for handle in ready]
+
+    def _result(self, handle: Any) -> str | None:
+        try:
+            error: str | None = self._ray.get(handle)
+        except self._ray.exceptions.RayError as problem:
+            return f"Ray lost it: {str(problem).splitlines()[0]}"
+        return error
+
+    def close(self) -> None:
+        """End what is running, and disconnect."""
+        for handle in self._running:
+            self._ray.cancel(handle, force=True)
+        if self._running:
+            self._ray.wait(list(self._running), num_returns=len(self._running), timeout=60)
+        self._running = {}
+        if self._ours:
+            self._ray.shutdown()
+
+
+def _run_remotely(folder: str, here: str, path: list[str]) -> str | None:
+    os.chdir(here)  # where paths of corpora and agents begin
+    sys.path[:] = [*dict.fromkeys([*path, *sys.path])]
+    return run_safely(Path(folder))
+
+
+def _work(connection: Connection) -> None:
+    """What a process does: a cell, and the next one, until the other side is gone."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    tqdm.set_lock(threading.RLock())  # its usual lock is for several processes, and would outlive one that is ended
+    while True:
+        try:
+            folder = Path(connection.recv())
+        except (EOFError, OSError, KeyboardInterrupt):
+            return
+        with (folder / OUTPUT).open("ab", buffering=0) as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        error = run_safely(folder)
+        try:
+            connection.send(error)
+        except (OSError, KeyboardInterrupt):
+            return
+
+
+def _end_with_parent() -> None:
+    """A process whose parent was killed must not go on writing: the next comparison begins its cell again."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _how(exit_code: int | None) -> str:
+    """How a process ended, in words."""
+    return f"killed by signal {-exit_code}" if exit_code is not None and exit_code < 0 else f"exit code {exit_code}"

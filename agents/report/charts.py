@@ -1,0 +1,311 @@
+"""Learning curves and the plane of quality against diversity, drawn from the run files of a comparison."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import fmean, quantiles
+from typing import Any, NamedTuple
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from agents.report.columns import column_of
+from agents.report.run_files import Cell, Results
+
+# Told apart by the colour-blind too; each has a contrast of 3 and more, the first on white and the second on black.
+PALETTE = [
+    ("#0072b2", "#56b4e9"),
+    ("#d55e00", "#ff9a52"),
+    ("#008765", "#3ccba0"),
+    ("#b0478a", "#e79bca"),
+    ("#8a6d00", "#e6c229"),
+    ("#5b5fc7", "#a5a8ff"),
+    ("#8c3b3b", "#e58b8b"),
+    ("#5f6b76", "#b4bfc9"),
+]
+MARKERS = "osD^vPX*"
+DASHES = {"agent": "none", "control": "5 2.5", "reference": "1 2.5"}
+CURVES = ("nll_oracle", "nll_valid", "nll_test", "js", "validity", "reward", "entropy", "bleu4")
+PLANES = [("nll_oracle", "nll_test"), ("bleu4", "self_bleu4")]  # quality and diversity
+
+
+class Style(NamedTuple):
+    """How a model is drawn, everywhere the same."""
+
+    number: int
+    colour: str
+    dash: str
+    """As in SVG's stroke-dasharray."""
+    marker: str
+
+    @property
+    def css(self) -> str:
+        """The colour as pages have it, where it depends on the background."""
+        return _in_page(self.colour)
+
+    @property
+    def line(self) -> Any:
+        """The dash as matplotlib has it."""
+        return "-" if self.dash == "none" else (0, tuple(map(float, self.dash.split())))
+
+
+class Series(NamedTuple):
+    """One model's line: over its seeds the mean, the lowest and the highest value."""
+
+    x: list[float]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+    infinite: int
+    """How many points were left out."""
+
+
+class Point(NamedTuple):
+    """A model at one temperature, the mean over its seeds."""
+
+    temperature: float
+    x: float
+    y: float
+
+
+def title(key: str) -> str:
+    """What a figure is called in charts, where that of the validation split occurs too."""
+    return "NLL-valid" if key == "nll_valid" else column_of(key).title
+
+
+def styles(results: Results) -> dict[str, Style]:
+    """Every model's colour, dash and marker."""
+    found = {}
+    for i, label in enumerate(results.labels):
+        kind = results.kind(label)
+        colour = "#000000" if kind == "reference" else PALETTE[i % len(PALETTE)][0]
+        found[label] = Style(i, colour, DASHES[kind], MARKERS[i % len(MARKERS)])
+    return found
+
+
+def curve_keys(results: Results) -> list[str]:
+    """The figures that were watched while the models learned, the most telling first."""
+    seen = {key for cell in results.cells.values() for row in cell.curve for key in row}
+    return [key for key in CURVES if key in seen]
+
+
+def curves(results: Results, *keys: str, legend: bool = True) -> Figure | None:
+    """What models came to while they learned, one panel for each key; None if no model's curve has them."""
+    lines = {key: {label: _series(results, label, key) for label in results.labels} for key in keys}
+    shown = [key for key in keys if any(line.x for line in lines[key].values())]
+    if not shown:
+        return None
+    figure = Figure(figsize=(4.5 * len(shown), 3.7 if legend else 3.1), layout="constrained")
+    for key, axes in zip(shown, figure.subplots(1, len(shown), squeeze=False)[0], strict=True):
+        _draw_curves(axes, results, key, lines[key])
+    if legend:
+        used = [
+            label
+            for label in results.labels
+            if any(lines[key][label].x for key in shown) or _is_reference(label, results)
+        ]
+        _legend(figure, results, used, markers=False)
+    return figure
+
+
+def _draw_curves(axes: Axes, results: Results, key: str, lines: dict[str, Series]) -> None:
+    for label, style in styles(results).items():
+        line = lines[label]
+        look: dict[str, Any] = {"color": style.colour, "linestyle": style.line, "gid": f"line-{style.number}"}
+        if line.x:
+            axes.plot(line.x, line.mean, linewidth=1.8, marker="o" if len(line.x) == 1 else "", **look)
+            if line.low != line.high:
+                axes.fill_between(
+                    line.x, line.low, line.high, color=style.colour, alpha=0.18, linewidth=0, gid=f"band-{style.number}"
+                )
+        elif _is_reference(label, results) and (values := _finite(results.values(label, key).values())):
+            axes.axhline(fmean(values), linewidth=1.6, **look)
+    _mark_pretraining(axes, results)
+    notes = ["epochs, then updates or rounds"]
+    if infinite := sum(line.infinite for line in lines.values()):
+        notes.append(f"{infinite} {'point is' if infinite == 1 else 'points are'} infinite and left out")
+    _name_axes(axes, "\n".join(notes), _axis_title(key))
+
+
+def _series(results: Results, label: str, key: str) -> Series:
+    """A model's line, where every seed has a value; a point is left out if one seed's is infinite."""
+    cells = [cell for cell in results.of(label) if cell.finished] or results.of(label)
+    rows = [{_before(results, cell) + row["step"]: row[key] for row in cell.curve if key in row} for cell in cells]
+    rows = [row for row in rows if row]
+    shared = sorted(set.intersection(*map(set, rows))) if rows else []
+    values = {x: [row[x] for row in rows] for x in shared}
+    x = [x for x in shared if all(map(math.isfinite, values[x]))]
+    mean, low, high = ([of(values[at]) for at in x] for of in (fmean, min, max))
+    return Series(x, mean, low, high, len(shared) - len(x))
+
+
+def _before(results: Results, cell: Cell) -> float:
+    """How many steps of others came before a model's own: those of the model that it started from."""
+    passed, seen = 0.0, {cell.label}
+    start = results.cells.get((str(cell.spec.get("start")), cell.seed))
+    while start is not None and start.label not in seen:
+        passed += max((row["step"] for row in start.curve), default=0.0)
+        seen.add(start.label)
+        start = results.cells.get((str(start.spec.get("start")), start.seed))
+    return passed
+
+
+def _mark_pretraining(axes: Axes, results: Results) -> None:
+    ends = {_before(results, cell) for cell in results.cells.values() if cell.curve} - {0.0}
+    for end in sorted(ends):
+        axes.axvline(end, color="black", linewidth=0.9, linestyle=(0, (3, 3)))
+    if ends:
+        place = axes.get_xaxis_transform()
+        axes.text(min(ends), 1.02, "end of pretraining", transform=place, ha="center", va="bottom", fontsize=8.5)
+
+
+def plane_axes(results: Results) -> tuple[str, str] | None:
+    """The figures of quality and of diversity that the sweep over temperatures has, both finite somewhere."""
+    sweeps = [row for cell in results.cells.values() for row in cell.sweep]
+    for quality, diversity in PLANES:
+        if any(math.isfinite(row.get(quality, math.inf) + row.get(diversity, math.inf)) for row in sweeps):
+            return quality, diversity
+    return None
+
+
+def plane(results: Results, legend: bool = True) -> Figure | None:
+    """Quality against diversity, a line for each model through its temperatures; None if none were swept."""
+    keys = plane_axes(results)
+    if keys is None:
+        return None
+    lines = {label: _points(results, label, keys) for label in results.labels}
+    figure = Figure(figsize=(5.2, 4.6) if legend else (4.7, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for label, style in styles(results).items():
+        points, missing = lines[label]
+        if points:
+            _draw_line(axes, points, style)
+        elif not missing and (values := _finite(results.values(label, keys[0]).values())):
+            axes.axhline(fmean(values), color=style.colour, linestyle=style.line, gid=f"line-{style.number}")
+    drawn = [point for points, _ in lines.values() for point in points]
+    notes = _window(axes, drawn)
+    if infinite := sum(missing for _, missing in lines.values()):
+        notes.append(f"{infinite} infinite {'point is' if infinite == 1 else 'points are'} left out")
+    _name_axes(axes, "\n".join([_axis_title(keys[1]), *notes]), _axis_title(keys[0]))
+    if legend:
+        used = [label for label in results.labels if lines[label][0] or _is_reference(label, results)]
+        _legend(figure, results, used, markers=True)
+    return figure
+
+
+def _points(results: Results, label: str, keys: tuple[str, str]) -> tuple[list[Point], int]:
+    """A model's points by temperature, and how many are infinite; its own figures are those at temperature 1."""
+    rows: dict[float, list[dict[str, float]]] = {}
+    for cell in results.of(label):
+        swept = {row["temperature"]: row for row in cell.sweep if "temperature" in row}
+        for temperature, row in ({1.0: cell.figures} | swept).items():
+            if set(keys) <= set(row):
+                rows.setdefault(temperature, []).append(row)
+    means = [Point(t, *(fmean(row[key] for row in rows[t]) for key in keys[::-1])) for t in sorted(rows)]
+    finite = [point for point in means if math.isfinite(point.x + point.y)]
+    return finite, len(means) - len(finite)
+
+
+def _draw_line(axes: Axes, points: list[Point], style: Style) -> None:
+    """A line with small dots, and the model's own marker at temperature 1."""
+    look: dict[str, Any] = {"color": style.colour, "gid": f"line-{style.number}"}
+    x, y = [point.x for point in points], [point.y for point in points]
+    axes.plot(x, y, linestyle=style.line, linewidth=1.5, marker=".", markersize=5, **look)
+    at_one = [point for point in points if point.temperature == 1]
+    look["gid"] = f"band-{style.number}"
+    axes.plot(
+        [p.x for p in at_one], [p.y for p in at_one], linestyle="", marker=style.marker, markersize=8, zorder=3, **look
+    )
+
+
+def far_end(values: Sequence[float]) -> float:
+    """Where a chart may end: no farther than three interquartile ranges above most values."""
+    if len(values) < 4:
+        return max(values, default=0.0)
+    first, _, third = quantiles(values, n=4)
+    return min(max(values), third + 3 * (third - first))
+
+
+def _window(axes: Axes, points: Sequence[Point]) -> list[str]:
+    """Keep a few far points from squeezing the others into a corner, and say so."""
+    x, y = [point.x for point in points], [point.y for point in points]
+    right, top = far_end(x), far_end(y)
+    outside = sum(point.x > right or point.y > top for point in points)
+    if not outside:
+        return []
+    for limit, lowest, highest in ((axes.set_xlim, min(x), right), (axes.set_ylim, min(y), top)):
+        margin = 0.05 * (highest - lowest) or 0.1
+        limit(lowest - margin, highest + margin)
+    return [f"{outside} {'point lies' if outside == 1 else 'points lie'} beyond the edges"]
+
+
+def _name_axes(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="black", alpha=0.12, linewidth=0.6)
+
+
+def _axis_title(key: str) -> str:
+    better = "lower" if key == "nll_valid" else column_of(key).better
+    return title(key) if better == "neither" else f"{title(key)} ({better} is better)"
+
+
+def _is_reference(label: str, results: Results) -> bool:
+    return results.kind(label) == "reference"
+
+
+def _finite(values: Iterable[float]) -> list[float]:
+    return [value for value in values if math.isfinite(value)]
+
+
+def _legend(figure: Figure, results: Results, labels: Sequence[str], markers: bool) -> None:
+    looks = [(label, styles(results)[label]) for label in labels]
+    handles = [
+        Line2D([], [], color=its.colour, linestyle=its.line, marker=its.marker if markers else "", label=_name(label))
+        for label, its in looks
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), frameon=False)
+
+
+def _name(label: str) -> str:
+    """A label that matplotlib takes for text: neither a formula, nor one of its own hidden names."""
+    return (" " if label.startswith("_") else "") + label.replace("$", r"\$")
+
+
+def png(figure: Figure, path: Path) -> None:
+    """The chart as a picture on white."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a label in letters that matplotlib lacks
+        figure.savefig(path, format="png", dpi=180, facecolor="white")
+
+
+def svg(figure: Figure, name: str) -> str:
+    """The chart as an element of a page, in the page's own colours and font; the name makes its ids unique."""
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    element = text.getvalue()[text.getvalue().index("<svg") :]
+    element = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", element, flags=re.DOTALL)  # styles leak out
+    element = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", element)
+    element = re.sub(r"font-family: [^;\"]*;? ?|font: ([\d.]+px) [^;\"]*", _size_only, element)
+    opening = r'<svg viewBox="\1" fill="currentColor" role="img">'
+    return re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', opening, _in_page(element), count=1)
+
+
+def _in_page(text: str) -> str:
+    """The same with the page's own variables for colours."""
+    for number, (colour, _) in enumerate(PALETTE):
+        text = text.replace(colour, f"var(--mark-{number})")
+    return text.replace("#000000", "currentColor")
+
+
+def _size_only(font: re.Match[str]) -> str:
+    return f"font-size: {font[1]}" if font[1] else ""

@@ -1,0 +1,234 @@
+"""What a comparison left on disk, read back: the one place that reports take their numbers from.
+
+    runs/table1/<label>/seed-<k>/       a cell: one model, one seed
+        cell.json        what was to be run: label, kind, seed, agent, task, preset, options, controls_for, ...
+        results.json     what came of it: figures, sweep over temperatures, versions; absent until the cell is done
+        samples.json     a few sequences with their rewards, credits and nearest training sequences
+        progress*.json   metrics, one JSON object a line, as Stable-Baselines3's logger writes them
+        error.txt        why it failed, if it did
+        latest.json      and the checkpoint that it names
+
+Numbers that JSON lacks are written as "inf" and "-inf".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from agents.report.columns import Column, in_order
+from text_gym.errors import DataError
+
+CELL, RESULTS, SAMPLES, ERROR = "cell.json", "results.json", "samples.json", "error.txt"
+COMPARISON = "comparison.json"  # the cells of a comparison; others beside them are of earlier ones
+NOW = "now.json"  # how far a cell is that is being run
+FORMAT = "text_gym cell 1"
+
+
+class Cell(NamedTuple):
+    """One model of one seed."""
+
+    folder: Path
+    spec: dict[str, Any]
+    """What was to be run."""
+    figures: dict[str, float]
+    """What came of it, by column; empty if it is not finished."""
+    sweep: list[dict[str, float]]
+    """The same at other temperatures, each with its "temperature"."""
+    curve: list[dict[str, float]]
+    """Figures while it learned, each with its "step"."""
+    samples: list[dict[str, Any]]
+    """A few sequences: tokens, text, prompt, reward, values, nearest."""
+    about: dict[str, Any]
+    """Versions, hardware, times, signatures."""
+    error: str | None
+    """Why it failed, if it did."""
+
+    @property
+    def label(self) -> str:
+        """What the model is called."""
+        return str(self.spec["label"])
+
+    @property
+    def kind(self) -> str:
+        """One of "agent", "control" and "reference"."""
+        return str(self.spec["kind"])
+
+    @property
+    def seed(self) -> int:
+        """Its seed."""
+        return int(self.spec["seed"])
+
+    @property
+    def finished(self) -> bool:
+        """Whether there are results."""
+        return bool(self.figures)
+
+
+class Results:
+    """All cells of one comparison, or of several on one task.
+
+    Args:
+        cells: In any order.
+    """
+
+    def __init__(self, cells: Iterable[Cell]) -> None:
+        """Keep them by label and seed, labels in the order in which they were asked for."""
+        ordered = sorted(cells, key=lambda cell: (int(cell.spec.get("order", 0)), cell.label, cell.seed))
+        self.cells = {(cell.label, cell.seed): cell for cell in ordered}
+        if not self.cells:
+            raise DataError("no cells to report")
+        if len(self.cells) < len(ordered):
+            twice = next(c for c in ordered if self.cells[c.label, c.seed] is not c)
+            other = self.cells[twice.label, twice.seed].folder
+            raise DataError(f"{twice.folder} and {other} are both {twice.label}, seed {twice.seed}; report one of them")
+        self.task = str(self._shared("task"))
+        for name in ("measured", "reward"):
+            self._shared(name)
+
+    def _shared(self, name: str) -> Any:
+        """What all cells have; figures of runs that differ in it cannot stand side by side."""
+        said = {json.dumps(cell.spec.get(name), sort_keys=True): cell.spec.get(name) for cell in self.cells.values()}
+        if len(said) > 1:
+            raise DataError(f"these runs differ in {name}: {' and '.join(said)}; report them one by one")
+        return next(iter(said.values()))
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """All models, in order: agents, then controls, then references."""
+        kinds = ("agent", "control", "reference")
+        found = {label: cell.kind for (label, _), cell in self.cells.items()}
+        return [label for kind in kinds for label, its in found.items() if its == kind]
+
+    @cached_property
+    def seeds(self) -> list[int]:
+        """All seeds."""
+        return sorted({seed for _, seed in self.cells})
+
+    @cached_property
+    def baseline(self) -> str | None:
+        """The model that others are measured against: the one most agents started from, or the first agent."""
+        for cell in self.cells.values():
+            if cell.spec.get("baseline") in self.labels:
+                return str(cell.spec["baseline"])
+        agents = [label for label in self.labels if self.kind(label) == "agent"]
+        return agents[0] if agents else None
+
+    @cached_property
+    def columns(self) -> list[Column]:
+        """The columns that any model has."""
+        return in_order({key for cell in self.cells.values() for key in cell.figures})
+
+    def of(self, label: str) -> list[Cell]:
+        """A model's cells, by seed."""
+        return [cell for (name, _), cell in sorted(self.cells.items(), key=lambda item: item[0][1]) if name == label]
+
+    def kind(self, label: str) -> str:
+        """Whether a model is an "agent", a "control" or a "reference"."""
+        return self.of(label)[0].kind
+
+    def values(self, label: str, key: str) -> dict[int, float]:
+        """A model's figure in each seed that has it."""
+        return {cell.seed: cell.figures[key] for cell in self.of(label) if key in cell.figures}
+
+    def controls_of(self, label: str) -> list[str]:
+        """The controls that must not do as well as this model, if its success is to mean anything."""
+        return [name for name in self.labels if label in self.of(name)[0].spec.get("controls_for", ())]
+
+    @cached_property
+    def failures(self) -> list[Cell]:
+        """The cells that failed."""
+        return [cell for cell in self.cells.values() if cell.error is not None and not cell.finished]
+
+    @cached_property
+    def unfinished(self) -> list[Cell]:
+        """The cells that neither finished nor failed."""
+        return [cell for cell in self.cells.values() if cell.error is None and not cell.finished]
+
+
+def read_results(folders: Sequence[str | Path]) -> Results:
+    """The cells in and below these folders."""
+    found: list[Path] = []
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise DataError(f"no folder {str(folder)!r}; is the path right?")
+        here = _cells_of(folder)
+        if not here:
+            raise DataError(f"no run of text-gym train or compare in {str(folder)!r}: no {CELL} in it or below it")
+        found += here
+    return Results(map(read_cell, found))
+
+
+def _cells_of(folder: Path) -> list[Path]:
+    """The cells that a comparison lists, or else all in and below a folder."""
+    if (folder / COMPARISON).exists():
+        listed = read_json(folder / COMPARISON)
+        if not isinstance(listed, dict) or not isinstance(listed.get("cells"), list):
+            raise DataError(f"{folder / COMPARISON} is damaged: it lists no cells")
+        return [folder / str(cell) for cell in listed["cells"]]
+    return sorted(path.parent for path in folder.rglob(CELL))
+
+
+def read_cell(folder: Path) -> Cell:
+    """One cell, as far as it has come."""
+    spec = read_json(folder / CELL)
+    if not isinstance(spec, dict) or spec.get("format") != FORMAT or not {"label", "kind", "seed", "task"} <= set(spec):
+        raise DataError(f"{folder / CELL} is no {FORMAT!r}")
+    done = read_json(folder / RESULTS) if (folder / RESULTS).exists() else {}
+    samples = read_json(folder / SAMPLES) if (folder / SAMPLES).exists() else []
+    error = (folder / ERROR).read_text(encoding="utf-8") if (folder / ERROR).exists() else None
+    sweep = [as_numbers(row) for row in done.get("sweep", [])]
+    about = {key: value for key, value in done.items() if key not in ("figures", "sweep")}
+    return Cell(folder, spec, as_numbers(done.get("figures", {})), sweep, read_curve(folder), samples, about, error)
+
+
+def read_curve(folder: Path, prefix: str = "eval/") -> list[dict[str, float]]:
+    """The rows of the metrics that hold an evaluation, by step; of two rows of one step the latter counts."""
+    rows: dict[float, dict[str, float]] = {}
+    for row in read_metrics(folder):
+        figures = {k.removeprefix(prefix): v for k, v in as_numbers(row).items() if k.startswith(prefix)}
+        if figures:
+            step = float(row.get("time/step", 0))
+            rows[step] = {"step": step} | figures
+    return [rows[step] for step in sorted(rows)]
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """All rows of all metrics files, as written; a line cut off by a kill is left out."""
+    rows = []
+    for path in sorted(folder.glob("progress*.json"), key=lambda path: int(path.stem.partition("-")[2] or 1)):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                rows.append(row)
+    return rows
+
+
+def read_json(path: Path) -> Any:
+    """A file's content, or an error that names it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise DataError(f"cannot read {path}: {problem}") from problem
+
+
+def as_numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    """What of a row is a number, or the word for one that JSON lacks.
+
+    >>> as_numbers({"js": 0.1, "kl_sum": "inf", "note": "no"})
+    {'js': 0.1, 'kl_sum': inf}
+    """
+    words = {"inf": float("inf"), "-inf": float("-inf"), "nan": float("nan")}
+    numbers = {}
+    for key, value in row.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            numbers[key] = float(value)
+        elif isinstance(value, str) and value in words:
+            numbers[key] = words[value]
+    return numbers

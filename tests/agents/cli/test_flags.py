@@ -1,0 +1,250 @@
+"""From command lines and TOML files to what is run."""
+
+from pathlib import Path
+
+import pytest
+
+from agents.cli.flags import read_comparison, read_config, read_training
+from agents.experiments.comparison import plan
+from text_gym.errors import DataError, OptionError, TextGymError
+
+MINE = "tests.helpers.own_agents:"
+
+
+def words(line):
+    return line.split()
+
+
+@pytest.fixture
+def config(write):
+    def writer(text):
+        return ["--config", str(write("settings.toml", text))]
+
+    return writer
+
+
+def test_train_by_default():
+    asked, options = read_training(["mle"])
+    assert (asked.agent, asked.task, asked.seed, asked.out, asked.start) == ("mle", "grammar", 0, None, None)
+    assert (asked.preset, asked.reward, asked.steps, asked.device, asked.threads) == (None, None, None, "auto", 1)
+    assert asked.measured.samples == 4_000
+    assert options == {}
+
+
+def test_flags_of_a_run_and_of_an_agent():
+    line = "mle --seed 3 --hidden 8 --task oracle --schedule 3 0.5 4 0.25 --no-early-stopping --samples 7 --out a/b"
+    asked, options = read_training(words(line))
+    assert (asked.seed, asked.task, asked.measured.samples, asked.out) == (3, "oracle", 7, Path("a/b"))
+    assert options == {"hidden": 8, "schedule": ((3, 0.5), (4, 0.25)), "early_stopping": False}
+    assert read_training(words("--seed 3 mle --hidden 8"))[1] == {"hidden": 8}
+    assert read_training(["mle", "--hidden=8", "--also", "length", "bleu"])[0].measured.also == ("length", "bleu")
+    assert read_training(["seqgan(rounds=3)", "--rollouts", "2"])[1] == {"rounds": 3, "rollouts": 2}
+    assert read_training(["seqgan(rounds=3)", "--rounds", "4"])[1] == {"rounds": 4}
+    assert read_training(["reinforce(reward='length', updates=2)"])[1] == {"updates": 2, "reward": "length"}
+
+
+def test_presets_are_defaults_of_the_flags():
+    asked, options = read_training(words("seqgan --preset fast --batch-size 3"))
+    assert (asked.preset, options) == ("fast", {"batch_size": 3})
+    asked, options = read_training(["mle(preset='strong', hidden=3)"])
+    assert (asked.agent, asked.preset, options) == ("mle", "strong", {"hidden": 3})
+    for line in ("mle --preset strog", "mle(preset='strog')", "uniform --preset fast", MINE + "Plain --preset fast"):
+        with pytest.raises(OptionError, match="has no preset"):
+            read_training(words(line) if "(" not in line else [line])
+
+
+def test_agents_of_ones_own_have_their_flags():
+    assert read_training(words(MINE + "Plain --seed 2"))[1] == {}
+    asked, options = read_training(words(MINE + "Clashing --steps 2 --hyper.steps 9 --samples 20"))
+    assert (asked.steps, asked.measured.samples, options) == (2, 20, {"steps": 9})
+    asked, options = read_training([MINE + "OnlySamples(times=3)", "--seed", "4"])
+    assert (asked.agent, asked.seed, options) == (MINE + "OnlySamples", 4, {"times": 3})
+    with pytest.raises(OptionError, match="which every agent is given"):
+        read_training([MINE + "Seeded"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "", "--hidden 4", "--hidden 4 mle", "mle --hiden 4", "mle seqgan", "mle --seed x", "mle --seed -1",
+        "mle --steps -1", "mle --threads 0", "mle --config", "--config", "uniform --hidden 3",
+    ],
+)  # fmt: skip
+def test_flags_that_there_are_not_end_it(line, capsys):
+    with pytest.raises(SystemExit) as ended:
+        read_training(words(line))
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert "pytest" not in err  # --help is that of text-gym
+
+
+def test_help_shows_the_values_of_the_preset(capsys):
+    for line, shown in [
+        (
+            "seqgan --preset paper --help",
+            ["--rounds", "--discriminator-dropout", "--temperatures", "--task", "text-gym train"],
+        ),
+        ("--help", ["--task", "STR"]),
+    ]:
+        with pytest.raises(SystemExit) as ended:
+            read_training(words(line))
+        out = capsys.readouterr().out
+        assert ended.value.code == 0
+        assert all(word in out for word in shown), shown
+    with pytest.raises(SystemExit):
+        read_comparison(words("mle x=seqgan --help"))
+    out = capsys.readouterr().out
+    assert all(flag in out for flag in ("--mle.hidden", "--x.rounds", "--seeds"))
+
+
+TOML = """
+agent = "mle"
+task = "oracle"
+seed = 5
+samples = 33
+sweep-samples = 44
+temperatures = [1]
+out = "from/file"
+hidden = 9
+schedule = [[2, 0.5]]
+"""
+
+
+def test_a_file_says_the_same_and_flags_go_before_it(config):
+    asked, options = read_training(config(TOML))
+    assert (asked.agent, asked.task, asked.seed, asked.out) == ("mle", "oracle", 5, Path("from/file"))
+    assert (asked.measured.samples, asked.measured.sweep_samples, asked.measured.temperatures) == (33, 44, (1.0,))
+    assert options["hidden"] == 9
+    assert [list(part) for part in options["schedule"]] == [[2, 0.5]]
+    asked, options = read_training([*config(TOML), *words("--hidden 4 --seed 6")])
+    assert (asked.agent, asked.seed, options["hidden"]) == ("mle", 6, 4)
+    assert read_training(["ss", *config(TOML)])[0].agent == "ss"
+    assert read_training([*config(TOML), "ss"])[0].agent == "ss"
+    path = config(TOML)[1]
+    assert read_training([f"--config={path}"])[1]["hidden"] == 9
+    with pytest.raises(OptionError, match="'ss' is read as an agent behind hyper-parameters"):
+        read_training([*config(TOML), *words("--hidden 4 ss")])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("agent = 'mle'\ntasks = 'grammar'", "setting 'tasks', which neither train nor mle does. Did you mean 'task'"),
+        ("agent = 'mle'\nhiden = 3", "Did you mean 'hidden'"),
+        ("agent = 5", "agent = 5, which must be a text"),
+        ("agent = 'mle'\nsteps = 'many'", "steps = 'many', which must be a whole number"),
+        ("agent = 'mle'\nsteps = true", "steps = True, which must be a whole number"),
+        ("agent = 'mle'\nseed = 1.5", "seed = 1.5, which must be a whole number"),
+        ("agent = 'mle'\ntemperatures = 0.5", "temperatures = 0.5, which must be a list, of which each is a number"),
+        ("agent = 'mle'\nalso = 'length'", "also = 'length', which must be a list, of which each is a text"),
+        ("agent = 'mle'\nalso = [1]", r"also = \[1\], which must be a list"),
+        ("agent = 'mle'\nout = 5", "out = 5, which must be a text"),
+        ("agent = 'mle'\ntask = ['a']", r"task = \['a'\], which must be a text"),
+        ("agent = 'mle'\nhidden = 'big'", "hidden must be a whole number"),
+        ("agent = 'mle'\n[mle]\nhidden = 3", r"a table \[mle\]"),
+        ("agent = mle", "cannot read"),
+        ("agent = 'mle'\nsamples = 1", "samples must be"),
+        ("agent = 'mle'\nmeasured = 3", "setting 'measured'"),
+        ("agent = 'mle'\nseed = -3", "seed must be"),
+    ],
+)
+def test_a_file_that_is_wrong_is_told_in_a_line(config, text, said):
+    with pytest.raises(TextGymError, match=said):
+        read_training(config(text))
+
+
+def test_files_that_are_none(tmp_path):
+    for path in ("absent.toml", str(tmp_path)):
+        with pytest.raises(DataError, match="cannot read"):
+            read_config(["--config", path])
+    (tmp_path / "latin.toml").write_bytes(b"task = '\xe9'")
+    with pytest.raises(DataError, match="cannot read"):
+        read_config([f"--config={tmp_path / 'latin.toml'}"])
+    assert read_config(["mle", "--config"]) == {}
+
+
+# Comparisons.
+
+
+def test_compare_by_default():
+    asked = read_comparison([])
+    assert asked.agents == ("mle", "ss", "pg-bleu", "seqgan")
+    assert (asked.seeds, asked.out, asked.controls, asked.options) == (3, Path("runs/compare"), True, {})
+
+
+def test_hyper_parameters_are_flags_of_their_label():
+    asked = read_comparison(
+        words("mle x.y=mle seqgan --seeds 2 --mle.hidden 4 --x.y.hidden 5 --no-controls --points 3")
+    )
+    assert asked.agents == ("mle", "x.y=mle", "seqgan")
+    assert asked.options == {"mle": {"hidden": 4}, "x.y": {"hidden": 5}}
+    assert (asked.seeds, asked.controls, asked.measured.points) == (2, False, 3)
+    asked = read_comparison(["a-b=seqgan(rounds=4)", "--a-b.rollouts", "2", "--preset", "fast"])
+    assert asked.options == {"a-b": {"rollouts": 2}}
+    assert plan(asked)[1].recipe.settings("fast").rounds == 4
+    # The agents of the default, or of a file, stay where a hyper-parameter is the first flag.
+    asked = read_comparison(words("--seqgan.rounds 5 --seeds 1"))
+    assert asked.agents == ("mle", "ss", "pg-bleu", "seqgan")
+    assert (asked.options, asked.seeds) == ({"seqgan": {"rounds": 5}}, 1)
+
+
+COMPARED = """
+agents = ["mle", "q=seqgan"]
+seeds = 2
+sweep_samples = 44
+controls = false
+[mle]
+hidden = 9
+[q]
+rounds = 3
+"""
+
+
+def test_a_file_of_a_comparison(config):
+    asked = read_comparison(config(COMPARED))
+    assert (asked.agents, asked.seeds, asked.controls) == (("mle", "q=seqgan"), 2, False)
+    assert asked.options == {"mle": {"hidden": 9}, "q": {"rounds": 3}}
+    asked = read_comparison([*config(COMPARED), *words("--q.rounds 4 --q.rollouts 2 --seeds 5 --controls")])
+    assert asked.agents == ("mle", "q=seqgan")
+    assert (asked.options["q"], asked.options["mle"]) == ({"rounds": 4, "rollouts": 2}, {"hidden": 9})
+    assert (asked.seeds, asked.controls) == (5, True)
+    assert read_comparison([*config(COMPARED), "--q.rollouts", "2"]).options["q"] == {"rounds": 3, "rollouts": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("agents = 'mle'", "agents = 'mle', which must be a list, of which each is a text"),
+        ("agents = [5]", "agents = "),
+        ("seeds = '3'", "seeds = '3', which must be a whole number"),
+        ("controls = 'no'", "controls = 'no', which must be true or false"),
+        ("jobs = 0.5", "jobs = 0.5"),
+        ("out = 7", "out = 7"),
+        ("agents = ['mle']\nmle = 5", "a setting 'mle', which compare does not"),
+        ("agents = ['mle']\nsedes = 5", "Did you mean 'seeds'"),
+        ("options = 5", "a setting 'options'"),
+        ("agents = ['mle']\n[mle]\nhiden = 5", "no hyper-parameter 'hiden'"),
+        ("agents = ['mle']\n[task]\nname = 'x'", "task = {'name': 'x'}, which must be a text"),
+        ("agents = []", "name the agents"),
+    ],
+)
+def test_a_file_of_a_comparison_that_is_wrong_is_told_in_a_line(config, text, said):
+    with pytest.raises(OptionError, match=said):
+        read_comparison(config(text))
+
+
+def test_hyper_parameters_before_agents_are_refused(config):
+    with pytest.raises(OptionError, match="behind hyper-parameters; name agents first"):
+        read_comparison(words("--mle.hidden 4 mle"))
+    with pytest.raises(OptionError, match="behind hyper-parameters"):
+        read_training([*config("agent = 'mle'"), *words("--hidden 4 ss")])
+    for line in (
+        "mle --mle.hidden 4 seqgan",
+        "mle --mle.hiden 4",
+        "mle --seeds 0",
+        "mle --jobs 0",
+        "mle --mle.hidden 0",
+    ):
+        with pytest.raises(SystemExit):
+            read_comparison(words(line))

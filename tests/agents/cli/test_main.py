@@ -1,0 +1,558 @@
+"""The text-gym command and the examples, as a person runs them."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agents.cli.main import main
+from agents.cli.train import measure_run
+from agents.experiments.reward_audit import audit_rewards
+from agents.experiments.run import CellSpec, load_model, prepare_cell
+from agents.report.columns import ALSO
+from agents.report.run_files import read_cell, read_curve, read_metrics
+from text_gym import TextGymError, make_task
+from text_gym.errors import OptionError
+
+ROOT = Path(__file__).parents[3]
+
+
+def run(capsys, *arguments):
+    """Exit code, standard output, standard error."""
+    code = main(list(arguments))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_lists(capsys):
+    code, out, _ = run(capsys, "tasks")
+    assert code == 0
+    assert all(name in out for name in ("grammar", "oracle", "answers"))
+    code, out, _ = run(capsys, "rewards")
+    assert all(name in out for name in ("bleu", "rouge_l", "constant"))
+
+
+def test_sample(capsys, grammar, answers):
+    code, out, _ = run(capsys, "sample", "--n", "3", "--seed", "4")
+    lines = out.splitlines()
+    assert (code, len(lines)) == (0, 3)
+    assert grammar.is_valid(grammar.encode(lines[0]))[0]
+    assert out == run(capsys, "sample", "--n", "3", "--seed", "4")[1]
+    first = run(capsys, "sample", "--task", "answers", "--n", "1")[1]
+    assert first == "{} -> {}\n".format(
+        *(column[0] for column in (answers.batch("test").prompts, answers.batch("test").texts))
+    )
+    assert run(capsys, "--version")[1].startswith("text_gym 0.")
+
+
+def test_score(capsys, write):
+    path = write("lines.txt", "the dogs run\nmary sings and the big\n")
+    code, out, err = run(
+        capsys, "score", str(write("good.txt", "the dogs run\nthe dogs runs\n")), "--reward", "validity"
+    )
+    assert (code, out.splitlines()) == (0, ["1\tthe dogs run", "0\tthe dogs runs", "0.5\tmean of 2 by validity"])
+    code, out, err = run(capsys, "score", str(path))
+    assert (code, out) == (2, "")
+    assert err.startswith(f"text-gym: {path}, line 2: 'big' is not in this vocabulary")
+    for name, content in [
+        ("latin.txt", b"caf\xe9\n"), ("eos.txt", b"the <eos> dogs\n"), ("long.txt", b"the " * 22), ("none.txt", b""),
+    ]:  # fmt: skip
+        code, out, err = run(capsys, "score", str(write(name, content)))
+        assert (code, out, err.count("\n")) == (2, "", 1), name
+    marked = write("marked.txt", b"\xef\xbb\xbfthe dogs run\r\n")
+    assert run(capsys, "score", str(marked), "--reward", "validity")[1].startswith("1\tthe dogs run\n")
+    code, out, _ = run(capsys, "score", str(write("answers.txt", "1 2\n")), "--task", "answers")
+    assert out.endswith("mean of 1 by bleu\n")
+
+
+def test_audit(capsys):
+    code, out, _ = run(capsys, "audit", "--n", "200", "--reward", "validity", "--reward", "constant(value=0.5)")
+    rows = {line.split()[1]: line.split()[3::2] for line in out.splitlines() if line.startswith("│")}
+    assert code == 0
+    assert rows["constant(value=0.5)"] == ["0.500"] * 3
+    assert rows["validity"][0] == "1.000"
+    assert float(rows["validity"][1]) < 0.1
+    assert rows["validity"][2] == "0.000"
+
+
+def test_the_audit_keeps_words_or_replaces_them(grammar, answers):
+    means = audit_rewards(grammar, ["bleu(n=1)", "length"], n=300)
+    assert means["length"][0] == means["length"][1] == means["length"][2]
+    assert means["bleu(n=1)"][0] == pytest.approx(means["bleu(n=1)"][1], abs=1e-9)
+    assert audit_rewards(grammar, ["tests.helpers.own_rewards:words_only"], n=1000) == {
+        "tests.helpers.own_rewards:words_only": (1.0, 1.0, 1.0)
+    }
+    assert audit_rewards(answers, n=50)["exact_match"][0] == 1.0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("sample", "--task", "gramar"), ("sample", "--split", "tset"), ("score", "absent.txt"),
+        ("audit", "--reward", "blue"), ("audit", "--reward", "exact_match"), ("audit", "--n", "0"),
+        ("sample", "--n", "-3"), ("sample", "--seed", "-1"), ("sample", "--task", "grammar(seed=-1)"),
+        ("audit", "--reward", "bleu(n=True)"), ("audit", "--reward", "constant(value='x')"), ("sample", "--task", ":"),
+        ("audit", "--reward", "tests.helpers.own_rewards:fails"), ("sample", "--task", "grammar(test_size=0)"),
+        ("audit", "--task", "grammar(test_size=0)"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line(capsys, arguments):
+    code, out, err = run(capsys, *arguments)
+    assert (code, out, err.count("\n"), err.startswith("text-gym: ")) == (2, "", 1, True)
+    with pytest.raises(Exception, match=r"."):
+        main([*arguments, "--debug"])
+
+
+def test_the_installed_command():
+    command = Path(sys.executable).with_name("text-gym")
+    done = subprocess.run([command, "sample", "--n", "1"], capture_output=True, text=True, check=True)
+    assert len(done.stdout.split()) >= 3
+    failed = subprocess.run([command, "sampel"], capture_output=True, text=True, check=False)
+    assert failed.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("random_agent.py", ["Random tokens:", "reward", "bleu", "->"]),
+        ("custom_reward.py", ["the tiger travels", "alliteration"]),
+        ("own_corpus.py", ["Task('rhymes'", "is worth 1.00"]),
+        ("vector.py", ["steps a second", "mean BLEU-2"]),
+    ],
+)
+def test_examples(name, words):
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / name], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(word in done.stdout for word in words), done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("train_reinforce.py --updates 2 --train-size 300", ["MLE: BLEU", "PG-BLEU: BLEU"]),
+        ("train_seqgan.py --rounds 2 --vocab-size 50 --train-size 200", ["SeqGAN, in nats", "kl_data_model", "0.5"]),
+        ("custom_agent.py --steps 3", ["before: reward", "after: reward"]),
+        ("conditional.py --epochs 1 --steps 2 --task answers(size=60)", ["supervised:", "reinforce step 2", "->"]),
+        ("conditional.py --epochs 1 --steps 1 --learner ppo --task answers(size=60)", ["supervised:", "ppo step 1"]),
+        ("nlpo.py --seeds 2 --iterations 1 --vocab-size 30 --train-size 100", ["seed 1", "NLPO - PPO", "over 2 seeds"]),
+    ],
+)
+def test_training_examples(tmp_path, command, words):
+    name, *options = command.split()
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / name, *options],
+        capture_output=True, text=True, check=False, timeout=300, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    places = [done.stdout.index(word) for word in words]
+    assert places == sorted(places)
+
+
+def test_an_agent_of_ones_own_takes_less_than_40_lines():
+    program = (ROOT / "examples" / "custom_agent.py").read_text(encoding="utf-8")
+    own = program[program.index("class BestOfMany") : program.index("def main")]
+    assert len(own.strip().splitlines()) < 40
+
+
+def test_an_example_on_ones_own_file(write):
+    path = write("mine.txt", "uno dos\ndos tres\n")
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "own_corpus.py", path], capture_output=True, text=True, check=True
+    )
+    assert "Task('mine'" in done.stdout
+    assert "is worth 1.00" in done.stdout
+
+
+TASK = "oracle(vocab_size=12, max_length=5, train_size=96, valid_size=40, test_size=40)"
+MEASURED = "--samples 20 --references 20 --temperatures 1 --sweep-samples 20 --shown 1 --points 1 --curve-samples 20"
+TINY = ["--task", TASK, *MEASURED.split(), "--device", "cpu"]
+MLE = ["--schedule", "2", "0.01", "--hidden", "8", "--embedding", "8", "--no-early-stopping"]
+MINE = "tests.helpers.own_agents:"
+OWN = """
+import numpy as np
+
+class Repeats:
+    \"\"\"Repeats a training sequence.\"\"\"
+
+    def __init__(self, env, seed=0, row=0):
+        self.task, self.row = env.unwrapped.task, row
+
+    def sample(self, n, seed=None):
+        return self.task.batch("train", np.full(n, self.row))
+
+class Breaks(Repeats):
+    def learn(self):
+        raise RuntimeError("out of luck")
+
+class NoLast(Repeats):
+    def sample(self):
+        pass
+
+def length(completions):
+    return [float(len(text.split())) for text in completions]
+
+def wrong(completions):
+    raise KeyError("no such word")
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a small run."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    assert main(["train", "mle", *TINY, *MLE, "--out", str(out), "--also", "length"]) == 0
+    return out
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, write):
+    monkeypatch.chdir(tmp_path)
+    write("mine.py", OWN)
+    return tmp_path
+
+
+def test_train_says_what_came_of_it_and_what_can_follow(trained, capsys, tmp_path):
+    code, out, err = run(capsys, "train", "mle", *TINY, *MLE, "--out", str(tmp_path / "new run"))
+    assert (code, err) == (0, "")
+    assert out.startswith("mle, seed 0: NLL-oracle ")
+    for follow in ("sample", "evaluate", "report"):
+        assert f"text-gym {follow} " in out.replace("\n", " ")
+    assert {"cell.json", "results.json", "samples.json", "progress.json"} <= {
+        p.name for p in (tmp_path / "new run").iterdir()
+    }
+    assert ALSO + "length" in read_cell(trained).figures
+    # The same command again has nothing to do, and another one is refused.
+    before = (trained / "results.json").stat().st_mtime_ns
+    assert run(capsys, "train", "mle", *TINY, *MLE, "--out", str(trained), "--also", "length")[0] == 0
+    assert (trained / "results.json").stat().st_mtime_ns == before
+    code, _, err = run(capsys, "train", "mle", *TINY, *MLE, "--out", str(trained), "--seed", "3")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "holds another run: seed was 0 and is 3" in err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (["--policy", "hf", "--model", "./nosuch"], "there is no such folder"),
+        (["--reward", "mine.py:broken"], "broken"),
+    ],
+)
+def test_a_command_that_failed_at_once_does_not_hold_the_folder(capsys, tmp_path, monkeypatch, wrong, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("def broken(completions): raise ValueError('broken')", encoding="utf-8")
+    command = ["reinforce", *TINY, "--updates", "2", "--rollouts", "0", "--out", "r"]
+    code, _, err = run(capsys, "train", *command, *wrong)
+    assert (code, err.count("\n")) == (2, 1)
+    assert words in err
+    assert (tmp_path / "r" / "cell.json").exists()
+    assert run(capsys, "train", *command)[::2] == (0, "")
+    assert read_cell(tmp_path / "r").finished
+
+
+@pytest.mark.parametrize("left", ["latest.json", "progress.json", "results.json", "weights-of-its-own.pt"])
+def test_what_a_run_has_left_is_held_against_others(tmp_path, left):
+    spec = CellSpec("mle", "mle", task=TASK, device="cpu")
+    prepare_cell(tmp_path, spec)
+    for name in ("error.txt", "now.json", ".lock", "events.out.tfevents.1"):
+        (tmp_path / name).write_text("something", encoding="utf-8")
+    (tmp_path / "progress.json").write_text('{"eval/nll_valid": 1.0}', encoding="utf-8")
+    prepare_cell(tmp_path, replace(spec, seed=1))
+    assert not read_metrics(tmp_path)
+    (tmp_path / left).write_text('{"time/step": 1}', encoding="utf-8")
+    with pytest.raises(OptionError, match="holds another run: seed was 1 and is 2"):
+        prepare_cell(tmp_path, replace(spec, seed=2))
+    assert CellSpec.read(tmp_path).seed == 1
+
+
+def test_sample_a_run(trained, capsys):
+    code, out, _ = run(capsys, "sample", str(trained), "--n", "3", "--seed", "1")
+    assert code == 0
+    assert out.splitlines() == load_model(trained).sample(3, seed=1).texts
+    sharp = run(capsys, "sample", str(trained), "--n", "30", "--seed", "1", "--temperature", "0.01")[1]
+    assert len(set(sharp.splitlines())) < 5
+    assert (
+        run(capsys, "sample", str(trained), "--n", "30", "--top-k", "1")[1].splitlines()[1:]
+        == (run(capsys, "sample", str(trained), "--n", "30", "--top-p", "0.01")[1].splitlines()[1:])
+    )
+    for wrong in (["--n", "0"], ["--seed", "-1"], ["--temperature", "0"], ["--top-k", "-1"], ["--prompt", "1 2"]):
+        code, out, err = run(capsys, "sample", str(trained), *wrong)
+        assert (code, out, err.count("\n")) == (2, "", 1), wrong
+
+
+def test_evaluate_a_run(trained, capsys):
+    figures = measure_run(trained, None, None, (), 1.0, False)
+    done = read_cell(trained).figures
+    assert figures == {key: value for key, value in done.items() if key not in ("seconds", "sequences")}
+    code, out, _ = run(capsys, "evaluate", str(trained))
+    assert code == 0
+    assert f"NLL-test {figures['nll_test']:14.3f}".split() == next(
+        line.split()[:2] for line in out.splitlines() if "NLL-test" in line
+    )
+    sharp = measure_run(trained, 50, 3, ("constant(value=0.5)",), 0.5, False)
+    assert sharp["entropy"] < measure_run(trained, 50, 3, (), 1.0, False)["entropy"]
+    assert 0.5 in sharp.values()
+    model = load_model(trained)
+    drawn = model.sample(50, seed=3, temperature=0.5)
+    assert sharp["entropy"] == pytest.approx(-model.log_prob(drawn.tokens, temperature=0.5).mean() / 5)
+    for wrong in (["--samples", "1"], ["--seed", "-1"], ["--temperature", "0"], ["--also", "lenght"]):
+        code, out, err = run(capsys, "evaluate", str(trained), *wrong)
+        assert (code, out, err.count("\n")) == (2, "", 1), wrong
+
+
+def test_report_of_runs(trained, capsys, here):
+    assert run(capsys, "train", "uniform", *TINY, "--out", "other")[0] == 0
+    code, out, err = run(capsys, "report", str(trained), "other", "--out", "page")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "these runs differ in measured" in err
+    assert run(capsys, "train", "uniform", *TINY, "--also", "length", "--out", "uniform")[0] == 0
+    code, out, _ = run(capsys, "report", str(trained), "uniform", "--out", "page")
+    assert (code, out) == (0, "page/report.html\n")
+    page = (here / "page" / "report.html").read_text(encoding="utf-8")
+    assert "uniform" in page
+    assert "mle" in page
+    for wrong in ([], ["absent"], ["mine.py"], ["uniform", "--out", "mine.py"]):
+        code, out, err = run(capsys, "report", *wrong)
+        assert (code, out, err.count("\n")) == (2, "", 1), wrong
+
+
+def test_agents_are_listed_with_their_hyper_parameters(capsys, here):
+    code, out, _ = run(capsys, "agents")
+    assert code == 0
+    assert all(name in out for name in ("mle", "pg-bleu", "seqgan", "uniform", "real"))
+    code, out, _ = run(capsys, "agents", "seqgan")
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()[1:] if line.strip()}
+    assert {"rounds", "rollouts", "hidden"} <= set(rows)
+    assert out.splitlines()[0].split() == ["hyper-parameter", "default", "paper", "fast", "demo", "finetune"]
+    for wrong in ("segan", "uniform", "mine.py:Repeats", "mine.py:Nobody"):
+        code, out, err = run(capsys, "agents", wrong)
+        assert (code, out, err.count("\n")) == (2, "", 1), wrong
+
+
+def test_a_config_file(capsys, here, write):
+    write("run.toml", f"agent = 'mle'\ntask = '{TASK}'\nsamples = 20\nreferences = 20\ntemperatures = []\npoints = 0\n"
+          "shown = 0\nhidden = 8\nembedding = 8\nschedule = [[1, 1e-2]]\ndevice = 'cpu'\n")  # fmt: skip
+    assert run(capsys, "train", "--config", "run.toml", "--out", "a", "--hidden", "4")[0] == 0
+    spec = CellSpec.read(here / "a")
+    assert (spec.options["hidden"], spec.options["embedding"], spec.measured.samples) == (4, 8, 20)
+    assert load_model(here / "a").policy.lstm.hidden_size == 4
+    assert read_cell(here / "a").sweep == []
+
+
+def test_agents_and_rewards_from_a_file_here(capsys, here):
+    assert run(capsys, "train", "mine.py:Repeats(row=3)", *TINY, "--reward", "mine.py:length", "--out", "r")[0] == 0
+    cell = read_cell(here / "r")
+    assert (cell.label, cell.figures["reward"], cell.figures["copies"]) == ("Repeats", 5.0, 1.0)
+    assert cell.figures["duplicates"] == 19 / 20
+    for command in (["sample", "r"], ["evaluate", "r"], ["train", "reinforce", *TINY, "--start", "r", "--out", "s"]):
+        code, out, err = run(capsys, *command)  # someone else's folder must not run someone else's code
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert "names 'mine.py:Repeats', and to load it would run what is there" in err
+    lines = run(capsys, "sample", "r", "--n", "2", "--trust")[1].splitlines()
+    assert lines == [make_task(TASK).batch("train").texts[3]] * 2
+    code, _, err = run(capsys, "train", "mine.py:Breaks", *TINY, "--out", "b")
+    assert code == 2
+    assert err == f"text-gym: RuntimeError: out of luck. The traceback is in {Path('b', 'error.txt')}\n"
+    assert "raise RuntimeError" in (here / "b" / "error.txt").read_text(encoding="utf-8")
+    code, _, err = run(capsys, "train", "mine.py:NoLast", *TINY, "--out", "n")
+    assert (code, err.count("\n")) == (2, 1)
+    code, _, err = run(capsys, "train", "mine.py:Repeats", *TINY, "--reward", "mine.py:wrong", "--out", "w")
+    assert (code, err) == (2, "text-gym: reward 'wrong' failed with KeyError: 'no such word'\n")
+
+
+def test_what_an_agent_learned_is_only_loaded_if_it_was_kept(capsys, here):
+    assert run(capsys, "train", MINE + "Keeps", *TINY, "--steps", "7", "--out", "kept")[0] == 0
+    assert load_model(here / "kept").steps == 7
+    assert run(capsys, "train", MINE + "Forgets", *TINY, "--out", "forgot")[0] == 0
+    for command in ("sample", "evaluate"):
+        code, out, err = run(capsys, command, "forgot", "--trust")
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert "what Forgets learned is not kept" in err
+        assert run(capsys, command, "kept", "--trust")[0] == 0
+    for command in (["sample", "kept", "--temperature", "0.5"], ["evaluate", "kept", "--temperature", "0.5"]):
+        code, out, err = run(capsys, *command, "--trust")
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert "temperature" in err
+
+
+def test_going_on_from_another_run(trained, capsys, here):
+    short = ["--updates", "1", "--rollouts", "1", "--batch-size", "4"]
+    assert run(capsys, "train", "reinforce", *TINY, *short, "--start", str(trained), "--out", "next")[0] == 0
+    assert read_curve(here / "next")[0]["nll_valid"] == pytest.approx(load_model(trained).nll("valid"), rel=1e-5)
+    for wrong, said in [
+        (["reinforce", *TINY, "--start", "absent"], "no run of text-gym train in 'absent'"),
+        (["mle", *TINY, "--start", str(trained)], "does not begin with another agent's policy"),
+        (["reinforce", *MEASURED.split(), "--task", "grammar(train_size=50, test_size=50)", "--start", str(trained)],
+         "whose tokens are others than those of"),
+    ]:  # fmt: skip
+        code, out, err = run(capsys, "train", *wrong, "--out", "wrong")
+        assert (code, out, err.count("\n")) == (2, "", 1), wrong
+        assert said in err
+        assert not (here / "wrong").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["mlee"], "unknown agent 'mlee'"), (["mle", "--task", "gramar"], "Did you mean 'grammar'"),
+        (["mle", *TINY, "--device", "tpu"], "device='tpu'"), (["mle", *TINY, "--preset", "strog"], "no preset 'strog'"),
+        (["mle(hiden=3)", *TINY], "no hyper-parameter 'hiden'"), (["mle(", *TINY], "cannot read 'mle('"),
+        (["reinforce", *TINY, "--reward", "blue"], "Did you mean 'bleu'"),
+        (["nofile.py:A", *TINY], "no file 'nofile.py'"),
+        (["mle", *TINY, "--also", "lenght"], "Did you mean 'length'"),
+        (["mle", *TINY, "--config", "no.toml"], "cannot read"),
+        (["mle", *TINY, "--task", "empty.txt"], "empty"), (["mle", *TINY, "--task", "one.txt"], "comparing takes two"),
+        (["mle", *TINY, "--task", "absent.txt"], "no file 'absent.txt'"), (["a b=mle", *TINY], "unknown agent"),
+        (["uniform", *TINY, "--out", "one.txt"], "one.txt is no folder"),
+        (["uniform", *TINY, "--out", "one.txt/below"], "one.txt is no folder"),
+        (["uniform", *TINY, "--out", "x" * 300], "name too long"),
+        (["pg-bleu", *TINY, "--reward", "validity", "--out", "o"], "cannot say what is valid"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_train_are_one_line_and_leave_no_folder(capsys, here, write, words, said):
+    write("empty.txt", "")
+    write("one.txt", "a b c\n")
+    code, out, err = run(capsys, "train", *words)
+    told = [line for line in err.splitlines() if line.startswith("text-gym: ")]
+    assert (code, out, len(told)) == (2, "", 1)
+    assert said.lower() in told[0].lower()
+    assert "Traceback" not in err
+    assert not list(here.rglob("cell.json"))
+    with pytest.raises((TextGymError, OSError)):
+        main(["train", *words, "--debug"])
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"format": "text_gym cell 1"}', "\xff"])
+@pytest.mark.parametrize("command", ["sample", "evaluate", "report"])
+def test_damaged_and_missing_runs_are_one_line(capsys, here, command, content):
+    (here / "run").mkdir()
+    for folder in ("run", "absent", "mine.py"):
+        code, out, err = run(capsys, command, folder)
+        assert (code, out, err.count("\n")) == (2, "", 1), folder
+    (here / "run" / "cell.json").write_bytes(content.encode("latin-1"))
+    code, out, err = run(capsys, command, "run")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "cell.json" in err
+
+
+def test_an_unfinished_run_without_a_checkpoint(capsys, here):
+    prepare_cell(here / "run", CellSpec("mle", "mle", task=TASK, device="cpu"))
+    code, _, err = run(capsys, "sample", "run")
+    assert (code, err) == (2, "text-gym: no checkpoint in 'run'; is the path right?\n")
+
+
+def test_real_sequences_are_not_written_by_an_agent(capsys):
+    for words in (["--temperature", "0.5"], ["--top-k", "3"], ["--prompt", "a"]):
+        code, out, err = run(capsys, "sample", *words)
+        assert (code, out) == (2, "")
+        assert "name the folder of a run" in err
+
+
+SMALL_COMPARISON = ["--controls", "--seeds", "1", "--jobs", "2", "--out", "c"]
+
+
+def test_compare_reports_failures_by_its_exit_code(capsys, here, write):
+    """All of it once: agents of the package and of a file, a corpus without a validation split, a failure."""
+    write("lines.txt", "\n".join(f"{a} {b} {c}" for a in "xyz" for b in "xyz" for c in "xyz"))
+    words = ["compare", "mle", "mine.py:Repeats", *TINY, *SMALL_COMPARISON, "--task", "lines.txt(test=0.4, valid=0)"]
+    words += ["--mle.schedule", "1", "0.01", "--mle.hidden", "4", "--mle.embedding", "4"]
+    code, out, err = run(capsys, *words)
+    assert (code, err) == (0, "")
+    assert "The report: c/report.html" in out
+    assert (here / "c" / "report.md").exists()
+    assert not (here / "c" / "real").exists()  # there are no real sequences that are not compared with
+    assert (here / "c" / "uniform" / "seed-0" / "results.json").exists()
+    code, out, _ = run(capsys, *[words[0], words[1], "mine.py:Breaks", *words[3:], "--no-controls"])
+    assert code == 1
+    assert "FAILED: Breaks, seed 0: RuntimeError: out of luck (c/Breaks/seed-0/error.txt)" in out.replace(
+        "\n", " "
+    ).replace("  ", " ")
+    # What is refused at the last model leaves nothing of the others.
+    code, _, err = run(capsys, *words[:2], "uniform", *words[3:], "--no-controls", "--mle.hidden", "5")
+    assert (code, err.count("\n")) == (2, 1)
+    again = run(capsys, "compare", "new=mle", "mle", *words[3:], "--no-controls", "--threads", "2")
+    assert again[0] == 2
+    assert not (here / "c" / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["mle", "mle"], "two agents are called 'mle'"), (["a b=mle"], "no name for a folder"),
+        (["..=mle"], "no name for a folder"), ([".=mle"], "no name for a folder"),
+        ([".lock=mle"], "no name for a folder"), (["=mle"], "no name for a folder"),
+        (["mle", "--preset", "strog"], "no preset 'strog'"),
+        (["mle", "--baseline", "m"], "baseline 'm' is not compared"),
+        (["mle", "--device", "tpu"], "device='tpu'"), (["mle", "--out", "mine.py"], "mine.py is no folder"),
+        (["real", "--task", "lines.txt(valid=0, test=0.5)"], "'valid' split"), (["mle", "--task", "gramar"], "grammar"),
+        (["x" * 300 + "=mle"], "name too long"), (["mine.py:Nobody"], "has no 'Nobody'"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_compare_are_one_line_and_leave_no_folder(capsys, here, write, words, said):
+    write("lines.txt", "\n".join(f"{a} {b} {c}" for a in "xyz" for b in "xyz" for c in "xyz"))
+    agents = list(itertools.takewhile(lambda word: not word.startswith("--"), words))
+    code, out, err = run(capsys, "compare", *agents, *TINY, *words[len(agents) :])
+    told = [line for line in err.splitlines() if line.startswith("text-gym: ")]
+    assert (code, out, len(told)) == (2, "", 1)
+    assert said.lower() in told[0].lower()
+    assert not list(here.rglob("cell.json"))
+
+
+def _interrupted(arguments, cwd, ready):
+    """The exit code and standard error of a command that Ctrl-C ends once something is ready."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "agents.cli.main", *arguments], cwd=cwd, env=environment, text=True,
+        start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    end = time.monotonic() + 60
+    while not ready():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, err = process.communicate(timeout=60)
+    return process.returncode, err
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(tmp_path, command):
+    folder = tmp_path / "run" if command == "train" else tmp_path / "run" / "mle" / "seed-0"
+    long = ["100000", "0.001"]
+    if command == "train":
+        arguments = ["train", "mle", *TINY, "--schedule", *long, "--no-early-stopping", "--hidden", "4", "--out", "run"]
+    else:
+        arguments = ["compare", "mle", *TINY, "--mle.schedule", *long, "--mle.no-early-stopping", "--mle.hidden", "4",
+                     "--out", "run", "--seeds", "1", "--no-controls", "--jobs", "1"]  # fmt: skip
+    steps = lambda: max((row.get("time/step", 0) for row in read_metrics(folder)), default=0)  # noqa: E731
+    code, err = _interrupted(arguments, tmp_path, lambda: steps() >= 3)
+    assert code == 130, err
+    assert "text-gym: stopped" in err
+    assert "Traceback" not in err
+    assert "goes on" in err
+    assert not (folder / "results.json").exists()
+    before = steps()
+    assert load_model(folder).steps_done >= before - 1
+    if command == "compare":
+        return  # tests/test_compare.py goes on
+    code, err = _interrupted(
+        arguments, tmp_path, lambda: (folder / "progress-2.json").exists() and steps() > before + 1
+    )
+    assert code == 130, err
+
+
+def test_completion_knows_every_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "agents.cli.main", "--tyro-print-completion", "bash"],
+        capture_output=True, text=True, check=True, cwd=ROOT,
+    )  # fmt: skip
+    assert all(
+        name in done.stdout for name in ("train", "compare", "sample", "evaluate", "report", "agents", "--seeds")
+    )

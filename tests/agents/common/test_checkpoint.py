@@ -1,0 +1,166 @@
+"""Checkpoints: whole at every moment, and refused when they are not."""
+
+import json
+
+import gymnasium as gym
+import pytest
+import torch
+
+from agents import MLE, agent
+from agents.common.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    has_checkpoint,
+    load_checkpoint,
+    pack_optimizer,
+    save_checkpoint,
+    unpack_optimizer,
+)
+
+
+def some(step=1, value=1.0):
+    return Checkpoint("mle", step, {"a": [1, None]}, {"w": torch.full((3, 2), value), "step": torch.tensor(4)})
+
+
+def test_what_was_saved_is_loaded(tmp_path):
+    for step in (1, 2, 2, 3):
+        save_checkpoint(tmp_path / "run", some(step, float(step)))
+        loaded = load_checkpoint(tmp_path / "run", "mle")
+        assert (loaded.kind, loaded.step, loaded.state) == ("mle", step, {"a": [1, None]})
+        assert (loaded.tensors["w"] == step).all()
+        assert loaded.tensors["step"].item() == 4
+    assert len(list((tmp_path / "run").iterdir())) == 2
+
+
+@pytest.mark.parametrize("moment", ["save_file", "_write"])
+def test_a_save_that_dies_leaves_the_one_before(tmp_path, monkeypatch, moment):
+    save_checkpoint(tmp_path, some(1, 1.0))
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"agents.common.checkpoint.{moment}", die)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(tmp_path, some(2, 2.0))
+    assert load_checkpoint(tmp_path, "mle").step == 1
+    save_checkpoint(tmp_path, some(2, 2.0))
+    assert load_checkpoint(tmp_path, "mle").step == 2
+
+
+def test_damaged_truncated_and_foreign_ones_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint in"):
+        load_checkpoint(tmp_path / "absent", "mle")
+    save_checkpoint(tmp_path, some())
+    with pytest.raises(CheckpointError, match="of 'mle', and not of 'seqgan'"):
+        load_checkpoint(tmp_path, "seqgan")
+    state, latest = tmp_path / "step-000001" / "state.json", tmp_path / "latest.json"
+    tensors = tmp_path / "step-000001" / "tensors.safetensors"
+    for path in (state, latest, tensors):
+        whole = path.read_bytes()
+        for damage in (b"", whole[: len(whole) // 2], b"null", b"\x80\x04N."):
+            path.write_bytes(damage)
+            with pytest.raises(CheckpointError):
+                load_checkpoint(tmp_path, "mle")
+        path.unlink()
+        if path != latest:
+            with pytest.raises(CheckpointError):
+                load_checkpoint(tmp_path, "mle")
+        path.write_bytes(whole)
+    for name in ("../elsewhere", "absent", 3, None):
+        latest.write_text(json.dumps({"format": "text_gym checkpoint 1", "name": name}))
+        with pytest.raises(CheckpointError, match="which is not there"):
+            load_checkpoint(tmp_path, "mle")
+    assert has_checkpoint(tmp_path)
+
+
+def test_a_run_of_another_kind_is_not_written_over(tmp_path):
+    save_checkpoint(tmp_path, some())
+    with pytest.raises(CheckpointError, match="holds a run of 'mle'"):
+        save_checkpoint(tmp_path, some()._replace(kind="reinforce"))
+    (tmp_path / "step-000099").mkdir()
+    save_checkpoint(tmp_path, some(2))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest.json", "step-000002"]
+
+
+def test_an_optimiser_goes_on_where_it_was():
+    def trained(steps, optimizer_state=None, start=None):
+        weight = torch.nn.Parameter(torch.ones(3) if start is None else start.clone())
+        optimizer = torch.optim.Adam([weight], lr=0.5)
+        if optimizer_state is not None:
+            unpack_optimizer("adam", optimizer, *optimizer_state)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            (weight**4).sum().backward()
+            optimizer.step()
+        return weight.detach(), pack_optimizer("adam", optimizer)
+
+    whole, _ = trained(5)
+    half, state = trained(3)
+    assert (trained(2, state, half)[0] == whole).all()
+    assert (trained(2, None, half)[0] != whole).any()
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    now = 100.0
+
+    def perf_counter(self):
+        return self.now
+
+
+@pytest.fixture
+def slow_saving(monkeypatch):
+    """A step takes two seconds, and saving as many as `takes` says; the steps that were saved."""
+    clock, saved, takes, step = Clock(), [], {"seconds": 3.0}, MLE.one_step
+
+    def save(folder, checkpoint):
+        clock.now += takes["seconds"]
+        saved.append((checkpoint.step, clock.now))
+        save_checkpoint(folder, checkpoint)
+
+    def take(self, number):
+        clock.now += 2.0
+        return step(self, number)
+
+    monkeypatch.setattr(agent, "time", clock)
+    monkeypatch.setattr(agent, "save_checkpoint", save)
+    monkeypatch.setattr(MLE, "one_step", take)
+    return saved, takes
+
+
+def tiny_run(folder, **options):
+    env = gym.make("TextGen-v0", task="oracle(vocab_size=5, max_length=3, train_size=20, valid_size=5)")
+    settings = {"embedding": 3, "hidden": 3, "schedule": ((100, 1e-2),), "early_stopping": False}
+    return MLE(env, seed=0, folder=folder, progress=False, log=(), **settings, **options)
+
+
+def test_saving_that_takes_long_takes_a_tenth_of_the_time(tmp_path, slow_saving):
+    saved, takes = slow_saving
+    tiny_run(tmp_path / "slow").learn(100)
+    steps = [step for step, _ in saved]
+    assert steps == [1, 15, 29, 43, 57, 71, 85, 99, 100]  # 28 seconds of steps between them, and the last one always
+    assert load_checkpoint(tmp_path / "slow", "mle").step == 100
+    del saved[:]
+    takes["seconds"] = 0.9
+    tiny_run(tmp_path / "quick").learn(4)
+    assert [step for step, _ in saved] == [1, 2, 3, 4, 4]
+
+
+@pytest.mark.usefixtures("slow_saving")
+def test_a_run_that_dies_between_slow_savings_goes_on_from_the_last_one(tmp_path):
+    whole = tiny_run(tmp_path / "whole").learn(20)
+
+    def die(local, _):
+        if local["self"].steps_done == 18:
+            raise MemoryError("enough")
+        return True
+
+    with pytest.raises(MemoryError):
+        tiny_run(tmp_path / "died").learn(20, callback=die)
+    again = tiny_run(tmp_path / "died")
+    assert again.steps_done == 15
+    again.learn(5)
+    for mine, theirs in zip(again.policy.parameters(), whole.policy.parameters(), strict=True):
+        assert torch.equal(mine, theirs)

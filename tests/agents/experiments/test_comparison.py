@@ -1,0 +1,418 @@
+"""Comparisons: what is run, that it can be stopped and go on, and that nothing depends on where it runs."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+import torch
+
+import text_gym  # noqa: F401
+from agents import MLE, Reinforce, SeqGAN
+from agents.experiments.comparison import Comparison, compare, label_of, plan
+from agents.experiments.metrics import MeasureSettings
+from agents.experiments.run import CellSpec, load_model, prepare_cell, run_cell
+from agents.experiments.scheduler import Progress
+from agents.report.run_files import read_cell, read_curve, read_metrics, read_results
+from text_gym.errors import DataError, OptionError, TextGymError
+
+TASK = "oracle(vocab_size=12, max_length=5, train_size=96, valid_size=40, test_size=40)"
+SMALL = MeasureSettings(
+    samples=60, references=30, temperatures=(0.7, 1.0), sweep_samples=40, shown=2, points=2, curve_samples=20
+)
+JUDGE = {"pretraining_passes": 1, "pass_size": 32, "filters": ((1, 4), (2, 4)), "discriminator_batch_size": 16}
+OPTIONS = {
+    "mle": {"schedule": ((3, 1e-2),), "embedding": 8, "hidden": 8, "dropout": 0.0, "early_stopping": False},
+    "pg-bleu": {"updates": 4, "rollouts": 2, "batch_size": 8},
+    "seqgan": {"rounds": 3, "rollouts": 2, "batch_size": 8, **JUDGE},
+}
+MINE = "tests.helpers.own_agents:"
+
+
+def small(out, agents=("mle", "pg-bleu", "seqgan"), **changes):
+    options = {label: OPTIONS[label] for label in map(label_of, agents) if label in OPTIONS}
+    asked = Comparison(agents, TASK, seeds=1, out=Path(out), options=options, measured=SMALL, jobs=2, device="cpu")
+    return replace(asked, **changes)
+
+
+def figures(results):
+    """All figures but those that a clock gives."""
+    return {
+        name: {key: value for key, value in cell.figures.items() if key != "seconds"}
+        for name, cell in results.cells.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    out = tmp_path_factory.mktemp("compared")
+    return out, compare(small(out), command="text-gym compare ...")
+
+
+# What is run.
+
+
+def entries(**changes):
+    return {entry.spec.label: entry for entry in plan(small("x", **changes))}
+
+
+def test_the_controls_have_the_update_rule_of_what_they_control():
+    found = entries()
+    assert list(found) == [
+        "mle", "pg-bleu", "seqgan", "constant-pg-bleu", "random-pg-bleu", "constant-seqgan", "random-seqgan",
+        "mle-early", "uniform", "real",
+    ]  # fmt: skip
+    pg_bleu, random = (found[label].recipe.settings(None) for label in ("pg-bleu", "random-pg-bleu"))
+    architecture = {"embedding", "hidden"}
+    assert all(getattr(pg_bleu, f) == getattr(random, f) for f in vars(random) if f not in architecture)
+    assert found["random-pg-bleu"].recipe.factory is found["pg-bleu"].recipe.factory is Reinforce
+    seqgan, constant = (found[label].recipe.settings(None) for label in ("seqgan", "constant-seqgan"))
+    assert constant.updates == seqgan.rounds * seqgan.generator_steps == 3
+    assert {f for f in vars(constant) if f != "updates" and getattr(constant, f) != getattr(seqgan, f)} == {"rollouts"}
+    assert constant.rollouts == 0  # a constant needs no completions
+    assert [found[label].recipe.reward for label in ("constant-seqgan", "random-seqgan")] == [
+        "constant(value=0.5)", "random",
+    ]  # fmt: skip
+    assert {label: entry.spec.start for label, entry in found.items() if entry.spec.start} == dict.fromkeys(
+        ["pg-bleu", "seqgan", "constant-pg-bleu", "random-pg-bleu", "constant-seqgan", "random-seqgan"], "mle"
+    )
+    assert found["constant-seqgan"].spec.controls_for == ("seqgan",)
+    assert found["mle-early"].spec.controls_for == ("pg-bleu", "seqgan")
+    assert found["mle-early"].recipe.settings(None).early_stopping
+    assert all(entry.spec.baseline == "mle" for entry in found.values())
+
+
+def test_one_control_serves_agents_with_the_same_update_rule():
+    asked = replace(small("x"), preset="fast", options={})
+    found = {entry.spec.label: entry for entry in plan(asked)}
+    assert list(found) == ["mle", "pg-bleu", "seqgan", "constant", "random", "mle-early", "uniform", "real"]
+    assert found["constant"].spec.controls_for == ("pg-bleu", "seqgan")
+    assert found["pg-bleu"].recipe.reward == "bleu(n=3, references=0.4, smoothing=None)"
+    assert found["seqgan"].recipe.settings("fast") == SeqGAN.choose_settings("fast")
+
+
+def test_controls_make_as_many_updates_as_the_agent():
+    found = entries(agents=("mle(steps=2)", "seqgan(steps=2, generator_steps=3)", "pg-bleu(steps=5)"), preset="demo",
+                    options={"mle": OPTIONS["mle"]})  # fmt: skip
+    updates = {label: entry.recipe.settings(None).updates for label, entry in found.items() if "random" in label}
+    assert updates == {"random-seqgan": 6, "random-pg-bleu": 5}
+    assert found["mle-early"].spec.steps == 2
+    found = entries(
+        agents=(f"a={MINE}Plain(steps=2)", f"b={MINE}Plain(steps=3)", f"c={MINE}Plain(steps=2)"), options={}
+    )
+    assert {label: entry.spec.controls_for for label, entry in found.items() if "random" in label} == {
+        "random-a": ("a", "c"), "random-b": ("b",),
+    }  # fmt: skip
+    assert [found[label].spec.steps for label in ("random-a", "random-b")] == [2, 3]
+
+
+def test_an_agent_whose_reward_is_its_own_is_controlled_by_its_updates_or_not_at_all():
+    found = entries(agents=("mle", MINE + "OwnGAN(rounds=3)", MINE + "OwnReward"), options={})
+    assert found["random"].spec.controls_for == ("OwnGAN",)
+    assert found["random"].recipe.factory is Reinforce
+    assert found["random"].recipe.settings(None).updates == 3
+    assert found["uniform"].spec.trivial
+
+
+def test_what_is_compared_is_what_was_named():
+    assert list(entries(controls=False)) == ["mle", "pg-bleu", "seqgan"]
+    assert list(entries(controls=False, agents=("seqgan",), options={})) == ["mle", "seqgan"]  # its start comes too
+    assert list(entries(controls=False, agents=("ss",), options={})) == ["ss"]
+    found = entries(
+        agents=("mle", "a=seqgan(rounds=1)", "b=seqgan(rounds=2)", "strong=mle"), options={}, controls=False
+    )
+    assert [found[label].recipe.settings(None).rounds for label in "ab"] == [1, 2]
+    assert found["a"].spec.start == "mle"
+    assert entries(agents=("ss", "mle"), options={}, baseline="ss")["mle"].spec.baseline == "ss"
+    # An early-stopped start is its own control; agents of the user's own are their own update rule.
+    found = entries(agents=("mle", MINE + "Plain"), options={})
+    assert list(found) == ["mle", "Plain", "constant", "random", "uniform", "real"]
+    assert found["random"].spec.agent == MINE + "Plain"
+    found = entries(agents=(MINE + "Plain(steps=2)",), options={})
+    assert [entry.spec.steps for entry in found.values()] == [2, 2, 2, None, None]
+    assert found["random"].spec.options == {"reward": "random"}
+    assert list(entries(agents=("real", "uniform", "mle"), options={})) == ["real", "uniform", "mle"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"agents": ("mle", "seqgam")}, "Did you mean 'seqgan'"),
+        ({"agents": ("seqgan", "seqgan")}, "two agents are called 'seqgan'"),
+        ({"agents": ("mle(epochs=3)",)}, "no hyper-parameter 'epochs'"),
+        ({"agents": ("mle",), "options": {"seqgan": {}}}, "'seqgan', which is not compared"),
+        ({"preset": "fats"}, "no preset 'fats'"),
+        ({"baseline": "nothing"}, "the baseline 'nothing' is not compared"),
+        ({"agents": ("mle=ss", "seqgan"), "options": {}}, "two agents are called 'mle' (what all begin with"),
+        ({"agents": ("mle", "pg-bleu", "constant=ss"), "options": {}}, "'constant' is what a control is called"),
+        (
+            {"agents": ("mle", "seqgan(hidden=16)")},
+            "seqgan has hidden=16, and begins with the policy of mle, which has 8",
+        ),
+        ({"agents": ("a/b=mle",)}, "'a/b=mle' is no name for a folder"),
+        ({"agents": ()}, "name the agents"),
+        ({"seeds": 0}, "seeds"),
+        ({"jobs": 0}, "jobs"),
+        ({"task": "orcale"}, "Did you mean 'oracle'"),
+        ({"reward": "bleux"}, "Did you mean 'bleu'"),
+        ({"agents": ("pg-bleu(reward='validity')",), "options": {}}, "cannot say what is valid"),
+        ({"measured": replace(SMALL, also=("lenght",))}, "Did you mean 'length'"),
+        ({"agents": (MINE + "Nobody",), "options": {}}, "has no 'Nobody'"),
+        ({"agents": (MINE + "OnlySamples(tims=2)",), "options": {}}, "no option 'tims'"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_run(tmp_path, changes, words):
+    out = tmp_path / "out"
+    with pytest.raises(TextGymError, match=re.escape(words)):
+        compare(small(out, **changes))
+    assert not list(out.rglob("cell.json"))
+
+
+# What comes of it.
+
+
+def test_every_cell_has_its_figures_curve_and_samples(ran):
+    out, results = ran
+    assert results.labels[:3] == ["mle", "pg-bleu", "seqgan"]
+    assert not results.failures
+    assert not results.unfinished
+    for (label, _), cell in results.cells.items():
+        assert {"nll_oracle", "nll_test", "entropy", "kl_sum", "bleu5", "self_bleu2", "distinct3"} <= set(cell.figures)
+        assert len(cell.samples) == 2
+        learns = label not in ("uniform", "real")
+        assert ("seconds" in cell.figures) == learns
+        assert [row["temperature"] for row in cell.sweep] == ([0.7, 1.0] if learns else [])
+        assert cell.about["versions"]["torch"] == torch.__version__
+        assert cell.spec["command"] == "text-gym compare ..."
+    seqgan = results.of("seqgan")[0]
+    assert [row["step"] for row in seqgan.curve] == [0, 2]
+    assert seqgan.about["settings"]["rounds"] == 3
+    assert all(len(s["values"]) == len(s["tokens"]) + 1 for s in seqgan.samples)
+    assert [path.name for path in seqgan.folder.glob("events*")]  # TensorBoard's
+    again = read_results([out])
+    assert figures(again) == figures(results)
+    assert again.controls_of("seqgan") == ["constant-seqgan", "random-seqgan", "mle-early", "uniform"]
+
+
+def test_all_begin_with_the_start_of_their_seed(ran):
+    out, _ = ran
+    start = load_model(out / "mle" / "seed-0")
+    for label in ("pg-bleu", "seqgan", "constant-pg-bleu"):
+        agent = load_model(out / label / "seed-0")
+        assert agent.steps_done == (3 if label == "seqgan" else 4)
+        first = read_curve(out / label / "seed-0")[0]
+        assert first["step"] == 0
+        assert first["nll_valid"] == pytest.approx(start.nll("valid"), rel=1e-5)
+    # The leave-one-out baseline leaves nothing of a constant: that control is the start itself.
+    constant = load_model(out / "constant-pg-bleu" / "seed-0")
+    assert all(torch.equal(a, b) for a, b in zip(constant.policy.parameters(), start.policy.parameters(), strict=True))
+
+
+def test_the_figures_are_those_of_the_agent_that_learns_alone(ran):
+    """The same MLE by hand, and its NLL-test."""
+    _, results = ran
+    env = gym.make("TextGen-v0", task=TASK)
+    threads = torch.get_num_threads()
+    agent = MLE(env, seed=0, progress=False, threads=1, device="cpu", **OPTIONS["mle"]).learn()
+    torch.set_num_threads(threads)
+    assert results.values("mle", "nll_test")[0] == agent.nll("test")
+
+
+def test_sequences_drawn_are_counted(ran):
+    _, results = ran
+    # 4 updates of 8 sequences, each completed twice after each of its tokens but the last.
+    assert results.values("pg-bleu", "sequences")[0] == 4 * 8 * (1 + 2 * 4)
+    assert results.values("constant-pg-bleu", "sequences")[0] == 4 * 8
+    # And a first pass and one in each round of 32 for the discriminator, and 40 for its accuracy.
+    assert results.values("seqgan", "sequences")[0] == 3 * 8 * (1 + 2 * 4) + 4 * (32 + 40)
+
+
+def test_what_is_finished_is_not_run_again_and_more_can_be_added(ran):
+    out, _ = ran
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("results.json")}
+    seen = []
+    more = compare(small(out, seeds=2, controls=False), lambda progress: seen.append(progress.before))
+    assert seen[0] == 3
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert sorted(more.cells) == sorted((label, seed) for label in ("mle", "pg-bleu", "seqgan") for seed in (0, 1))
+    assert more.values("mle", "nll_test")[0] != more.values("mle", "nll_test")[1]
+
+
+def test_a_report_leaves_out_what_an_earlier_comparison_left(ran, tmp_path):
+    shutil.copytree(ran[0], tmp_path / "copy")
+    fewer = compare(small(tmp_path / "copy", agents=("mle", "pg-bleu")))
+    assert fewer.labels == ["mle", "pg-bleu", "constant", "random", "mle-early", "uniform", "real"]
+    again = read_results([tmp_path / "copy"])
+    assert (again.labels, figures(again)) == (fewer.labels, figures(fewer))
+    assert (tmp_path / "copy" / "constant-pg-bleu").exists()
+
+
+def test_runs_that_cannot_be_compared_are_not_reported_together(ran, tmp_path):
+    out, _ = ran
+    shutil.copytree(out / "mle" / "seed-0", tmp_path / "again" / "mle" / "seed-0")
+    with pytest.raises(DataError, match="are both mle, seed 0"):
+        read_results([out, tmp_path / "again"])
+    for name, value in (("measured", {"samples": 3}), ("reward", "length"), ("task", "grammar")):
+        cell = tmp_path / "again" / "mle" / "seed-0" / "cell.json"
+        spec = json.loads(cell.read_text(encoding="utf-8"))
+        cell.write_text(json.dumps(spec | {"label": "other", name: value}), encoding="utf-8")
+        with pytest.raises(DataError, match=f"these runs differ in {name}"):
+            read_results([out, tmp_path / "again"])
+        cell.write_text(json.dumps(spec), encoding="utf-8")
+
+
+def test_a_folder_of_another_comparison_is_refused(ran):
+    out, _ = ran
+    other = OPTIONS | {"pg-bleu": {"updates": 5, "rollouts": 2, "batch_size": 8}}
+    with pytest.raises(OptionError, match=r"holds another run: options was .*'updates': 4.*Give another folder"):
+        compare(small(out, options=other))
+    with pytest.raises(OptionError, match="task was"):
+        compare(small(out, task="grammar", options={}))
+
+
+def test_other_jobs_give_the_same_numbers(ran, tmp_path):
+    agents = ("mle", "pg-bleu", MINE + "Global", f"other={MINE}Global")
+    one = compare(small(tmp_path / "one", agents=agents, controls=False, jobs=1))
+    assert figures(one).items() >= {name: f for name, f in figures(ran[1]).items() if name in one.cells}.items()
+    four = compare(small(tmp_path / "four", agents=agents, controls=False, jobs=4))
+    assert figures(one) == figures(four)  # those of agents that draw from the process's own generators too
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_gives_the_same_numbers(ran, tmp_path):
+    pytest.importorskip("ray")
+    code = (
+        "from tests.agents.experiments.test_comparison import *\n"
+        f"compare(small({str(tmp_path)!r}, agents=('mle', 'pg-bleu'), controls=False, jobs=None, ray='local'))\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=Path(__file__).parents[3])
+    there = read_results([tmp_path])
+    assert figures(there) == {name: f for name, f in figures(ran[1]).items() if name in there.cells}
+    assert len(there.cells) == 2
+
+
+# What goes wrong.
+
+PROGRAM = """
+import sys
+from tests.agents.experiments.test_comparison import *
+if __name__ == "__main__":
+    compare(small(sys.argv[1], agents=("mle", "seqgan"), controls=False,
+                  options={"mle": OPTIONS["mle"], "seqgan": OPTIONS["seqgan"] | {"rounds": 40}}))
+"""
+
+
+def _start(program, out):
+    root = Path(__file__).parents[3]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    return subprocess.Popen([sys.executable, program, out], cwd=root, env=environment, stderr=subprocess.PIPE)
+
+
+def _wait_for(what, process, seconds=60):
+    end = time.monotonic() + seconds
+    while not what():
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_killed_comparison_goes_on_and_comes_to_the_same(tmp_path, write):
+    program = write("program.py", PROGRAM)
+    out, other = tmp_path / "killed", tmp_path / "whole"
+    process = _start(program, out)
+    cell = out / "seqgan" / "seed-0"
+    _wait_for(lambda: any(row.get("time/step", 0) >= 5 for row in read_metrics(cell)), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    rows = -1
+    while rows != (rows := len(read_metrics(cell))):  # its workers end with it
+        time.sleep(1.0)
+    assert not (cell / "results.json").exists()
+    asked = small(out, agents=("mle", "seqgan"), controls=False)
+    asked = replace(asked, options={"mle": OPTIONS["mle"], "seqgan": OPTIONS["seqgan"] | {"rounds": 40}})
+    again = compare(asked)
+    assert (cell / "progress-2.json").exists()
+    whole = compare(replace(asked, out=other))
+    assert figures(again) == figures(whole)
+    assert again.of("seqgan")[0].curve == whole.of("seqgan")[0].curve
+
+
+def test_two_comparisons_into_one_folder_at_once_are_refused(tmp_path, write):
+    process = _start(write("program.py", PROGRAM), tmp_path / "out")
+    try:
+        _wait_for(lambda: (tmp_path / "out" / "mle" / "seed-0" / "cell.json").exists(), process)
+        with pytest.raises(OptionError, match="another comparison is running in"):
+            compare(small(tmp_path / "out"))
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def test_a_cell_that_fails_is_reported_and_the_others_go_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("MENDED", str(tmp_path / "mended"))
+    agents = ("mle", *(MINE + name for name in ("Fails", "Dies", "FailsUntilMended", "OnlySamples", "no_agent")))
+    results = compare(small(tmp_path / "out", agents, controls=False))
+    said = {cell.label: cell.error for cell in results.failures}
+    assert set(said) == {"Fails", "Dies", "FailsUntilMended", "no_agent"}
+    assert said["Fails"].endswith("RuntimeError: out of luck\n")
+    assert "exit code 7" in said["Dies"]
+    assert "has no sample()" in said["no_agent"]
+    assert results.values("OnlySamples", "duplicates")[0] == 29 / 30
+    assert results.values("OnlySamples", "copies")[0] == 1
+    assert "nll_test" not in results.of("OnlySamples")[0].figures
+    (tmp_path / "mended").touch()
+    again = compare(small(tmp_path / "out", agents, controls=False))
+    assert "FailsUntilMended" not in {cell.label for cell in again.failures}
+
+
+def test_agents_whose_start_failed_are_given_up(tmp_path):
+    broken = {"mle": OPTIONS["mle"] | {"schedule": ((3, 1e30),)}, "pg-bleu": OPTIONS["pg-bleu"]}
+    last = []
+    results = compare(small(tmp_path, ("mle", "pg-bleu"), options=broken), last.append)
+    assert isinstance(last[-1], Progress)
+    said = {cell.label: cell.error for cell in results.failures}
+    assert "are not finite" in said["mle"]
+    assert "with which it would have begun" in said["pg-bleu"]
+    assert read_cell(tmp_path / "uniform" / "seed-0").finished
+
+
+def test_a_file_that_changed_is_noticed(tmp_path, write):
+    corpus, mine = (
+        write("lines.txt", "a b\nb a\n" * 20),
+        write("mine.py", "def score(completions): return [0.0] * len(completions)"),
+    )
+    spec = CellSpec("mine", "mle", task=f"{corpus}(valid=0.2)", measured=replace(SMALL, also=(f"{mine}:score",)))
+    assert sorted(spec.inputs()) == sorted(map(str, (corpus, mine)))
+    prepare_cell(tmp_path / "mine", spec)
+    prepare_cell(tmp_path / "mine", spec)
+    (tmp_path / "mine" / "progress.json").write_text('{"time/step": 1}', encoding="utf-8")
+    mine.write_text("def score(completions): return [1.0] * len(completions)", encoding="utf-8")
+    with pytest.raises(OptionError, match=rf"^{re.escape(str(mine))} changed since .* Give another folder"):
+        prepare_cell(tmp_path / "mine", spec)
+
+
+def test_one_cell_alone(tmp_path):
+    spec = CellSpec("mine", MINE + "Plain", seed=4, task=TASK, reward="length", steps=2, measured=SMALL, device="cpu")
+    prepare_cell(tmp_path / "mine", spec)
+    run_cell(tmp_path / "mine")
+    assert CellSpec.read(tmp_path / "mine") == spec
+    agent = load_model(tmp_path / "mine")
+    assert (agent.steps_done, agent.seed) == (2, 4)
+    started = replace(spec, label="next", agent="reinforce", start=None, options={"updates": 1, "rollouts": 1})
+    prepare_cell(tmp_path / "next", replace(started, start_folder=str(tmp_path / "mine"), steps=None))
+    run_cell(tmp_path / "next")
+    assert read_curve(tmp_path / "next")[0]["nll_valid"] > 0
+    damaged = json.loads((tmp_path / "next" / "cell.json").read_text(encoding="utf-8"))
+    (tmp_path / "next" / "cell.json").write_text(json.dumps(damaged | {"measured": {"samplse": 3}}), encoding="utf-8")
+    with pytest.raises(TextGymError, match="damaged"):
+        run_cell(tmp_path / "next")

@@ -1,0 +1,415 @@
+"""What is said of comparisons whose truth is known, because they are made up."""
+
+import itertools
+import math
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from agents.report.columns import COLUMNS
+from agents.report.run_files import Cell, Results
+from agents.report.statistics import Difference
+from agents.report.verdicts import skipped, summaries, verdicts
+
+NOISE = [0.01, -0.02, 0.0, 0.03, -0.02]  # adds to nothing
+OTHER = [-0.01, 0.02, 0.01, -0.02, 0.0]  # too
+LABELS = {"mle": "agent", "seqgan": "agent", "constant": "control", "random": "control", "real": "reference"}
+WORDS = {"constant": "a constant reward", "random": "a random reward"}
+
+
+def cells(model, values, key="nll_oracle", seeds=None, **spec):
+    """One model's cells, of which those with a value of None failed and those with ... are not finished."""
+    kind, order = LABELS[model], list(LABELS).index(model)
+    spec = {"label": model, "kind": kind, "task": "t", "order": order, "baseline": "mle"} | spec
+    if kind == "control":
+        spec = {"controls_for": ["seqgan"], "words": WORDS[model]} | spec
+    return [
+        Cell(
+            Path("none"),
+            spec | {"seed": seed},
+            {} if value in (None, ...) else value if isinstance(value, dict) else {key: value},
+            [],
+            [],
+            [],
+            {},
+            "out of memory" if value is None else None,
+        )
+        for seed, value in zip(seeds or range(len(values)), values, strict=True)
+    ]
+
+
+def results(key="nll_oracle", **models):
+    return Results([cell for label, values in models.items() for cell in cells(label, values, key)])
+
+
+def around(mean, noise=NOISE, n=5):
+    return [mean + x for x in noise[:n]]
+
+
+def one(results):
+    (verdict,) = verdicts(results)
+    return verdict
+
+
+def half_width(differences):
+    return stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences)
+
+
+def test_an_agent_whose_control_does_as_well_has_no_gain_of_its_own():
+    mle, seqgan = around(9.1), [9.1 - 0.37 + x for x in OTHER]
+    found = one(results(mle=mle, seqgan=seqgan, constant=around(9.1 - 0.36, OTHER[::-1])))
+    half = half_width([a - b for a, b in zip(mle, seqgan, strict=True)])
+    assert found[:4] == ("seqgan", "mle", "nll_oracle", "control")
+    assert found.gain == (5, *map(pytest.approx, (0.37, 0.37 - half, 0.37 + half)))
+    assert [(name, gain.n, round(gain.mean, 6)) for name, gain in found.controls] == [("constant", 5, 0.36)]
+    half_rest = half_width([a - b for a, b in zip(OTHER, OTHER[::-1], strict=True)])
+    assert found.text == (
+        f"seqgan lowers NLL-oracle by 0.370 [{0.37 - half:.3f}, {0.37 + half:.3f}] over 5 seeds "
+        "(Welch p < 0.001 after Holm over 2 comparisons); a constant reward lowers it by 0.360, which leaves "
+        f"0.010 [{0.01 - half_rest:.3f}, {0.01 + half_rest:.3f}]: no evidence that this is seqgan's own doing."
+    )
+
+
+def test_an_agent_whose_controls_gain_little_has_a_gain_of_its_own():
+    found = one(
+        results(mle=around(9.1), seqgan=around(8.7, OTHER), constant=around(9.0, OTHER), random=around(9.12, OTHER))
+    )
+    assert found.outcome == "gain"
+    assert "; and more than its controls (a constant reward 0.100, a random reward -0.020): a gain of" in found.text
+    assert "no evidence" not in found.text
+
+
+def test_higher_is_better_where_it_is_and_shares_are_in_percent():
+    found = one(results("validity", mle=around(0.5), seqgan=around(0.75, OTHER), constant=around(0.5, OTHER)))
+    assert found.outcome == "gain"
+    assert found.gain.mean == pytest.approx(0.25)
+    assert re.match(r"seqgan raises valid by 25\.0 % \[\d\d\.\d %, \d\d\.\d %\] over 5 seeds \(W", found.text)
+    found = one(results("validity", mle=around(0.75), seqgan=around(0.5, OTHER)))
+    assert found.outcome == "loss"
+    assert found.text.startswith("seqgan lowers valid by 25.0 % [")
+
+
+def test_a_loss_is_called_worse_with_or_without_controls():
+    for controls in ({}, {"constant": around(9.5)}):
+        found = one(results("nll_test", mle=around(7.0), seqgan=around(7.23, OTHER), **controls))
+        assert found.outcome == "loss"
+        assert found.gain.mean == pytest.approx(-0.23)
+        low, high = re.fullmatch(
+            r"seqgan raises NLL-test by 0\.230 \[(.*), (.*)\] over 5 seeds \(Welch p < .*\), which is worse\.",
+            found.text,
+        ).groups()
+        assert 0 < float(low) < 0.23 < float(high)
+
+
+def test_a_difference_that_chance_can_make_is_none():
+    found = one(results("bleu4", mle=around(0.3), seqgan=around(0.31, OTHER), constant=around(0.5)))
+    assert found.outcome == "none"
+    half = half_width([b - a for a, b in zip(NOISE, OTHER, strict=True)])
+    low, high = f"{0.01 - half:.3f}", f"{0.01 + half:.3f}"
+    assert found.text == f"no evidence that seqgan changes BLEU-4: +0.010 [{low}, {high}] over 5 seeds."
+    lower = one(results("nll_test", mle=around(7.0), seqgan=around(6.99, OTHER)))
+    assert "NLL-test: -0.010 [" in lower.text  # in the figure's own direction
+    assert lower.gain.mean == pytest.approx(0.01)
+
+
+def test_no_change_has_no_minus():
+    found = one(results(mle=[9.0, 9.0, 9.0], seqgan=[9.0, 8.9999, 9.00005]))
+    assert found.outcome == "none"
+    assert ": +0.000 [0.000, 0.000] over" in found.text
+
+
+def test_one_seed_says_nothing_about_chance():
+    found = one(results(mle=[9.0], seqgan=[8.0], constant=[9.0]))
+    assert found.outcome == "one seed"
+    assert found.text == "in one seed seqgan lowers NLL-oracle by 1.000: one seed says nothing about chance."
+    none = one(results(mle=[9.0, 9.1, None, None], seqgan=[None, None, 8.0, 8.1]))
+    assert (none.outcome, none.gain.n) == ("one seed", 0)
+    assert none.text == "seqgan and mle have NLL-oracle in no common seed: nothing can be said."
+    same = one(results(mle=[9.0], seqgan=[9.0]))
+    assert same.text.startswith("in one seed seqgan does not change NLL-oracle:")
+
+
+def test_a_control_that_failed_leaves_a_gain_nobodys():
+    """A control that could have refuted the agent, and did not finish, has not been beaten."""
+    models = [*cells("mle", around(9.0)), *cells("seqgan", around(8.0, OTHER)), *cells("random", around(9.0, OTHER))]
+    assert one(Results([*models, *cells("constant", around(9.0))])).outcome == "gain"
+    for values in ([None] * 5, [...] * 5, [9.0, None, None, ..., ...]):
+        found = one(Results([*models, *cells("constant", values)]))
+        assert found.outcome in ("uncontrolled", "control")
+        assert "of its own" not in found.text
+    found = one(Results([*models, *cells("constant", [None] * 5)]))
+    assert "; a constant reward did not finish, to compare with: what did it is not known." in found.text
+
+
+@pytest.mark.parametrize(
+    ("control", "conclusion"),
+    [
+        ([8.01, 8.05, 7.95, 8.0, 8.02], "no evidence that this is seqgan's own doing"),  # as much
+        ([9.5, 7.5, 9.0, 9.6, 8.2], "not enough to tell that this is seqgan's own doing"),  # less, but not surely
+        ([7.5, 7.51, 7.49, 7.5, 7.52], "less than without any information, and no evidence that"),  # more
+    ],
+)
+def test_a_control_that_cannot_be_told_apart_is_not_said_to_do_as_well(control, conclusion):
+    found = one(results(mle=around(9.0), seqgan=around(8.0, OTHER), constant=control))
+    assert found.outcome == "control"
+    assert conclusion in found.text
+
+
+def test_who_began_from_scratch_is_told_where_others_did_not():
+    begun = cells("seqgan", around(8.0, OTHER), start="mle")
+    alone = cells("random", around(8.5, OTHER), kind="agent")
+    models = [*cells("mle", around(9.0)), *begun, *alone]
+    first, second = summaries(Results(models))[:2]
+    assert {first.partition(":")[0], second.partition(":")[0]} == {
+        "seqgan against mle", "random (from scratch) against mle",
+    }  # fmt: skip
+    models = [*cells("mle", around(9.0)), *alone]
+    assert "from scratch" not in summaries(Results(models))[0]
+
+
+def test_being_better_than_noise_shows_nothing():
+    models = [*cells("mle", around(9.0)), *cells("seqgan", around(8.0, OTHER))]
+    noise = cells("constant", around(11.0), trivial=True)
+    assert one(Results([*models, *noise])).outcome == "uncontrolled"
+    assert one(Results([*models, *noise, *cells("random", around(9.0, OTHER))])).outcome == "gain"
+    assert one(Results([*models, *cells("constant", around(7.9, OTHER), trivial=True)])).outcome == "control"
+
+
+def test_a_reward_that_was_to_be_raised_may_go_beyond_the_data():
+    models = {"mle": around(0.3), "seqgan": around(0.9, OTHER), "random": around(0.3), "real": around(0.35)}
+    assert "Real data" not in one(results("reward", **models)).text
+    assert "Real data" in one(results("bleu4", **models)).text
+    assert verdicts(results("also:length", **models)) == []  # which way is better is not known
+
+
+def test_without_controls_a_gain_is_nobodys():
+    found = one(results(mle=around(9.0), seqgan=around(8.0, OTHER)))
+    assert found.outcome == "uncontrolled"
+    assert found.controls == ()
+    assert "; no control of its way of learning was run: what did it is not known." in found.text
+    models = {label: cells(label, around(x, OTHER)) for label, x in [("mle", 9.0), ("seqgan", 8.0)]}
+    for other in (
+        cells("constant", around(8.0), controls_for=["another"]),
+        cells("constant", [None] * 5),
+        cells("constant", around(8.0), "js"),
+    ):
+        assert one(Results([*models["mle"], *models["seqgan"], *other])).outcome == "uncontrolled"
+    itself = cells("mle", around(9.0, OTHER), controls_for=["seqgan"])  # the baseline is no control of itself
+    assert one(Results([*itself, *models["seqgan"]])).outcome == "uncontrolled"
+
+
+def test_a_control_counts_with_the_seeds_that_it_has():
+    models = {"mle": around(9.0), "seqgan": around(8.0, OTHER)}
+    some = one(results(**models, constant=[9.0, None, 9.01, 8.99, ...]))
+    assert some.outcome == "gain"
+    assert re.search(r"\(a constant reward 0\.0\d\d over 3 of 5 seeds\)", some.text)
+    single = one(results(**models, constant=[9.0, None, None, ..., None]))
+    assert single.outcome == "control"  # clearly worse, but who knows
+    assert "a constant reward lowers it by 0.010 over 1 of 5 seeds, with one seed to compare:" in single.text
+    assert one(results(**models, constant=around(8.0, OTHER, 2) + [None] * 3)).outcome == "control"
+
+
+def test_a_control_without_a_common_seed_excludes_nothing():
+    parts = [cells(label, around(x, n=2)) for label, x in [("mle", 9.0), ("seqgan", 8.0)]]
+    found = one(Results(itertools.chain(*parts, cells("constant", [9.0, 9.1], seeds=[7, 8]))))
+    assert found.outcome == "control"
+    assert "a constant reward has no seed in common with mle, with no seed to compare:" in found.text
+    beaten = cells("constant", [9.0, 9.01], seeds=[3, 4])
+    seqgan = cells("seqgan", [8.0, 8.01, 8.0, 8.01], seeds=[0, 1, 3, 4])
+    assert "(a constant reward in no seed of mle)" in one(Results([*parts[0], *seqgan, *beaten])).text
+    same = cells("constant", [8.0, 8.0], seeds=[3, 4])
+    found = one(Results([*parts[0], *seqgan, *same, *cells("random", [8.0, 8.02])]))
+    assert "a constant reward has no seed in common with mle, a random reward cannot be told" in found.text
+    worse = cells("constant", [9.5, 9.51], seeds=[1, 2])  # worse than the baseline, and yet in one seed of the agent
+    found = one(Results([*cells("mle", around(9.0)), *cells("seqgan", [8.0, 8.01]), *worse]))
+    assert found.outcome == "control"
+
+
+def test_of_several_controls_that_do_as_well_the_best_is_named_first():
+    models = {"mle": around(9.0), "seqgan": around(8.0, OTHER)}
+    both = one(results(**models, constant=around(8.01, NOISE[::-1]), random=around(7.9, NOISE[::-1])))
+    assert "; a random reward lowers it by 1.100, so does a constant reward (0.990), which leaves -0.1" in both.text
+    apart = itertools.chain(
+        *(cells(label, around(x)) for label, x in [("mle", 9.0), ("seqgan", 8.0)]),
+        cells("constant", [8.0, 8.1], seeds=[7, 8]),
+        cells("random", around(8.0, NOISE[::-1])),
+    )
+    assert "; a random reward lowers it by 1.000, a constant reward cannot be told" in one(Results(apart)).text
+    wild = one(results(**models, constant=[8.0, 8.1, 8.0, 7.9, 8.0], random=[20, 7, 12, 3, 5]))
+    assert wild.outcome == "control"
+    assert "a constant reward lowers it by 1.000, a random reward cannot be told from seqgan either" in wild.text
+
+
+def test_a_control_that_is_infinitely_bad_does_not_do_as_well():
+    models = {"mle": around(9.0), "seqgan": around(8.0, OTHER)}
+    found = one(results(**models, constant=[math.inf] * 5))
+    assert found.outcome == "gain"
+    assert "(a constant reward infinitely worse)" in found.text
+    assert one(results(**models, constant=[math.inf, 9.0, 9.01, 9.02, math.inf])).outcome == "gain"
+    assert one(results(**models, constant=[math.inf, 8.0, 8.01, 8.0, math.inf])).outcome == "control"
+    assert one(results(**models, constant=[math.inf, None, None, None, None])).outcome == "control"
+    assert one(results(**models, constant=[-math.inf] * 5)).outcome == "control"
+    assert one(results(**models, constant=[math.nan] * 5)).outcome == "control"
+
+
+def test_infinite_figures_have_no_verdict_but_are_counted():
+    mle = [{"kl_sum": 1.0 + x, "js": 0.3 + x} for x in NOISE]
+    seqgan = [{"kl_sum": math.inf if x > 0.005 else 0.5 + x, "js": 0.1 + x} for x in OTHER]
+    found = results(mle=mle, seqgan=seqgan)
+    assert [verdict.key for verdict in verdicts(found)] == ["js"]
+    assert skipped(found) == [("seqgan", "kl_sum", "not finite in 2 of 5 seeds")]
+    assert "after Holm over 1 comparison)" in verdicts(found)[0].text  # the infinite one is none
+    (line,) = summaries(found)
+    assert line.endswith("worse on 0; left out: KL sum (not finite in 2 of 5 seeds).")
+    # a seed that the baseline lacks is no excuse either
+    assert skipped(results(mle=[9.0, 9.1, None], seqgan=[8.0, 8.1, math.inf]))[0].reason == "not finite in 1 of 3 seeds"
+
+
+@pytest.mark.parametrize(
+    ("key", "mle", "seqgan", "real", "remark"),
+    [
+        ("nll_oracle", 9.0, 8.0, [8.5], "as much as 8.500: going beyond the data is a sign of saying less"),
+        ("nll_oracle", 9.0, 8.0, [8.5, 8.6, 8.4], "as much as 8.500: going beyond the data is a sign of saying less"),
+        ("nll_oracle", 9.0, 8.0, [7.5], None),
+        ("nll_oracle", 9.0, 8.0, [15.0, 7.9, 3.0], None),  # a chance difference
+        ("nll_oracle", 9.0, 8.0, [8.001], None),  # within the agent's own spread
+        ("bleu4", 0.3, 0.6, [0.5], "only 0.500: going beyond the data is a sign of saying less"),
+        ("bleu4", 0.3, 0.4, [0.5], None),
+        ("self_bleu4", 0.6, 0.3, [0.5], "as much as 0.500: going beyond the data is a sign of straying from them"),
+        ("nll_oracle", 7.0, 8.0, [8.5], "as much as 8.500"),  # a loss may be beyond the data too
+        ("nll_oracle", 8.0, 8.0, [8.5], "as much as 8.500"),
+        ("nll_oracle", 9.0, 8.0, [math.inf], None),
+    ],
+)
+def test_better_than_real_data_is_remarked(key, mle, seqgan, real, remark):
+    found = one(results(key, mle=around(mle), seqgan=around(seqgan, OTHER), real=real))
+    if remark:
+        assert f". Real data have {remark}" in found.text
+        assert found.text.endswith(", not of writing better.")
+    else:
+        assert "Real data" not in found.text
+
+
+def test_only_the_reference_called_real_is_real():
+    models = [*cells("mle", around(9.0)), *cells("seqgan", around(8.0, OTHER))]
+    assert "Real" not in one(Results([*models, *cells("real", [8.5], label="ngram")])).text
+    assert "Real" not in one(Results([*models, *cells("real", [8.5], "js")])).text
+    agents = verdicts(Results([*models, *cells("seqgan", around(8.5), label="real")]))
+    assert {verdict.label for verdict in agents} == {"seqgan", "real"}
+    assert not [verdict for verdict in agents if "Real" in verdict.text]
+
+
+def test_what_does_not_survive_the_correction_is_said():
+    mle = [9.0, 9.4, 8.7, 9.2, 8.9]
+    found = results(mle=mle, seqgan=[x - 0.1 + 0.1 * e for x, e in zip(mle, NOISE, strict=True)])
+    p = stats.ttest_ind(mle, [x - 0.1 for x in mle], equal_var=False).pvalue
+    assert f"(Welch p = {p:.3f} after Holm over 1 comparison: it does not survive the correction)" in one(found).text
+    assert one(found).outcome == "uncontrolled"
+    assert "; better, but not after the correction for all comparisons: NLL-oracle." in summaries(found)[0]
+    flat = one(results(mle=[9.0, 9.0], seqgan=[8.0, 8.0]))
+    assert "by 1.000 [1.000, 1.000] over 2 seeds (Welch's test does not apply); no control" in flat.text
+
+
+def test_the_correction_counts_all_models_and_figures():
+    both = [{"nll_test": 7.0 + x, "js": 0.3 + y} for x, y in zip(NOISE, OTHER, strict=True)]
+    other = [{"nll_test": 7.06 + x, "js": 0.3 + y} for x, y in zip(OTHER, NOISE, strict=True)]
+    found = verdicts(results(mle=both, seqgan=other, constant=both, random=other))
+    assert [verdict.key for verdict in found] == ["nll_test", "js"]
+    p = stats.ttest_ind(around(7.0), around(7.06, OTHER), equal_var=False).pvalue
+    assert f"(Welch p = {6 * p:.3f} after Holm over 6 comparisons" in found[0].text  # one of the two smallest
+
+
+def test_a_gain_that_is_one_of_many_comparisons_is_said_to_be_so():
+    mle = [{"nll_test": 7.0 + x, "js": 0.3 + y} for x, y in zip(NOISE, OTHER, strict=True)]
+    near = [{"nll_test": 6.968 + x + 0.1 * y, "js": 0.3 + y} for x, y in zip(NOISE, OTHER, strict=True)]
+    p = stats.ttest_ind(around(7.0), [row["nll_test"] for row in near], equal_var=False).pvalue
+    assert p < 0.05 < 6 * p
+    found = results(mle=mle, seqgan=near, constant=mle, random=mle)
+    assert f"(Welch p = {6 * p:.3f} after Holm over 6 comparisons: it does not survive" in verdicts(found)[0].text
+    assert "; better, but not after the correction for all comparisons: NLL-test." in summaries(found)[0]
+
+
+def test_summaries_count_verdicts():
+    def rows(noise, *means):
+        return [
+            dict(zip(("nll_oracle", "nll_test", "bleu4", "js"), (m + e for m in means), strict=True)) for e in noise
+        ]
+
+    found = results(
+        mle=rows(NOISE, 9.0, 7.0, 0.3, 0.5),
+        seqgan=rows(OTHER, 8.0, 7.5, 0.8, 0.5),
+        constant=rows(OTHER, 8, 7, 0.3, 0.5),
+    )
+    assert summaries(found) == [
+        "seqgan against mle: better on 2 of 4 figures, of which 1 cannot be told from a control's; worse on 1; "
+        "more than its controls on BLEU-4."
+    ]
+    alone = results(mle=around(9.0), seqgan=around(8.0, OTHER))
+    assert summaries(alone) == [
+        "seqgan against mle: better on 1 of 1 figure, of which no control was run on 1; worse on 0."
+    ]
+    assert "fewer than two seeds in common, which" in summaries(results(mle=[9.0], seqgan=[8.0]))[0]
+    mixed = results(
+        mle=[{"js": 0.5, "bleu4": 0.1}, {"js": 0.6}], seqgan=[{"js": 0.5, "bleu4": 0.1}, {"js": 0.6, "bleu4": 0.1}]
+    )
+    assert summaries(mixed)[0].endswith("worse on 0; fewer than two seeds in common on 1.")
+
+
+def test_missing_seeds_are_named():
+    found = results(mle=around(9.0), seqgan=[8.0, None, 8.1, ..., ...], constant=[9.0, 9.1], real=[8.0])
+    (*_, last) = summaries(found)
+    assert last == (
+        "Missing: seqgan, seed 1 (failed); seqgan, seeds 3 and 4 (unfinished); constant, seeds 2, 3 and 4 (not run)."
+    )
+    assert "over 2 of 5 seeds" in one(found).text
+    assert summaries(results(mle=[9.0, None])) == ["Missing: mle, seed 1 (failed)."]
+    assert summaries(results(mle=[9.0, 9.1], real=[8.0])) == []
+
+
+def test_where_there_is_nothing_to_compare_nothing_is_said():
+    assert verdicts(results(real=[8.0])) == summaries(results(real=[8.0])) == []
+    assert verdicts(results(mle=around(9.0))) == []
+    assert verdicts(results("length", mle=around(9.0), seqgan=around(8.0))) == []  # neither way is better
+    assert verdicts(results("bleu2", mle=around(9.0), seqgan=around(8.0))) == []  # no headline
+    assert summaries(results("length", mle=around(9.0), seqgan=around(8.0))) == [
+        "seqgan against mle: no figures to compare."
+    ]
+    apart = Results([*cells("mle", around(9.0)), *cells("seqgan", around(0.1), "js")])
+    assert verdicts(apart) == []
+
+
+@pytest.mark.parametrize("label", ["se{q}gan", "%s", "a\\nb", "mle 2 <b>", "séq(β=1)", ""])
+def test_odd_labels_are_only_copied(label):
+    models = [*cells("mle", around(9.0)), *cells("seqgan", around(8.0, OTHER), label=label)]
+    found = Results([*models, *cells("constant", around(8.0, OTHER), controls_for=[label], words=None)])
+    assert one(found).text.startswith(f"{label} lowers NLL-oracle by 1.000")
+    assert "; constant lowers it" in one(found).text
+    assert summaries(found)[0].startswith(f"{label} against mle: ")
+
+
+figures = st.dictionaries(
+    st.sampled_from(["nll_oracle", "kl_sum", "bleu4", "validity", "length", "also:mine"]),
+    st.one_of(st.sampled_from([0.0, 1.0, math.inf, -math.inf, math.nan]), st.floats(-10, 10)),
+    max_size=4,
+)
+values = st.lists(st.one_of(figures, st.none()), max_size=4)
+
+
+@given(st.dictionaries(st.sampled_from(list(LABELS)), values, min_size=1).filter(lambda m: any(m.values())))
+@settings(max_examples=150, deadline=None)
+def test_any_results_have_verdicts_that_agree_with_themselves(models):
+    found = results(**models)
+    summaries(found)
+    for verdict in verdicts(found):
+        gain: Difference = verdict.gain
+        assert gain.above_zero == (verdict.outcome in ("gain", "control", "uncontrolled"))
+        assert gain.below_zero == (verdict.outcome == "loss")
+        assert (gain.n < 2) == (verdict.outcome == "one seed")
+        assert verdict.label != verdict.baseline == found.baseline
+        assert verdict.key in COLUMNS or verdict.key.startswith("also:")
+        assert not re.search(r"\bnan\b|None|  |\[\]|\.\.", verdict.text), verdict.text
+    assert not {s[:2] for s in skipped(found)} & {(v.label, v.key) for v in verdicts(found)}

@@ -1,0 +1,279 @@
+"""NLPO: its masks by brute force, what it equals without them, and the weight that it adapts."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+import text_gym  # noqa: F401
+from agents.networks.policies import frozen_copy
+from text_gym.errors import OptionError
+
+pytest.importorskip("sb3_contrib")
+
+from agents.nlpo import NLPO, LikelyTokens, NLPOSettings, nucleus
+from agents.ppo import MaskablePPO
+
+ORACLE = "oracle(vocab_size=9, max_length=4)"
+SMALL = {"copies": 8, "embedding": 8, "hidden": 8, "initial_std": 0.7, "batch_size": 16, "learning_rate": 1e-2}
+
+
+def env_of(task=ORACLE, reward="length", **options):
+    return gym.make("TextGen-v0", task=task, reward=reward, **options)
+
+
+def small(learner=NLPO, env=None, seed=0, **hyper):
+    return learner(env or env_of(), seed=seed, progress=False, **(SMALL | hyper))
+
+
+def weights_of(agent):
+    return torch.cat([p.detach().flatten() for p in agent.model.policy.parameters()])
+
+
+def smallest_nucleus(probabilities, top_p, kept):
+    """The likeliest tokens, one after another, until they have the mass and are enough."""
+    chosen, mass = set(), 0.0
+    for token in sorted(range(len(probabilities)), key=lambda t: (-probabilities[t], t)):
+        if mass >= top_p and len(chosen) >= kept:
+            break
+        chosen.add(token)
+        mass += probabilities[token]
+    return chosen
+
+
+# Masks.
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.3, 0.6, 0.9, 0.999])
+@pytest.mark.parametrize("kept", [1, 3, 20])
+def test_the_nucleus_by_brute_force(top_p, kept):
+    logits = torch.randn(60, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2
+    logits[3, 2:] = logits[4, 1:] = -torch.inf  # the environment allows no more
+    for row, mask in zip(logits, nucleus(logits, top_p, kept), strict=True):
+        chosen = smallest_nucleus(row.softmax(0).tolist(), top_p, kept)
+        possible = set(row.isfinite().nonzero()[:, 0].tolist())
+        assert set(mask.nonzero()[:, 0].tolist()) & possible == chosen & possible
+    assert nucleus(logits, 1.0, kept).all()
+
+
+def spied(agent):
+    """What the masks were, and of which prefixes, in everything that the agent does from now on."""
+    seen, likely = [], agent.likely._likely
+
+    def spy(allowed, rows):
+        masks = likely(allowed, rows)
+        here = agent.likely._observations
+        prompts = here["prompt"].copy() if isinstance(here, dict) else None
+        prefixes = (here["prefix"] if isinstance(here, dict) else here).copy()
+        seen.append((prompts, prefixes, allowed.copy(), masks.copy()))
+        return masks
+
+    agent.likely._likely = spy
+    return seen
+
+
+def logits_after(model, prefix, prompt, pad):
+    """By start() and step(), token by token."""
+    logits, state = model.start(1, None if prompt is None else torch.tensor(prompt)[None])
+    for token in prefix[prefix != pad].tolist():
+        logits, state = model.step(torch.tensor([token]), state)
+    return logits[0].double()
+
+
+@pytest.mark.parametrize(
+    ("task", "limits"),
+    [
+        (ORACLE, {}),
+        ("grammar", {"min_length": 2, "banned": list(range(12, 209)), "max_length": 6}),
+        ("grammar", {"constraint": "valid", "max_length": 7}),
+        ("answers(size=20)", {}),
+    ],
+)
+@torch.no_grad()
+def test_masks_are_what_the_lagged_copy_finds_likely_of_what_is_allowed(task, limits):
+    """EOS wherever the environment allows it, never fewer than `kept` unless it allows fewer."""
+    agent = small(env=env_of(task, **limits), top_p=0.6, kept=2, refresh=10)
+    seen, pad, eos = spied(agent), agent.rules.pad, agent.rules.eos
+    with torch.enable_grad():
+        agent.learn(2)
+    lagged = agent.likely.model
+    fewer = 0
+    for prompts, prefixes, allowed, masks in seen[:: max(1, len(seen) // 6)]:
+        for row, (prefix, possible, mask) in enumerate(zip(prefixes, allowed, masks, strict=True)):
+            logits = logits_after(lagged, prefix, None if prompts is None else prompts[row], pad)
+            shares = logits.masked_fill(~torch.tensor(possible), -torch.inf).softmax(0)
+            wanted = smallest_nucleus(shares.tolist(), 0.6, 2)
+            wanted |= set() if eos is None else {eos}
+            assert set(np.flatnonzero(mask)) == wanted & set(np.flatnonzero(possible))
+            assert mask.sum() >= min(2, possible.sum())
+            fewer += mask.sum() < possible.sum()
+            if eos is not None:
+                assert mask[eos] == possible[eos]
+    assert fewer > 5
+    buffer = agent.model.rollout_buffer
+    chosen = buffer.action_masks.reshape(len(buffer.actions), -1)
+    assert (chosen[np.arange(len(chosen)), buffer.actions[:, 0].astype(int)] == 1).all()
+    assert 0 < chosen.mean() < 1
+
+
+def test_masks_change_when_the_copy_is_renewed_and_not_before():
+    agent = small(top_p=0.5, kept=1, refresh=3, learning_rate=5e-2, kl_weight=0.0)
+    seen, nothing, masks, copies = spied(agent), 9, [], []
+    for _ in range(7):
+        seen.clear()
+        agent.learn(1)
+        _, prefixes, _, found = seen[0]
+        assert (prefixes == nothing).all()
+        masks.append(found[0].tolist())
+        copies.append(torch.cat([p.flatten() for p in agent.likely.model.parameters()]).clone())
+        for _, prefixes, _, found in seen:  # within an iteration, equal prefixes have equal masks
+            kinds = {}
+            for prefix, mask in zip(prefixes.tolist(), found.tolist(), strict=True):
+                assert kinds.setdefault(tuple(prefix), mask) == mask
+    assert masks[0] == masks[1] == masks[2]
+    assert masks[3] == masks[4] == masks[5]
+    assert len({str(mask) for mask in (masks[0], masks[3], masks[6])}) > 1
+    assert [bool((copies[k] == copies[k + 1]).all()) for k in range(6)] == [True, True, False, True, True, False]
+
+
+def test_other_methods_and_some_copies_only():
+    agent = small(top_p=0.5, kept=1)
+    agent.envs.seed(0)
+    agent.likely.reset()
+    for actions in ([1, 2, 3, 4, 5, 6, 7, 8], [1] * 8):
+        agent.likely.step(np.array(actions))
+    whole = agent.likely.env_method("action_masks")
+    assert len({str(mask) for mask in whole}) > 1
+    for rows in ([7, 6, 5, 4, 3, 2, 1, 0], [5, 2]):
+        some = agent.likely.env_method("action_masks", indices=rows)
+        assert (np.stack(some) == np.stack(whole)[rows]).all()
+    assert agent.likely.env_method("render", indices=[0]) == [None]
+    assert isinstance(agent.likely, LikelyTokens)
+
+
+# What it is besides.
+
+
+@pytest.mark.parametrize("weight", [{"kl_weight": 0.0}, {"kl_weight": 0.3, "kl_target": 0.05}])
+@pytest.mark.parametrize("task", [ORACLE, "answers(size=20)"])
+def test_with_all_tokens_it_is_maskable_ppo(task, weight):
+    """Bit for bit; with a price too, where nothing is banned and so the ratio is the same without masks."""
+    env = env_of(task)
+    one, other = small(NLPO, env, top_p=1.0, **weight).learn(3), small(MaskablePPO, env, **weight).learn(3)
+    close = 0 if weight["kl_weight"] == 0 else 1e-4  # the ratio of the drawn, and the ratio computed anew
+    assert (weights_of(one) - weights_of(other)).abs().max() <= close
+    assert one.kl.weight == pytest.approx(other.kl.weight, rel=1e-6)
+    narrow = small(NLPO, env, top_p=0.5, kept=1, **weight).learn(3)
+    assert (weights_of(narrow) - weights_of(other)).abs().max() > 1e-3
+
+
+def test_its_first_ratio_is_one():
+    """Before any update the stored log-probabilities are those of the stored observations, actions and masks."""
+    agent = small(env=env_of("grammar", max_length=6), top_p=0.6, kept=3, epochs=2)
+    agent.learn(2)
+    found, train = [], agent.model.train
+
+    def spy():
+        buffer, policy = agent.model.rollout_buffer, agent.model.policy
+        with torch.no_grad():
+            for sample in buffer.get(24):
+                now = policy.evaluate_actions(
+                    sample.observations, sample.actions[:, 0], action_masks=sample.action_masks
+                )
+                without = policy.evaluate_actions(sample.observations, sample.actions[:, 0])
+                found.append((now[1] - sample.old_log_prob, without[1] - sample.old_log_prob))
+        train()
+
+    agent.model.train = spy
+    agent.learn(1)
+    masked, unmasked = (torch.cat(part).exp() for part in zip(*found, strict=True))
+    assert len(masked) == 48
+    assert torch.allclose(masked, torch.ones(48), atol=1e-5)
+    assert (unmasked - 1).abs().max() > 0.01
+
+
+@torch.no_grad()
+def weights_and_divergences(target):
+    """Four iterations: the weight before and after each, and the mean log-ratio without masks, by hand."""
+    options = {"top_p": 0.6, "kept": 3, "kl_weight": 1e-6, "kl_target": target, "learning_rate": 3e-2}
+    agent = small(env=env_of("grammar", max_length=6), **options)
+    policies, train, found = [], agent.model.train, []
+
+    def spy():
+        policies.append(frozen_copy(agent.policy))
+        with torch.enable_grad():
+            train()
+
+    agent.model.train = spy
+    for _ in range(4):
+        before = agent.kl.weight
+        agent.learn(1)
+        buffer, ratios = agent.model.rollout_buffer, []
+        for prefix, action in zip(buffer.observations, buffer.actions[:, 0].astype(int), strict=True):
+            models = policies[-1], agent.at_start
+            ours, theirs = (logits_after(model, prefix, None, 209).log_softmax(0)[action] for model in models)
+            ratios.append(float(ours - theirs))
+        found.append((before, agent.kl.weight, float(np.mean(ratios))))
+    return found
+
+
+def test_the_weight_follows_the_published_formula():
+    """beta *= 1 + 0.1 * clip((KL - target) / target, -0.2, 0.2), by the log-ratio without masks."""
+    last = weights_and_divergences(1.0)[3][2]
+    assert last > 0.01
+    for target, factor in ((last / 1.1, 1.01), (last / 0.9, 0.99), (last / 3, 1.02), (last * 3, 0.98)):
+        found = weights_and_divergences(target)
+        for before, after, divergence in found:
+            error = min(max((divergence - target) / target, -0.2), 0.2)
+            assert after == pytest.approx(before * (1 + 0.1 * error), rel=1e-4)
+        assert found[3][1] / found[3][0] == pytest.approx(factor, abs=1e-3)
+
+
+def test_the_copy_is_saved_and_resumed(tmp_path):
+    def agent(folder):
+        return small(folder=tmp_path / folder, top_p=0.5, kept=1, refresh=3, learning_rate=3e-2)
+
+    whole = agent("whole").learn(5)
+    for steps in (2, 2, 1):  # between two renewals too
+        parts = agent("parts").learn(steps)
+    assert (weights_of(parts) == weights_of(whole)).all()
+    for mine, other in zip(parts.likely.model.parameters(), whole.likely.model.parameters(), strict=True):
+        assert (mine == other).all()
+    loaded = NLPO.load(tmp_path / "whole", env_of(), progress=False)
+    for mine, other in zip(loaded.likely.model.parameters(), whole.likely.model.parameters(), strict=True):
+        assert (mine == other).all()
+    same = [
+        bool((a == b).all()) for a, b in zip(whole.likely.model.parameters(), whole.policy.parameters(), strict=True)
+    ]
+    assert not all(same)
+
+
+def test_it_begins_with_start_and_so_does_the_copy():
+    first = small(seed=1).learn(1)
+    agent = small(NLPO, seed=2, start=first)
+    for mine, copied, other in zip(
+        agent.policy.parameters(), agent.likely.model.parameters(), first.policy.parameters(), strict=True
+    ):
+        assert (mine == other).all()
+        assert (copied == other).all()
+        assert not copied.requires_grad
+    again = small(NLPO, seed=3)
+    again.begin_with(first.policy)
+    for copied, other in zip(again.likely.model.parameters(), first.policy.parameters(), strict=True):
+        assert (copied == other).all()
+
+
+def test_mistakes_are_told():
+    for settings, words in [
+        ({"top_p": 0}, r"top_p=0 must lie in \(0, 1\]"),
+        ({"top_p": 1.5}, "top_p=1.5"),
+        ({"top_p": "all"}, "top_p"),
+        ({"kept": 0}, "kept must be"),
+        ({"refresh": 0}, "refresh must be"),
+        ({"kl_weight": -1}, "kl_weight must not be negative"),
+        ({"kl_target": -1}, "kl_target=-1 must be above 0"),
+    ]:
+        with pytest.raises(OptionError, match=words):
+            NLPOSettings(**settings)
+    assert NLPOSettings(kl_weight=0).kl_target is None
+    assert small(kept=50).learn(1).steps_done == 1  # of nine tokens

@@ -1,0 +1,353 @@
+"""SeqGAN: that it is Reinforce inside a loop, that the loop does what it says, and that it can be stopped anywhere."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+import text_gym
+from agents import MLE, Reinforce, SeqGAN
+from agents.common.checkpoint import CheckpointError
+from agents.mle import PRESETS as MLE_PRESETS
+from agents.networks.discriminators import Discriminator
+from agents.seqgan import PRESETS, SeqGANSettings
+from text_gym.errors import OptionError
+from text_gym.sequences import Batch, Sequences
+
+SMALL = {
+    "embedding": 8,
+    "hidden": 8,
+    "rollouts": 2,
+    "batch_size": 8,
+    "filters": ((1, 4), (2, 4)),
+    "discriminator_embedding": 4,
+    "pretraining_passes": 2,
+    "pretraining_epochs": 1,
+    "pass_size": 64,
+    "rounds": 3,
+    "progress": False,
+}
+
+
+@pytest.fixture(scope="module")
+def env():
+    return gym.make("TextGen-v0", task=text_gym.make_task("grammar", train_size=200, valid_size=50, test_size=50))
+
+
+def numbers_of(agent):
+    parts = [p.detach().flatten() for p in agent.policy.parameters()]
+    return torch.cat(parts + [p.detach().flatten() for p in agent.discriminator.network.parameters()])
+
+
+def test_without_its_loop_it_is_reinforce_on_the_discriminator(env):
+    start = MLE(env, seed=0, embedding=8, hidden=8, progress=False).learn(1)
+    judge = SeqGAN(env, seed=1, **SMALL).learn(0).discriminator
+    options = {"seed": 2, "start": start, "rollouts": 2, "batch_size": 8, "progress": False}
+    ours = SeqGAN(env, **(SMALL | options), judge=judge, discriminator_passes=0).learn(3)
+    rewarded = gym.make("TextGen-v0", task=env.unwrapped.task, reward=judge)
+    theirs = Reinforce(rewarded, **options).learn(3)
+    for mine, other in zip(ours.policy.parameters(), theirs.policy.parameters(), strict=True):
+        assert (mine == other).all()
+
+
+def test_a_round_updates_and_passes_as_often_as_told(env, monkeypatch):
+    calls = []
+    agent = SeqGAN(
+        env, seed=0, **(SMALL | {"generator_steps": 3, "discriminator_passes": 2, "discriminator_epochs": 4})
+    )
+    train = Discriminator.train_epoch
+    monkeypatch.setattr(agent, "update", lambda *_: calls.append("update"))
+
+    def epoch(self, real, written, batch_size, generator):
+        calls.append((len(real), len(written), hash(written.numpy().tobytes())))
+        return train(self, real, written, batch_size, generator)
+
+    monkeypatch.setattr(Discriminator, "train_epoch", epoch)
+    agent.learn(0)
+    assert len(calls) == 2 * 4
+    calls.clear()
+    agent.learn(1)
+    assert calls[:3] == ["update"] * 3
+    assert [c[:2] for c in calls[3:]] == [(64, 64)] * 8
+    assert len({c[2] for c in calls[3:]}) == 2  # written anew for each pass
+
+
+def test_what_is_given_is_not_trained_again(env, tmp_path):
+    start = MLE(env, seed=0, embedding=8, hidden=8, progress=False).learn(1)
+    agent = SeqGAN(env, seed=1, start=start, folder=tmp_path, **SMALL).learn(0)
+    assert not (tmp_path / "pretraining").exists()
+    assert (agent.sample(9, seed=0).tokens == start.sample(9, seed=0).tokens).all()
+    again = SeqGAN(env, seed=2, start=start, judge=agent.discriminator, **SMALL)
+    before = numbers_of(again)
+    assert (numbers_of(again.learn(0)) == before).all()
+    assert (numbers_of(again.learn(1)) != before).any()
+    assert (numbers_of(again) != numbers_of(agent)).any()
+    assert agent.discriminator.score(agent.sample(3)).shape == (3,)
+
+
+def test_it_reports_how_the_discriminator_does_on_sequences_it_has_not_learned_from(env):
+    agent, seen = SeqGAN(env, seed=0, **SMALL), {}
+    agent.learn(2, callback=lambda *_: seen.update(agent.logger.name_to_value) or True)
+    task = env.unwrapped.task
+    right = agent.discriminator.judge(agent.discriminator.rows(task.batch("valid")))
+    assert seen["discriminator/right_on_real"] == pytest.approx(right)
+    assert seen["discriminator/accuracy"] == pytest.approx((right + seen["discriminator/right_on_written"]) / 2)
+    assert {"train/reward", "train/entropy", "discriminator/loss"} <= seen.keys()
+    assert seen["train/kl_to_start"] > 0  # since the pretraining, in the second round
+    assert seen["train/kl_weight"] == 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"kl_weight": 0.1, "kl_target": 0.01, "rollout_rate": 0.5, "discriminator": "recurrent", "baseline": "critic"},
+    ],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(env, tmp_path, settings):
+    whole = SeqGAN(env, seed=3, folder=tmp_path / "whole", **SMALL, **settings).learn()
+    SeqGAN(env, seed=3, folder=tmp_path / "parts", **SMALL, **settings).learn(0)
+    for _ in range(3):
+        parts = SeqGAN(env, seed=3, folder=tmp_path / "parts", **SMALL, **settings).learn(1)
+    assert (numbers_of(parts) == numbers_of(whole)).all()
+    loaded = SeqGAN.load(tmp_path / "whole", env)
+    assert (numbers_of(loaded.learn(1)) == numbers_of(parts.learn(1))).all()
+
+
+PROGRAM = """
+import sys, gymnasium as gym, text_gym
+from agents.seqgan import SeqGAN
+env = gym.make("TextGen-v0", task=text_gym.make_task("grammar", train_size=400, valid_size=100, test_size=100))
+agent = SeqGAN(env, seed=5, preset="demo", folder=sys.argv[1], progress=False, embedding=8, hidden=8, threads=1,
+               rounds=3, pretraining_passes=3, pretraining_epochs=3, rollouts=1, batch_size=16).learn()
+print(agent.steps_done, repr(float(agent.log_prob(agent.sample(9, seed=0).tokens).sum())), agent.sample(3).texts)
+"""
+
+
+def how_far(folder):
+    """Epochs of the likelihood, passes of the discriminator's pretraining, and rounds, as they are saved."""
+    epochs, passes, rounds = 0, 0, 0
+    for run in (folder / "pretraining", folder):
+        if (run / "latest.json").exists():
+            name = json.loads((run / "latest.json").read_text())["name"]
+            try:
+                saved = json.loads((run / name / "state.json").read_text())
+            except FileNotFoundError:  # replaced meanwhile
+                return how_far(folder)
+            if run == folder:
+                passes, rounds = saved["state"]["trained"]["passes_done"], saved["step"]
+            else:
+                epochs = saved["step"]
+    return epochs, passes, rounds
+
+
+def test_a_run_that_is_killed_in_every_phase_comes_to_the_same_numbers(tmp_path):
+    """SIGKILL whenever an epoch, a pass or a round more has been saved, sooner or later after it."""
+    command = [sys.executable, "-c", PROGRAM]
+    whole = subprocess.run([*command, tmp_path / "whole"], capture_output=True, text=True, check=True).stdout
+    folder, kills = tmp_path / "killed", []
+    while len(kills) < 6:
+        before = how_far(folder)
+        process = subprocess.Popen([*command, folder], stdout=subprocess.PIPE, text=True)
+        while process.poll() is None and how_far(folder) == before:
+            time.sleep(0.001)
+        time.sleep(0.02 * (len(kills) % 3))
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        kills.append(how_far(folder))
+    assert {tuple(number > 0 for number in kill) for kill in kills} >= {(True, False, False), (True, True, False)}
+    assert subprocess.run([*command, folder], capture_output=True, text=True, check=True).stdout == whole
+
+
+def same_run(env, folder, **settings):
+    return SeqGAN(env, seed=4, folder=folder, **(SMALL | settings))
+
+
+def test_a_pretraining_that_ended_early_and_was_killed_then_still_gives_the_best_weights(env, tmp_path, monkeypatch):
+    settings = {"pretraining": "demo", "pretraining_epochs": 40, "hidden": 16, "embedding": 16}
+    monkeypatch.setitem(MLE_PRESETS, "demo", {"schedule": ((40, 0.1),), "patience": 2, "dropout": 0.0})
+    whole = same_run(env, tmp_path / "whole", **settings).learn(1)
+
+    def killed(self):
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MLE, "end_learning", killed)
+        with pytest.raises(MemoryError):
+            same_run(env, tmp_path / "killed", **settings).learn(1)
+    resumed = same_run(env, tmp_path / "killed", **settings).learn(1)
+    epochs = [MLE.load(tmp_path / name / "pretraining", env).steps_done for name in ("whole", "killed")]
+    assert epochs[0] == epochs[1] < 40
+    assert (numbers_of(resumed) == numbers_of(whole)).all()
+
+
+def test_without_a_seed_a_run_killed_in_its_pretraining_goes_on_all_the_same(env, tmp_path, monkeypatch):
+    def killed(self):
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MLE, "end_learning", killed)
+        with pytest.raises(MemoryError):
+            SeqGAN(env, folder=tmp_path, **SMALL).learn()
+    assert SeqGAN(env, folder=tmp_path, **SMALL).learn().steps_done == 3
+    with pytest.raises(CheckpointError, match="other settings"):
+        SeqGAN(env, folder=tmp_path, **(SMALL | {"rollouts": 5}))
+
+
+def test_ctrl_c_in_the_discriminators_pretraining_ends_after_the_pass(env, tmp_path, monkeypatch):
+    whole = same_run(env, tmp_path / "whole").learn()
+    agent = same_run(env, tmp_path / "parts")
+    train = Discriminator.train_epoch
+
+    def interrupt(self, *arguments):
+        if not agent.passes_done:
+            os.kill(os.getpid(), signal.SIGINT)
+        return train(self, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Discriminator, "train_epoch", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            agent.learn()
+    assert (agent.passes_done, agent.steps_done) == (1, 0)
+    assert (numbers_of(agent.learn()) == numbers_of(whole)).all()
+    assert (numbers_of(same_run(env, tmp_path / "parts")) == numbers_of(whole)).all()
+
+
+def test_its_pretraining_is_logged_apart_from_its_rounds(env, tmp_path):
+    same_run(env, tmp_path, discriminator_passes=0).learn(1)
+    with (tmp_path / "progress.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["pretraining/pass"] for row in rows] == ["1", "2", ""]
+    assert all(row["pretraining/accuracy"] for row in rows[:2])
+    assert "discriminator/accuracy" not in rows[0]
+    assert (tmp_path / "pretraining" / "progress.csv").exists()
+
+
+def test_a_run_that_goes_on_keeps_the_curves_it_had(env, tmp_path, monkeypatch):
+    agent = same_run(env, tmp_path)
+    monkeypatch.setattr(agent, "checkpoint", lambda save=agent.checkpoint: save() if agent.passes_done < 2 else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        agent.learn()
+    same_run(env, tmp_path).learn()
+    curves = []
+    for name in ("progress.csv", "progress-2.csv"):
+        with (tmp_path / name).open() as file:
+            curves.append([row.get("pretraining/pass") for row in csv.DictReader(file)])
+    assert curves == [["1", "2"], ["2", "", "", ""]]
+
+
+def test_over_several_passes_all_real_sequences_are_seen(env, monkeypatch):
+    seen, seeds, train = set(), [], Discriminator.train_epoch
+
+    def watch(self, real, *arguments):
+        seen.update(map(tuple, real.tolist()))
+        seeds.append(torch.initial_seed())
+        return train(self, real, *arguments)
+
+    monkeypatch.setattr(Discriminator, "train_epoch", watch)
+    agent = SeqGAN(env, seed=0, **(SMALL | {"pretraining_passes": 20})).learn(0)
+    everything = set(map(tuple, agent.discriminator.rows(env.unwrapped.task.batch("train")).tolist()))
+    assert len(seen) > 0.95 * len(everything)
+    assert len(set(seeds)) == 20  # and dropout differs
+
+
+def test_a_perfect_policy_leaves_the_discriminator_nothing_to_learn(write):
+    """However many references a prompt has: what is real and what is written go to the same prompts."""
+    lines = [{"prompt": f"q{i}", "references": [f"r{j}" for j in range(8 if i < 4 else 1)]} for i in range(12)]
+    path = write("uneven.jsonl", "\n".join(map(json.dumps, lines)))
+    env = gym.make("TextGen-v0", task=str(path), valid=0.0, test=0.0, min_count=1)
+    agent = SeqGAN(env, seed=0, pretraining_epochs=0, pretraining_passes=0, filters=((1, 16), (3, 32)), progress=False)
+    random = np.random.default_rng(0)
+
+    def perfect(n, generator, examples):
+        chosen = [list(e.references[random.integers(len(e.references))]) for e in examples]
+        tokens, lengths = Sequences.from_lists(chosen).padded(agent.rules.limit, agent.task.vocab.pad, agent.rules.eos)
+        return Batch(tokens, lengths, agent.task.vocab, examples)
+
+    agent.write = perfect
+    for step in range(150):
+        agent.train_discriminator(np.random.default_rng(step))
+    real = agent.task.batch("train")
+    scores, many = agent.discriminator.score(real), np.array([len(e.references) > 1 for e in real.examples])
+    assert abs(scores[many].mean() - scores[~many].mean()) < 0.15
+
+
+def test_prompts_without_a_validation_split(write):
+    lines = [{"prompt": f"q{i}", "references": [f"r{i}"]} for i in range(12)]
+    path = write("few.jsonl", "\n".join(map(json.dumps, lines)))
+    env = gym.make("TextGen-v0", task=str(path), valid=0.0, test=0.0)
+    agent, seen = SeqGAN(env, seed=0, **SMALL), {}
+    agent.learn(1, callback=lambda *_: seen.update(agent.logger.name_to_value) or True)
+    assert "discriminator/right_on_written" in seen
+    assert "discriminator/accuracy" not in seen
+
+
+def test_conditional_seqgan_raises_what_its_discriminator_says():
+    """Prompts and answers: the discriminator sees both, and a fixed one is an optimum to climb to."""
+    env = gym.make("TextGen-v0", task=text_gym.make_task("answers", size=100))
+    agent = SeqGAN(
+        env, seed=0, progress=False, embedding=16, hidden=32, rollouts=0, batch_size=64, learning_rate=1e-2,
+        filters=((1, 32), (2, 32), (4, 32)), discriminator_learning_rate=3e-3, pretraining_epochs=10,
+        pretraining_passes=5, generator_steps=40, discriminator_passes=0, discriminator_l2=0.0,
+    )  # fmt: skip
+    agent.learn(0)
+    before = agent.discriminator.score(agent.sample(400, seed=0))
+    agent.learn(1)
+    after = agent.discriminator.score(agent.sample(400, seed=0))
+    assert after.mean() - before.mean() > 5 * (before.std() + after.std()) / 20
+
+
+def test_the_published_schedule():
+    settings = SeqGANSettings(**PRESETS["paper"])
+    assert (settings.rounds, settings.generator_steps, settings.discriminator_passes) == (200, 1, 5)
+    assert (settings.discriminator_epochs, settings.pretraining_passes, settings.rollouts) == (3, 50, 16)
+    assert (settings.baseline, settings.loss, settings.batch_size, settings.learning_rate) == ("none", "sum", 64, 0.01)
+    assert (settings.embedding, settings.hidden, settings.rollout_rate) == (32, 32, None)
+    assert (settings.discriminator_learning_rate, settings.discriminator_l2) == (1e-4, 0.2)
+    assert (settings.discriminator_dropout, settings.discriminator_embedding) == (0.25, 64)
+    assert sum(count for _, count in settings.filters) == 1720
+
+
+def test_mistakes_are_told(env):
+    for settings, words in [
+        ({"discriminator": "cmn"}, "Did you mean 'cnn'"),
+        ({"reward_form": "odds"}, "reward_form 'odds'"),
+        ({"pretraining": "papre"}, "Did you mean 'paper'"),
+        ({"filters": ((2, 3),)}, "width 1"),
+        ({"filters": 3}, "pairs of a width"),
+        ({"pretraining": 3}, "no preset of mle"),
+        ({"bfloat16": "no"}, "bfloat16"),
+        ({"discriminator": "transformer", "discriminator_embedding": 6}, "multiple of 4"),
+        ({"discriminator_dropout": 1}, "discriminator_dropout"),
+        ({"discriminator_learning_rate": 0}, "discriminator_learning_rate"),
+        ({"discriminator_l2": -1}, "discriminator_l2"),
+        ({"pass_size": 0}, "pass_size"),
+        ({"pretraining_epochs": -1}, "pretraining_epochs"),
+    ]:
+        with pytest.raises(OptionError, match=words):
+            SeqGANSettings(**settings)
+    with pytest.raises(OptionError, match="no sequences for the discriminator"):
+        SeqGAN(gym.make("TextGen-v0", task="grammar(train_size=0)"), reward_form="logit")
+    with pytest.raises(OptionError, match="give max_length to make_task"):
+        SeqGAN(gym.make("TextGen-v0", task=env.unwrapped.task, max_length=5), seed=0, **SMALL)
+    with pytest.raises(OptionError, match="start must be an agent"):
+        SeqGAN(env, start="mle")
+    judge = SeqGAN(env, seed=0, **SMALL).discriminator
+    with pytest.raises(OptionError, match="another kind or size"):
+        SeqGAN(env, seed=0, **(SMALL | {"filters": ((1, 9),)}), judge=judge)
+
+
+@pytest.mark.parametrize("policy", ["lstm", "transformer"])
+def test_any_policy_and_any_discriminator_go_together(env, policy):
+    for kind in ("cnn", "recurrent", "transformer"):
+        settings = SMALL | {"policy": policy, "discriminator": kind, "discriminator_hidden": 4, "embedding": 8}
+        agent = SeqGAN(env, seed=0, **settings).learn(1)
+        assert np.isfinite(agent.log_prob(agent.sample(4).tokens)).all()

@@ -1,0 +1,139 @@
+"""Agents that comparisons are tried with: some that work, and some that do not."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from agents import Agent, SeqGAN
+from text_gym.language_model import LSTM
+from text_gym.sequences import Batch
+
+
+class Plain(Agent):
+    """REINFORCE without anything."""
+
+    def build(self):
+        self.policy = LSTM(len(self.task.vocab), embedding=8, hidden=8).to(self.device)
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=1e-2)
+
+    @property
+    def steps_of_preset(self):
+        return 3
+
+    def one_step(self, step):
+        batch = self.sample(16)
+        rewards = self.rewards(batch)
+        self.descend(self.likelihood_loss(batch, weights=rewards - rewards.mean()))
+
+
+@dataclass(frozen=True)
+class LikeFlags:
+    """Hyper-parameters that are called as settings of a run are."""
+
+    steps: int = 4
+    samples: int = 5
+
+
+class Clashing(Plain):
+    """Its hyper-parameters are called as flags are."""
+
+    settings_type = LikeFlags
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A hyper-parameter that could never arrive."""
+
+    seed: int = 1
+
+
+class Seeded(Plain):
+    """Its hyper-parameter is what every agent is given."""
+
+    settings_type = Taken
+
+
+class OnlySamples:
+    """The least that an agent is: it repeats the first training sequence."""
+
+    def __init__(self, env, seed=0, times=1):
+        self.task = env.unwrapped.task
+
+    def sample(self, n, seed=None):
+        return self.task.batch("train", np.zeros(n, dtype=int))
+
+
+class Fails:
+    """Raises while it learns."""
+
+    def __init__(self, env):
+        self.env = env
+
+    def learn(self):
+        raise RuntimeError("out of luck")
+
+    def sample(self, n, seed=None):
+        return Batch(np.zeros((n, 1), dtype=int), np.ones(n, dtype=int), self.env.unwrapped.task.vocab)
+
+
+class Forgets(OnlySamples):
+    """Learns, and keeps nothing of it."""
+
+    def learn(self, steps=2):
+        self.steps = steps
+
+
+class Keeps(OnlySamples):
+    """Keeps in its folder how many steps it learned."""
+
+    def __init__(self, env, folder):
+        super().__init__(env)
+        self.path = folder / "steps.txt"
+        self.steps = int(self.path.read_text(encoding="utf-8")) if self.path.exists() else 0
+
+    def learn(self, steps=2):
+        self.path.write_text(str(steps), encoding="utf-8")
+
+
+class FailsUntilMended(OnlySamples):
+    """Raises until there is a file that it looks for."""
+
+    def learn(self):
+        if not Path(os.environ["MENDED"]).exists():
+            raise RuntimeError("not mended")
+
+
+class Dies(Fails):
+    """Takes its process with it."""
+
+    def learn(self):
+        os._exit(7)
+
+
+def no_agent(env):
+    """Makes something that is no agent."""
+    return 5
+
+
+class Global(OnlySamples):
+    """Draws from the generators that all of a process shares, at home and when it is asked."""
+
+    def learn(self):
+        self.rows = torch.randint(40, (500,)).numpy() + np.random.randint(2)  # noqa: NPY002
+
+    def sample(self, n, seed=None):
+        return self.task.batch("train", self.rows[:n])
+
+
+class OwnGAN(SeqGAN):
+    """SeqGAN by another name."""
+
+
+class OwnReward(Plain):
+    """Paid by itself."""
+
+    def rewards(self, batch):
+        return batch.lengths.astype(float)

@@ -1,0 +1,179 @@
+"""Drawing tokens and sequences, exactly and with the log-probability of what was drawn from."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from text_gym.errors import OptionError
+from text_gym.language_model import LSTM, WHOLE_SOFTMAX, Sampling, complete, draw_tokens, generate, map_state
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def small_model(size=4, seed=0, scale=1.5):
+    """A random LSTM whose distributions are far from uniform."""
+    model = LSTM(size, embedding=3, hidden=5)
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters()):
+            parameter.copy_(torch.randn(parameter.shape, generator=seeded(1000 * seed + number)) * scale)
+    return model.eval()
+
+
+def assert_counts_fit(counts, expected):
+    """Pearson's chi-square within five standard deviations; what cannot happen has not."""
+    assert counts[expected == 0].sum() == 0
+    often = expected >= 5
+    rest_counted, rest_expected = counts[~often].sum(), expected[~often].sum()
+    statistic = ((counts - expected)[often] ** 2 / expected[often]).sum()
+    if rest_expected >= 5:
+        statistic += (rest_counted - rest_expected) ** 2 / rest_expected
+    assert statistic < often.sum() + 1 + 5 * math.sqrt(2 * often.sum() + 2)
+
+
+def draws_of(logits, n, sampling=WHOLE_SOFTMAX):
+    generator = seeded(1)
+    parts = [draw_tokens(logits.expand(1000, -1), generator, sampling) for _ in range(n // 1000)]
+    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+@pytest.mark.parametrize("size", [1, 2, 100, 128, 129, 5000, 50_257])
+def test_drawing_is_exact(size):
+    """Chi-square against the softmax, for sizes that fill blocks and sizes that do not."""
+    logits = torch.randn(size, generator=seeded(size)) * 2
+    logits[size // 2] = -math.inf if size > 1 else 0.0
+    n = 200_000 if size < 50_000 else 100_000
+    tokens, log_probs = draws_of(logits, n)
+    counts = torch.bincount(tokens, minlength=size).numpy()
+    assert len(counts) == size
+    assert_counts_fit(counts, n * logits.double().softmax(0).numpy())
+    exact = logits.double().log_softmax(0)[tokens]
+    assert (log_probs - exact).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(0.5), Sampling(2.0), Sampling(top_k=7), Sampling(top_p=0.6), Sampling(0.8, 20, 0.7)]
+)
+def test_log_probs_are_those_of_the_distribution_drawn_from(sampling):
+    logits = torch.randn(300, generator=seeded(0)) * 2
+    tokens, log_probs = draws_of(logits, 100_000, sampling)
+    probabilities = by_hand(logits.double(), sampling)
+    assert_counts_fit(torch.bincount(tokens, minlength=300).numpy(), 100_000 * probabilities.numpy())
+    assert (log_probs - probabilities[tokens].log()).abs().max() < 2e-5
+
+
+def by_hand(logits, sampling):
+    """Temperature, then the k likeliest, then the fewest with mass p, token by token."""
+    probabilities = (logits / sampling.temperature).softmax(0)
+    order = probabilities.argsort(descending=True).tolist()
+    kept = order[: sampling.top_k or len(order)]
+    total, nucleus = sum(probabilities[i].item() for i in kept), []
+    for i in kept:
+        if nucleus and sum(probabilities[j].item() for j in nucleus) / total >= sampling.top_p:
+            break
+        nucleus.append(i)
+    result = torch.zeros_like(probabilities)
+    result[nucleus] = probabilities[nucleus] / probabilities[nucleus].sum()
+    return result
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(0), Sampling(-1), Sampling(top_k=-1), Sampling(top_p=0), Sampling(top_p=2)]
+)
+def test_impossible_sampling_is_refused(sampling):
+    with pytest.raises(OptionError, match="temperature of at least"):
+        sampling.checked()
+
+
+def test_sequences_have_the_probabilities_of_the_model():
+    """Every sequence of up to three tokens, by enumeration; token 3 is EOS."""
+    model, n = small_model(), 100_000
+    drawn = generate(model, n, 3, 3, seeded(0))
+    sequences = [s for k in (1, 2, 3) for s in itertools.product(range(4), repeat=k)]
+    sequences = [s for s in sequences if 3 not in s[:-1] and (len(s) == 3 or s[-1] == 3)]
+    expected = np.array([n * math.exp(probability(model, s)) for s in sequences])
+    assert expected.sum() == pytest.approx(n, rel=1e-5)
+    rows = [tuple(t for t in row if t != 4) for row in drawn.tokens.tolist()]
+    where = {s: i for i, s in enumerate(sequences)}
+    assert_counts_fit(np.bincount([where[row] for row in rows], minlength=len(sequences)), expected)
+    assert drawn.lengths.tolist() == [len(row) for row in rows]
+    valid = drawn.tokens != 4
+    again = model.log_prob(drawn.tokens, valid)
+    assert (drawn.log_probs[~valid] == 0).all()
+    assert (drawn.log_probs - again).abs().max() < 1e-5
+
+
+def probability(model, sequence):
+    """The log-probability of a sequence, one step after another."""
+    logits, state = model.start(1)
+    total = 0.0
+    for token in sequence:
+        total += logits.log_softmax(1)[0, token].item()
+        logits, state = model.step(torch.tensor([token]), state)
+    return total
+
+
+def test_all_at_once_equals_step_by_step():
+    model = small_model(7)
+    tokens = torch.randint(0, 7, (5, 6), generator=seeded(0))
+    valid = torch.arange(6) < torch.tensor([6, 5, 3, 1, 0])[:, None]
+    padded = tokens.where(valid, 7)
+    scores = model.log_prob(padded, valid)
+    assert (scores[~valid] == 0).all()
+    for row, length in enumerate([6, 5, 3, 1, 0]):
+        assert scores[row].sum().item() == pytest.approx(probability(model, tokens[row, :length].tolist()), abs=1e-5)
+
+
+def test_prompts_are_read_first_whatever_their_padding():
+    model = small_model(7)
+    prompts = torch.tensor([[1, 2, 3], [4, 7, 7], [7, 7, 7]])
+    logits, state = model.start(3, prompts)
+    for row, prompt in enumerate([[1, 2, 3], [4], []]):
+        alone, alone_state = model.start(1)
+        for token in prompt:
+            alone, alone_state = model.step(torch.tensor([token]), alone_state)
+        assert torch.allclose(logits[row], alone[0], atol=1e-6)
+        assert torch.allclose(state[0][row], alone_state[0][0], atol=1e-6)
+    tokens = torch.randint(0, 7, (3, 4), generator=seeded(1))
+    valid = torch.ones(3, 4, dtype=torch.bool)
+    joined = model.log_prob(torch.cat([prompts[:1], tokens[:1]], dim=1), torch.ones(1, 7, dtype=torch.bool))[0, 3:]
+    assert torch.allclose(model.log_prob(tokens, valid, prompts)[0], joined, atol=1e-5)
+
+
+def test_completions_go_on_from_the_cached_state():
+    """Going on from a prefix draws what the model says after it, and keeps the prefix."""
+    model, n = small_model(5), 60_000
+    logits, state = model.start(1)
+    for token in (2, 1):
+        logits, state = model.step(torch.tensor([token]), state)
+    many = torch.zeros(n, dtype=torch.long)
+    prefixes = torch.tensor([[2, 1]])[many]
+    drawn = complete(model, prefixes, logits[many], map_state(lambda part: part[many], state), 4, None, seeded(2))
+    assert (drawn.tokens[:, :2] == torch.tensor([2, 1])).all()
+    assert (drawn.log_probs[:, :2] == 0).all()
+    begin = probability(model, (2, 1))
+    pairs = list(itertools.product(range(5), repeat=2))
+    expected = np.array([n * math.exp(probability(model, (2, 1, *pair)) - begin) for pair in pairs])
+    counts = torch.bincount(drawn.tokens[:, 2] * 5 + drawn.tokens[:, 3], minlength=25).numpy()
+    assert_counts_fit(counts, expected)
+
+
+def test_one_seed_one_sample():
+    model = small_model(30)
+    first, again, other = (generate(model, 20, 9, 0, seeded(s)).tokens for s in (3, 3, 4))
+    assert (first == again).all()
+    assert (first != other).any()
+
+
+@pytest.mark.parametrize("width", [0, 1])
+def test_an_lstm_that_has_read_a_prompt_alone_says_what_comes_first(width):
+    model, prompts = small_model(5), torch.tensor([[1, 2, 5], [3, 5, 5]])
+    tokens = torch.tensor([[4], [0]])[:, :width]
+    logits, _ = model.start(2, prompts)
+    assert torch.equal(model.output(model.features(tokens, prompts)), logits[:, None][:, :width])
+    log_probs = model.log_prob(tokens, torch.ones_like(tokens, dtype=torch.bool), prompts)
+    assert torch.allclose(log_probs, logits.log_softmax(1).gather(1, tokens))

@@ -1,0 +1,1 @@
+"""Files of text, read, split and encoded."""

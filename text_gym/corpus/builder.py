@@ -1,0 +1,226 @@
+"""Records while they are read: words numbered as they come, then held out and renumbered.
+
+A file is read once. Only when the words of the training split have been counted is it known
+which id each of them gets.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from text_gym.arrays import BoolArray, IntArray
+from text_gym.corpus.readers import Record, read_records
+from text_gym.errors import DataError
+from text_gym.sequences import SPLITS, Examples, Sequences
+from text_gym.vocab import UNK
+
+
+class Limits(Protocol):
+    """The part of `CorpusOptions` that reading depends on."""
+
+    @property
+    def max_length(self) -> int | None: ...  # noqa: D102
+    @property
+    def max_prompt_length(self) -> int | None: ...  # noqa: D102
+    @property
+    def long_lines(self) -> str: ...  # noqa: D102
+    @property
+    def cut_prompts(self) -> str: ...  # noqa: D102
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+    @property
+    def encoding(self) -> str: ...  # noqa: D102
+
+
+class _Rows:
+    """Sequences while they are read: numbers in flat arrays, 4 bytes a token."""
+
+    def __init__(self) -> None:
+        self.flat, self.lengths = array("i"), array("q")
+
+    def add(self, ids: Iterable[int]) -> None:
+        before = len(self.flat)
+        self.flat.extend(ids)
+        self.lengths.append(len(self.flat) - before)
+
+    def sequences(self) -> Sequences:
+        flat = np.frombuffer(self.flat, dtype=np.int32) if self.flat else np.zeros(0, np.int32)
+        lengths = np.array(self.lengths, dtype=np.int64)
+        return Sequences(flat, np.concatenate(([0], np.cumsum(lengths))))
+
+
+class _Numbering(dict[str, int]):
+    """Numbers words as they come."""
+
+    def __missing__(self, word: str) -> int:
+        self[word] = number = len(self)
+        return number
+
+
+class RawCorpus:
+    """Everything that was read, in the order of the files.
+
+    `cut_up` turns a text into tokens. Those that are strings are numbered here, in `numbers`;
+    a tokenizer that gives ids of its own keeps them.
+    """
+
+    def __init__(self, cut_up: Callable[[str], list[Any]], limits: Limits) -> None:
+        """Begin empty."""
+        self._cut_up, self._limits = cut_up, limits
+        self._salt = limits.seed.to_bytes(16, "little")
+        self.numbers = _Numbering()
+        self.empty = self.too_long = 0
+        self._prompts, self._references = _Rows(), _Rows()
+        self._per_prompt, self._keys, self._files = array("q"), array("Q"), array("b")
+        self._columns: dict[str, list[Any]] = {}
+        self._conditional: bool | None = None
+
+    def read(self, path: Path, split: int) -> None:
+        """Add a file's records; `split` is the number of the split that the file is for."""
+        before = len(self._files)
+        for record in read_records(path, self._cut_up, self._limits.encoding):
+            if not any(record.references):
+                self.empty += 1
+                continue
+            kept = self._fit(record, path)
+            if kept is not None:
+                self._add(kept, path)
+                self._files.append(split)
+        if len(self._files) > before:
+            return
+        if self.too_long:
+            raise DataError(
+                f"every line of {path} is longer than max_length={self._limits.max_length} allows "
+                "(EOS takes one place); raise it, or pass long_lines='cut'"
+            )
+        raise DataError(f"{path} holds only blank lines; a corpus has a sequence a line")
+
+    def _fit(self, record: Record, path: Path) -> Record | None:
+        """Apply the rule for long lines; None when nothing is left."""
+        limits = self._limits
+        room = limits.max_length - 1 if limits.max_length is not None else None
+        prompt_room = limits.max_prompt_length
+        long_prompt = prompt_room is not None and record.prompt is not None and len(record.prompt) > prompt_room
+        long_reference = room is not None and max(map(len, record.references)) > room
+        if not long_prompt and not long_reference:
+            return record
+        self.too_long += 1
+        if limits.long_lines == "error":
+            limit = (
+                f"max_prompt_length={prompt_room} allows"
+                if long_prompt
+                else f"max_length={limits.max_length} allows (EOS takes one place)"
+            )
+            raise DataError(
+                f"{path}: {record.text[:60]!r} is longer than {limit}; raise it, or pass long_lines='drop' or 'cut'"
+            )
+        if limits.long_lines == "cut":
+            prompt = record.prompt
+            if prompt and prompt_room:
+                prompt = prompt[:prompt_room] if limits.cut_prompts == "end" else prompt[-prompt_room:]
+            return record._replace(prompt=prompt, references=[r[:room] for r in record.references])
+        short = [r for r in record.references if room is None or len(r) <= room]
+        return None if long_prompt or not short else record._replace(references=short)
+
+    def _add(self, record: Record, path: Path) -> None:
+        """Number a record's tokens and keep them."""
+        self._add_columns(record.columns)
+        conditional = record.prompt is not None
+        if self._conditional is None:
+            self._conditional = conditional
+        elif self._conditional != conditional:
+            raise DataError(f"{path} and the file before it disagree: only one of them has prompts")
+        told_apart_by = record.prompt if record.prompt is not None else record.references[0]
+        key = "\x1f".join(map(str, told_apart_by)).encode("utf-8", "surrogatepass")
+        self._keys.append(int.from_bytes(blake2b(key, digest_size=8, salt=self._salt).digest(), "little"))
+        if record.prompt is not None:
+            self._prompts.add(self._ids(record.prompt))
+        for reference in record.references:
+            self._references.add(self._ids(reference))
+        self._per_prompt.append(len(record.references))
+
+    def _ids(self, tokens: Sequence[Any]) -> Iterable[int]:
+        if tokens and isinstance(tokens[0], str):
+            return map(self.numbers.__getitem__, tokens)
+        return tokens
+
+    def _add_columns(self, columns: dict[str, Any]) -> None:
+        """Keep the other fields of a record; those it lacks are None."""
+        done = len(self._files)
+        for name in columns.keys() - self._columns.keys():
+            self._columns[name] = [None] * done
+        for name, values in self._columns.items():
+            values.append(columns.get(name))
+
+    def keys(self) -> npt.NDArray[np.uint64]:
+        """A hash of what each record says, or asks, [records]; the seed changes all of them."""
+        return np.array(self._keys, dtype=np.uint64)
+
+    def files(self) -> IntArray:
+        """The number of the split that each record's file is for, [records]."""
+        return np.array(self._files, dtype=np.int64)
+
+    def counts(self, chosen: BoolArray) -> IntArray:
+        """How often each word occurs in the chosen records, [words]."""
+        counts = np.zeros(len(self.numbers), dtype=np.int64)
+        for rows, owner in ((self._references, np.repeat(chosen, self._per_prompt)), (self._prompts, chosen)):
+            if rows.flat:
+                inside = np.repeat(owner, np.array(rows.lengths))
+                counts += np.bincount(np.frombuffer(rows.flat, dtype=np.int32)[inside], minlength=len(counts))
+        return counts
+
+    def examples(self, chosen: BoolArray, new_ids: npt.NDArray[np.int32] | None) -> Examples:
+        """The chosen records, each word under its new id."""
+        per_prompt = np.array(self._per_prompt, dtype=np.int64)
+        references = self._references.sequences()[np.repeat(chosen, per_prompt)]
+        prompts = self._prompts.sequences()[chosen] if self._conditional else None
+        if new_ids is not None:
+            references = Sequences(new_ids[references.flat], references.offsets)
+            prompts = None if prompts is None else Sequences(new_ids[prompts.flat], prompts.offsets)
+        rows = np.flatnonzero(chosen).tolist()
+        columns = {name: [values[i] for i in rows] for name, values in self._columns.items()}
+        return Examples(references, prompts, per_prompt[chosen], columns)
+
+
+def hold_out(keys: npt.NDArray[np.uint64], files: IntArray, shares: Mapping[str, float]) -> IntArray:
+    """The split of each record, [records]: those of the first file are held out by their keys.
+
+    Keys are taken in order until a share is filled, with all records of a key together. A key
+    that would overfill a share is passed over.
+
+    >>> hold_out(np.array([5, 1, 5, 9], dtype=np.uint64), np.zeros(4, dtype=int), {"test": 0.25}).tolist()
+    [0, 2, 0, 0]
+    """
+    which = files.copy()
+    inside = np.flatnonzero(files == 0)
+    unique, owner, counts = np.unique(keys[inside], return_inverse=True, return_counts=True)
+    split_of_key = np.zeros(len(unique), dtype=np.int64)
+    for split in reversed(SPLITS[1:]):
+        target = round(float(shares.get(split, 0)) * len(inside))
+        wanted = max(target, 1) if shares.get(split) and len(unique) > 2 else 0
+        for key in range(len(unique)):
+            if not wanted:
+                break
+            if counts[key] <= wanted and not split_of_key[key]:
+                split_of_key[key] = SPLITS.index(split)
+                wanted -= counts[key]
+    which[inside] = split_of_key[owner]
+    return which
+
+
+def frequent_words(words: Sequence[str], counts: IntArray, min_count: int, most: int | None) -> list[str]:
+    """The words to keep, by frequency, then text.
+
+    >>> frequent_words(["b", "a", "c"], np.array([2, 2, 1]), min_count=2, most=None)
+    ['a', 'b']
+    """
+    kept = [i for i in np.flatnonzero(counts >= min_count).tolist() if words[i] != UNK]
+    kept.sort(key=lambda i: (-counts[i], words[i]))
+    return [words[i] for i in kept[:most]]

@@ -1,0 +1,232 @@
+"""Files of text as tasks: .txt, .jsonl and .abc, split, numbered by frequency, and cached."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from text_gym.corpus import cache
+from text_gym.corpus.builder import RawCorpus, frequent_words, hold_out
+from text_gym.corpus.readers import ABC_TOKEN, SUFFIXES, check_encoding
+from text_gym.errors import DataError, OptionError
+from text_gym.sequences import SPLITS, Examples, Sequences
+from text_gym.validation import finite_number, whole_number
+from text_gym.vocab import EOS, HUGGING_FACE, UNK, Splitter, TokenizerVocabulary, Vocabulary, load_tokenizer
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CorpusOptions:
+    """How a file becomes a task; the keyword arguments of `make_task("file.txt", ...)`."""
+
+    tokenizer: Any = None
+    """"word" (the default), "char", a regular expression, "hf:" and the name or the folder of a Hugging Face model, or
+    an object with encode and decode."""
+    joiner: str | None = None
+    """What stands between tokens in decoded text; a space, or nothing for "char"."""
+    max_length: int | None = None
+    """Tokens of a sequence at most, EOS included; as many as the longest line needs if not given."""
+    max_prompt_length: int | None = None
+    """Tokens of a prompt at most."""
+    long_lines: Literal["drop", "cut", "error"] = "drop"
+    """What happens to longer lines: left out, cut off, or an error."""
+    cut_prompts: Literal["beginning", "end"] = "beginning"
+    """Where a prompt that is too long is cut off: a dialogue at its beginning, an article at its end."""
+    min_count: int = 1
+    """Words seen less often in the training split become UNK."""
+    max_vocab: int | None = None
+    """Only so many of the most frequent words are kept, EOS and UNK not counted."""
+    valid: float | str = 0.1
+    """The share of lines held out for validation, or a file of its own."""
+    test: float | str = 0.1
+    """The share of lines held out for testing, or a file of its own."""
+    seed: int = 0
+    """Chooses which lines are held out. Lines of equal tokens, or equal prompts, stay together."""
+    encoding: str = "utf-8"
+    """The file's encoding."""
+    cache: bool = True
+    """Whether large files, once encoded, are kept in the cache folder."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        if self.long_lines not in ("drop", "cut", "error"):
+            raise OptionError(f"long_lines must be 'drop', 'cut' or 'error', not {self.long_lines!r}")
+        if self.cut_prompts not in ("beginning", "end"):
+            raise OptionError(f"cut_prompts must be 'beginning' or 'end', not {self.cut_prompts!r}")
+        for name, least in (("max_length", 2), ("max_prompt_length", 1), ("min_count", 1), ("max_vocab", 1)):
+            if getattr(self, name) is not None:
+                whole_number(name, getattr(self, name), least)
+        whole_number("seed", self.seed, least=0)
+        check_encoding(self.encoding)
+        shares = [finite_number("valid or test", s) for s in (self.valid, self.test) if not is_file(s)]
+        if any(not 0 <= share < 1 for share in shares) or sum(shares) >= 1:
+            raise OptionError(
+                f"valid={self.valid!r} and test={self.test!r} must be shares that leave lines to train on, or files"
+            )
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was read, and what was left out of it."""
+
+    lines: int
+    """Lines, records or tunes kept."""
+    empty: int
+    """Blank ones, left out."""
+    too_long: int
+    """Longer than max_length: left out, or cut, as long_lines says."""
+    tokens: dict[str, int]
+    """Tokens in each split."""
+    unknown: dict[str, int]
+    """How many of them became UNK."""
+    unfilled: tuple[str, ...] = ()
+    """Splits that got nothing of their share, because equal lines stay together."""
+
+    def __str__(self) -> str:
+        """One line for a person."""
+        parts = [f"{self.lines:,} lines"]
+        parts += [f"{self.too_long:,} longer than max_length"] * bool(self.too_long)
+        parts += [f"{self.empty:,} blank"] * bool(self.empty)
+        for split, count in self.unknown.items():
+            if count:
+                parts.append(f"{count:,} of {self.tokens[split]:,} tokens unknown in {split}")
+        parts += [f"nothing left for {split}" for split in self.unfilled]
+        return ", ".join(parts)
+
+
+class Corpus(NamedTuple):
+    """A file, read: ids, splits, and what was left out."""
+
+    vocab: Vocabulary
+    splits: dict[str, Examples]
+    report: Report
+
+
+def is_file(held_out: Any) -> bool:
+    """Whether valid= or test= names a file, and not a share."""
+    return isinstance(held_out, str | os.PathLike)
+
+
+def read_corpus(path: str | Path, options: CorpusOptions) -> Corpus:
+    """Read a file into splits of encoded sequences, from the cache if it has been read before."""
+    files = {"train": Path(path)}
+    files |= {split: Path(f) for split in SPLITS[1:] if is_file(f := getattr(options, split))}
+    for file in files.values():
+        _check_file(file)
+    splitter = _splitter(options, files["train"])
+    corpus = key = None
+    if options.cache and splitter is not None and cache.worth_keeping(files.values()):
+        key = cache.key_of(files, asdict(options))
+        corpus = _unpack(cache.load(key), splitter)
+    if corpus is None:
+        corpus = _read_files(files, options, splitter)
+        if key is not None:
+            cache.store(key, _pack(corpus))
+    if corpus.report.too_long or any(corpus.report.unknown.values()) or corpus.report.unfilled:
+        _log.warning("%s: %s", path, corpus.report)
+    return corpus
+
+
+def _check_file(path: Path) -> None:
+    if path.suffix not in SUFFIXES:
+        raise DataError(f"cannot read {str(path)!r}: a corpus ends in {', '.join(SUFFIXES)}")
+    if not os.path.isfile(path):  # noqa: PTH113 - also false for a path that is no path at all
+        raise DataError(f"no file {str(path)!r}; is the path right? (seen from {Path.cwd()})")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty; a corpus has a sequence a line")
+
+
+def _splitter(options: CorpusOptions, path: Path) -> Splitter | None:
+    """How words are cut; None for a tokenizer that has ids of its own."""
+    pattern = options.tokenizer
+    if pattern is None:
+        pattern = ABC_TOKEN if path.suffix == ".abc" else "word"
+    words = isinstance(pattern, str) and not pattern.startswith(HUGGING_FACE)
+    return Splitter(pattern, options.joiner) if words else None
+
+
+def _tokenizer(options: CorpusOptions) -> Any:
+    """A tokenizer that has ids of its own."""
+    given = options.tokenizer
+    return load_tokenizer(given.removeprefix(HUGGING_FACE)) if isinstance(given, str) else given
+
+
+def _read_files(files: Mapping[str, Path], options: CorpusOptions, splitter: Splitter | None) -> Corpus:
+    """Read, hold out, and renumber by frequency."""
+    own_vocab = None if splitter is not None else TokenizerVocabulary(_tokenizer(options))
+    raw = RawCorpus(own_vocab.encode if own_vocab is not None else splitter.split, options)  # type: ignore[union-attr]
+    for split, file in files.items():
+        raw.read(file, SPLITS.index(split))
+    shares = {split: share for split in SPLITS[1:] if not is_file(share := getattr(options, split))}
+    which = hold_out(raw.keys(), raw.files(), shares)  # [records] the number of each one's split
+    vocab: Vocabulary
+    if own_vocab is not None:
+        vocab, new_ids = own_vocab, None
+    else:
+        if EOS in raw.numbers:
+            raise DataError(f"{files['train']} contains {EOS!r}, which marks the end here; write it differently")
+        kept = frequent_words(list(raw.numbers), raw.counts(which == 0), options.min_count, options.max_vocab)
+        vocab = Vocabulary([EOS, UNK, *kept], 0, 1, splitter)
+        new_ids = np.array([vocab.ids.get(word, 1) for word in raw.numbers], dtype=np.int32)
+    splits = {split: raw.examples(which == number, new_ids) for number, split in enumerate(SPLITS)}
+    unfilled = tuple(split for split, share in shares.items() if share and not len(splits[split]))
+    return Corpus(vocab, splits, _report(raw, splits, vocab, unfilled))
+
+
+def _report(raw: RawCorpus, splits: Mapping[str, Examples], vocab: Vocabulary, unfilled: tuple[str, ...]) -> Report:
+    flats = {s: [r.flat for r in (e.references, e.prompts) if r is not None] for s, e in splits.items()}
+    tokens = {s: sum(map(len, f)) for s, f in flats.items()}
+    unknown = {s: sum(int((x == vocab.unk).sum()) for x in f) for s, f in flats.items()}
+    return Report(len(raw.files()), raw.empty, raw.too_long, tokens, unknown, unfilled)
+
+
+def _pack(corpus: Corpus) -> dict[str, npt.NDArray[Any]]:
+    """A corpus as plain arrays."""
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for split, examples in corpus.splits.items():
+        arrays |= {
+            f"{split}.flat": examples.references.flat,
+            f"{split}.offsets": examples.references.offsets,
+            f"{split}.per_prompt": examples.per_prompt,
+        }
+        if examples.prompts is not None:
+            arrays |= {
+                f"{split}.prompt_flat": examples.prompts.flat,
+                f"{split}.prompt_offsets": examples.prompts.offsets,
+            }
+    texts = {
+        "tokens": corpus.vocab.tokens,
+        "report": asdict(corpus.report),
+        "columns": {split: examples.columns for split, examples in corpus.splits.items()},
+    }
+    return arrays | {"texts": np.frombuffer(json.dumps(texts).encode(), dtype=np.uint8)}
+
+
+def _unpack(arrays: Mapping[str, npt.NDArray[Any]] | None, splitter: Splitter) -> Corpus | None:
+    """The corpus that was packed; None if this is not one."""
+    if arrays is None:
+        return None
+    try:
+        texts = json.loads(arrays["texts"].tobytes())
+        splits = {}
+        for split in SPLITS:
+            prompts = None
+            if f"{split}.prompt_flat" in arrays:
+                prompts = Sequences(arrays[f"{split}.prompt_flat"], arrays[f"{split}.prompt_offsets"])
+            references = Sequences(arrays[f"{split}.flat"], arrays[f"{split}.offsets"])
+            splits[split] = Examples(references, prompts, arrays[f"{split}.per_prompt"], texts["columns"][split])
+        report = Report(**texts["report"])
+        return Corpus(
+            Vocabulary(texts["tokens"], 0, 1, splitter), splits, replace(report, unfilled=(*report.unfilled,))
+        )
+    except (KeyError, TypeError, ValueError):
+        return None

@@ -1,0 +1,13 @@
+"""Rewards: what a finished sequence is worth."""
+
+from text_gym.rewards.reward import (
+    FunctionReward,
+    Reward,
+    Score,
+    Scorer,
+    make_reward,
+    register_reward,
+    registered_rewards,
+)
+
+__all__ = ["FunctionReward", "Reward", "Score", "Scorer", "make_reward", "register_reward", "registered_rewards"]

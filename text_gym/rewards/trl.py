@@ -1,0 +1,328 @@
+"""Rewards to and from TRL: any reward here as one of TRL's functions, any of TRL's functions as a reward here.
+
+TRL calls a reward as r(prompts=..., completions=..., completion_ids=..., **columns of the data set),
+where prompts and completions are texts or conversations, lists of {"role": ..., "content": ...}.
+Plain functions of texts in that signature are rewards as they are; `from_trl` is for the others.
+TRL itself is not imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from text_gym.errors import DataError, OptionError, RewardError
+from text_gym.rewards.reward import FunctionReward, Reward, RewardSpec, Scorer
+from text_gym.sequences import SPLITS, Batch, Example, Examples, Sequences
+from text_gym.tasks.task import Task, make_task
+from text_gym.validation import suggest
+from text_gym.vocab import EOS, Vocabulary
+
+Conversation = Sequence[Mapping[str, Any]]
+REFERENCE_COLUMNS = ("references", "reference")
+
+
+def trl_reward(
+    spec: RewardSpec, task: str | Task | None = None, references: str | None = None, name: str | None = None
+) -> TrlReward:
+    """A reward as a function that TRL's trainers call.
+
+    Args:
+        spec: Any reward: a name, a function, a `Reward`, a list, or a dict of weights.
+        task: Whose vocabulary the completions are read with, and whose prompts have references.
+            Without one, words are what white space separates, and references come from the data set.
+        references: The data set's column of references, texts or lists of texts. If not given, it is
+            "references" or "reference" where the data set has one of them.
+        name: What TRL's logs call it; the rewards' names if not given.
+
+    >>> reward = trl_reward("exact_match")
+    >>> reward(completions=["four", " 4"], prompts=["2 + 2 =", "2 + 2 ="], reference=["4", "4"])
+    [0.0, 1.0]
+    """
+    return TrlReward(spec, None if task is None else make_task(task), references, name)
+
+
+def from_trl(
+    function: Callable[..., Any], conversational: bool = False, system: str | None = None, name: str | None = None
+) -> Reward:
+    """One of TRL's reward functions as a reward here; only those that read conversations need it.
+
+    Args:
+        function: In TRL's signature, plain or async.
+        conversational: Whether it expects conversations in place of texts.
+        system: A system message that conversations begin with.
+        name: What info["reward_terms"] calls it; the function's name if not given.
+
+    >>> def polite(completions, **columns):
+    ...     return [float("please" in messages[0]["content"]) for messages in completions]
+    >>> from_trl(polite, conversational=True).name
+    'polite'
+    """
+    if system is not None and not conversational:
+        raise OptionError("a system message is part of a conversation; pass conversational=True with it")
+    return ConversationReward(function, system, name) if conversational else FunctionReward(function, name)
+
+
+def trl_records(task: str | Task, split: str = "train", conversational: bool = False) -> list[dict[str, Any]]:
+    """A split's prompts with their references and columns, for `datasets.Dataset.from_list`.
+
+    >>> trl_records("answers")[1]
+    {'prompt': 'anna has a red lamp . lucy has a green kite . who has a red lamp ?', 'references': ['anna']}
+    """
+    task = make_task(task)
+    if not task.conditional:
+        raise OptionError(f"TRL's trainers answer prompts, and task {task.name!r} has none; 'answers' has")
+    records = []
+    for example in map(task.split(split).__getitem__, range(len(task.split(split)))):
+        prompt = task.decode(example.prompt)
+        texts = [task.decode(ids) for ids in example.references]
+        asked = [{"role": "user", "content": prompt}] if conversational else prompt
+        records.append(example.columns | {"prompt": asked, "references": texts})
+    return records
+
+
+class ConversationReward(FunctionReward):
+    """A function of conversations: the prompt is the user's message, the text the assistant's."""
+
+    def __init__(self, function: Callable[..., Any], system: str | None = None, name: str | None = None) -> None:
+        """Take the function, and a system message to begin with."""
+        super().__init__(function, name)
+        self._opening = [] if system is None else [{"role": "system", "content": system}]
+
+    def column(self, name: str, batch: Batch) -> Any:
+        """Texts as conversations, everything else as it is."""
+        if name == "completions":
+            return [[{"role": "assistant", "content": text}] for text in batch.texts]
+        if name == "prompts":
+            return [[*self._opening, {"role": "user", "content": prompt}] for prompt in batch.prompts]
+        return super().column(name, batch)
+
+
+class TrlReward:
+    """What `trl_reward` makes: called by TRL with its columns, it returns a number for each completion."""
+
+    def __init__(self, spec: RewardSpec, task: Task | None, references: str | None, name: str | None) -> None:
+        """Make the rewards, and let them check the task."""
+        self.task = _task_of_words() if task is None else task
+        self.scorer = _DataSetScorer(spec, self.task)
+        self._references = references
+        self.__name__ = name or "+".join(self.scorer.rewards)  # TRL's logs show it
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.__name__!r}, {self.task!r})"
+
+    def __call__(
+        self,
+        completions: Sequence[Any],
+        prompts: Sequence[Any] | None = None,
+        completion_ids: Any = None,
+        **columns: Any,
+    ) -> list[float | None]:
+        """Score completions, each with its prompt; the ids are those of TRL's tokenizer, and not used.
+
+        None, TRL's word for a reward that does not apply, is the answer where all of the rewards say it.
+        """
+        _check_lengths(len(completions), {"prompts": prompts} | columns)
+        if isinstance(self.task.vocab, WordNumbers):
+            self.task.vocab.forget()
+        asked = [""] * len(completions) if prompts is None else [text_of(prompt, "user") for prompt in prompts]
+        texts = [text_of(completion, "assistant") for completion in completions]
+        score = self.scorer(self._batch(texts, asked, columns))
+        log = columns.get("log_metric")
+        if callable(log) and len(score.terms) > 1:
+            for name, values in score.terms.items():
+                log(f"{self.__name__}/{name}", float(values.mean()))
+        return [float(v) if said else None for v, said in zip(score.total, self.scorer.applied, strict=True)]
+
+    def _batch(self, texts: list[str], prompts: list[str], columns: dict[str, Any]) -> Batch:
+        """The texts as rewards see them."""
+        vocab, eos = self.task.vocab, self.task.vocab.eos
+        rows = Sequences.from_lists([_ids(vocab, text.strip()) for text in texts])
+        width = rows.longest + (eos is not None)
+        tokens, lengths = rows.padded(max(width, 1), vocab.pad, eos)
+        given = self._given_references(len(texts), columns)
+        examples = None
+        if self.task.conditional:
+            rows_of = given if given is not None else [None] * len(prompts)
+            examples = [self._example(*row) for row in zip(prompts, rows_of, strict=True)]
+            given = given or [[vocab.decode(r) for r in example.references] for example in examples]
+        given = given or [[] for _ in texts]
+        return WrittenBatch(tokens, lengths, vocab, examples, texts, prompts, given, columns)
+
+    def _given_references(self, n: int, columns: Mapping[str, Any]) -> list[list[str]] | None:
+        """Each row's references in the data set, if it has them."""
+        names = REFERENCE_COLUMNS if self._references is None else (self._references,)
+        found = [columns[name] for name in names if name in columns]
+        if not found:
+            if self._references is None:
+                return None
+            raise DataError(f"the data set has no column {self._references!r}." + suggest(self._references, columns))
+        references = [[row] if isinstance(row, str) else row for row in found[0]]
+        texts = all(isinstance(row, list) and all(isinstance(text, str) for text in row) for row in references)
+        if isinstance(found[0], str) or len(references) != n or not texts:
+            raise DataError("a column of references holds a text or a list of texts for each completion")
+        return references
+
+    def _example(self, prompt: str, references: list[str] | None) -> Example:
+        """The prompt with its references: the data set's, else those of the task's own data."""
+        ids = tuple(_ids(self.task.vocab, prompt.strip()))
+        if references is not None:
+            return Example(ids, tuple(tuple(_ids(self.task.vocab, text.strip())) for text in references), {})
+        for split in map(self.task.split, SPLITS):
+            if ids in split.by_prompt:
+                return split[split.by_prompt[ids]]
+        return Example(ids, (), {})
+
+
+@dataclass(frozen=True, eq=False)
+class WrittenBatch(Batch):
+    """A batch that came as texts, which rewards of texts get as they were written, unknown words and all."""
+
+    texts: list[str] = field(default_factory=list)
+    """Each row as it was written."""
+    prompts: list[str] = field(default_factory=list)
+    """What each row answers."""
+    references: list[list[str]] = field(default_factory=list)
+    """What would be right answers."""
+    columns: dict[str, Any] = field(default_factory=dict)
+    """Whatever else TRL passed, a list for each of the data set's columns."""
+
+    def take(self, rows: npt.ArrayLike) -> WrittenBatch:
+        """Some of its rows, by their numbers or a mask."""
+        part = super().take(rows)
+        chosen = np.arange(len(self))[np.asarray(rows)].tolist()
+
+        def of(column: Any) -> Any:
+            each_row = isinstance(column, list) and len(column) == len(self)
+            return [column[i] for i in chosen] if each_row else column
+
+        columns = {name: of(column) for name, column in self.columns.items()}
+        written = of(self.texts), of(self.prompts), of(self.references)
+        return WrittenBatch(part.tokens, part.lengths, part.vocab, part.examples, *written, columns)
+
+
+class WordNumbers(Vocabulary):
+    """Every word there is: its id is a hash of it, so that no list of words is needed or kept.
+
+    >>> words = WordNumbers()
+    >>> words.decode(words.encode("any words  at all")), words.encode("any") == WordNumbers().encode("any")
+    ('any words at all', True)
+    """
+
+    def __init__(self) -> None:
+        """Begin with no word but EOS."""
+        super().__init__([EOS], eos=0)
+        self._words: dict[int, str] = {}
+
+    @property
+    def pad(self) -> int:
+        """Larger than any word's id."""
+        return 2**31 - 1
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """None are listed."""
+        return {}
+
+    def encode_tokens(self, tokens: Any) -> list[int]:
+        """Hash each word, and remember it."""
+        known = {self._number(word): word for word in tokens}
+        self._words |= known
+        return [self._number(word) for word in tokens]
+
+    def decode_rows(self, tokens: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> list[str]:
+        """The words of each row."""
+        return [self._join(row[:end]) for row, end in zip(tokens.tolist(), ends.tolist(), strict=True)]
+
+    def forget(self) -> None:
+        """Remember no word any longer; ids stay what they are."""
+        self._words.clear()
+
+    def _join(self, ids: list[int]) -> str:
+        return self.splitter.joiner.join(self._words[i] for i in ids)
+
+    def _number(self, word: str) -> int:
+        digest = blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        return 1 + int.from_bytes(digest, "little") % (self.pad - 1)
+
+
+class _DataSetScorer(Scorer):
+    """A scorer whose functions may ask for any column; which ones a data set has is not known yet."""
+
+    def __init__(self, spec: RewardSpec, task: Task) -> None:
+        """Let each reward note where it applies."""
+        super().__init__(spec, task)
+        self.noted = {name: _Noted(reward) for name, reward in self.rewards.items()}
+        self.rewards |= self.noted
+
+    @property
+    def applied(self) -> list[bool]:
+        """Whether any reward had a number, and not None, for each row of the last batch."""
+        return [any(row) for row in zip(*(reward.applied for reward in self.noted.values()), strict=True)]
+
+    def prepare(self, reward: Reward) -> None:
+        """Let a reward check the task, unless it is a function of columns."""
+        if not isinstance(reward, FunctionReward):
+            super().prepare(reward)
+
+
+class _Noted(Reward):
+    """A reward that notes where it applies: where its score is not None."""
+
+    def __init__(self, reward: Reward) -> None:
+        """Keep the reward."""
+        self.reward, self.name, self.applied = reward, reward.name, list[bool]()
+
+    def score(self, batch: Batch) -> Sequence[float | None] | npt.NDArray[Any]:
+        """What the reward says."""
+        scores = self.reward.score(batch)
+        listed = isinstance(scores, list | tuple)
+        self.applied = [score is not None for score in scores] if listed else [True] * len(batch)
+        return scores
+
+
+def _check_lengths(n: int, columns: Mapping[str, Any]) -> None:
+    """Refuse prompts and columns that are not as many as the completions."""
+    for name, column in columns.items():
+        if isinstance(column, list | tuple) and len(column) != n:
+            raise RewardError(f"{name!r} has {len(column)} rows for {n} completions; there must be one for each")
+
+
+def _task_of_words() -> Task:
+    """A task of prompts without data, in which every word is known."""
+    nothing = Sequences.from_lists([])
+    return Task("trl", WordNumbers(), 1, dict.fromkeys(SPLITS, Examples(nothing, nothing)), prompt_length=1)
+
+
+def text_of(message: Any, role: str) -> str:
+    """A text, or what the last message of this role in a conversation says.
+
+    >>> text_of([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}], "user")
+    'Who?'
+    """
+    if isinstance(message, str):
+        return message
+    try:
+        said = [part for part in message if part.get("role", role) == role]
+        content = said[-1]["content"] if said else ""
+    except (AttributeError, TypeError, KeyError) as problem:
+        raise DataError(f"a text or a list of messages with role and content is needed, not {message!r}") from problem
+    if isinstance(content, str | None):  # None where a tool is called
+        return content or ""
+    return "".join(part.get("text") or "" for part in content)  # blocks, of which some may be images
+
+
+def _ids(vocab: Vocabulary, text: str) -> list[int]:
+    """The ids of a text; words that cannot be encoded become EOS, which no other sequence has inside."""
+    try:
+        return vocab.encode(text)
+    except DataError:
+        if vocab.eos is None:
+            raise
+        return [vocab.ids.get(word, vocab.eos) for word in vocab.splitter.split(text)]

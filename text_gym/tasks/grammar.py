@@ -1,0 +1,305 @@
+"""A language that is known exactly: English-like sentences from a seeded probabilistic grammar.
+
+The rules nest (relative clauses inside relative clauses), agree in number across what is
+nested, and pick verbs that suit their subjects, so that the language is no bag of words:
+
+    the teacher who three dogs follow often says that a red kite falls
+
+The next word always tells which rule applies, so each sentence has one derivation, and the
+rules compile into a deterministic automaton. That gives exact likelihoods, the exact entropy
+and a validity test. Sentences outside the bounds on length are left out and the others scaled
+up: the language is the grammar's, conditioned on its length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from text_gym.arrays import BoolArray, FloatArray, IntArray
+from text_gym.errors import OptionError
+from text_gym.sequences import Batch, make_batch
+from text_gym.tasks.english import english_lexicon, english_rules
+from text_gym.validation import whole_number
+from text_gym.vocab import EOS, Vocabulary
+
+Rules = Mapping[str, Sequence[tuple[float, str]]]
+"""For each part of speech, its alternatives: a weight, and what is said, symbol by symbol."""
+Lexicon = Mapping[str, Sequence[str]]
+"""For each word category, its words; the seed chooses which are frequent."""
+
+FEWEST_WORDS = 3
+MOST_WORDS = 20
+
+
+class Grammar:
+    """A known source of sentences: draws them, and says how likely any sentence is.
+
+    >>> english = Grammar(seed=0)
+    >>> batch = english.sample(2, seed=1)
+    >>> bool((english.log_prob(batch.tokens) > -80).all()), english.is_valid(batch.tokens).tolist()
+    (True, [True, True])
+
+    Args:
+        seed: Chooses which words and rules are frequent; the language's sentences stay the same.
+        max_length: Tokens at most, EOS included; sentences have at most one word less.
+        rules: Another grammar in place of the built-in one, starting from "sentence".
+        lexicon: The words of its categories.
+        min_words: The fewest words of a sentence.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        max_length: int = MOST_WORDS + 1,
+        rules: Rules | None = None,
+        lexicon: Lexicon | None = None,
+        min_words: int = FEWEST_WORDS,
+    ) -> None:
+        """Collect the vocabulary; the automaton is compiled when it is first needed."""
+        if whole_number("max_length", max_length, least=1) <= min_words:
+            raise OptionError(
+                f"max_length={max_length} leaves no room for {min_words} words and EOS; give at least {min_words + 1}"
+            )
+        self.seed = whole_number("seed", seed, least=0)
+        self.max_length = max_length
+        self.min_words = min_words
+        self.rules: Rules = rules if rules is not None else english_rules()
+        self.lexicon: Lexicon = lexicon if lexicon is not None else english_lexicon()
+        used = {symbol for body in self.rules.values() for _, text in body for symbol in text.split()}
+        for symbol in sorted({"sentence", *used} - self.rules.keys() - self.lexicon.keys()):
+            raise OptionError(f"{symbol!r} is neither a part of speech in rules nor a category in lexicon")
+        words = dict.fromkeys(word for category in self.lexicon.values() for word in category)
+        self.vocab = Vocabulary((EOS, *sorted(words)), eos=0)
+
+    @cached_property
+    def automaton(self) -> Automaton:
+        """The grammar compiled for this seed and these bounds."""
+        return Automaton(self.weighted_rules, self.word_weights, self.vocab, self.min_words, self.max_length - 1)
+
+    @cached_property
+    def weighted_rules(self) -> dict[str, list[tuple[float, tuple[str, ...]]]]:
+        """The rules with this seed's probabilities, which sum to one in each part of speech."""
+        random = np.random.default_rng([self.seed, 0])
+        weighted = {}
+        for name, alternatives in self.rules.items():
+            weights = np.array([w for w, _ in alternatives]) * np.exp(random.normal(0, 0.3, len(alternatives)))
+            weighted[name] = [
+                (float(p), tuple(text.split()))
+                for p, (_, text) in zip(weights / weights.sum(), alternatives, strict=True)
+            ]
+        return weighted
+
+    @cached_property
+    def word_weights(self) -> dict[str, list[tuple[float, str]]]:
+        """Each category's words with this seed's probabilities: Zipf's law in an order of its own."""
+        random = np.random.default_rng([self.seed, 1])
+        weighted = {}
+        for name, words in self.lexicon.items():
+            weights = 1 / (1.0 + random.permutation(len(words)))
+            weighted[name] = list(zip((weights / weights.sum()).tolist(), words, strict=True))
+        return weighted
+
+    def sample(self, n: int, seed: int | np.random.Generator | None = None) -> Batch:
+        """Draw n sentences."""
+        tokens, lengths = self.automaton.sample(n, np.random.default_rng(seed), self.max_length)
+        return Batch(tokens, lengths, self.vocab)
+
+    def log_prob(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> FloatArray:
+        """The log-probability of each sentence in nats, its end included; -inf outside the language.
+
+        A row may end in EOS or go without: it is scored as a whole sentence.
+        """
+        batch = make_batch(tokens, lengths, self.vocab)
+        return self.automaton.log_prob(batch.tokens, batch.content_lengths)
+
+    def is_valid(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> BoolArray:
+        """Whether each sentence belongs to the language."""
+        valid: BoolArray = np.isfinite(self.log_prob(tokens, lengths))
+        return valid
+
+    def allowed(self, prefixes: IntArray, lengths: IntArray) -> BoolArray:
+        """The tokens after which each prefix can still become a sentence, [n, V]."""
+        return self.automaton.allowed(prefixes, lengths, len(self.vocab))
+
+    def steps(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> IntArray:
+        """For each word, the number of the rule's step that says it there, [n, T]; -1 behind what is not valid.
+
+        >>> english = Grammar(seed=0)
+        >>> some = english.sample(100, seed=1)
+        >>> bool(((english.steps(some.tokens) >= 0).sum(axis=1) == some.content_lengths).all())
+        True
+        """
+        batch = make_batch(tokens, lengths, self.vocab)
+        return self.automaton.arcs(batch.tokens, batch.content_lengths)
+
+    def entropy(self) -> float:
+        """The exact entropy of a sentence, in nats."""
+        return self.automaton.entropy
+
+    def mean_length(self) -> float:
+        """The exact expected number of tokens of a sentence, EOS included."""
+        return self.automaton.mean_words + 1
+
+
+class Automaton:
+    """The compiled grammar: arcs from state to state, each a word with its probability.
+
+    A state is what is still to be said. `mass[state, t]` is the probability that a sentence
+    with t words behind it and that to say ends within bounds; it turns the grammar's
+    probabilities into those of the language conditioned on length.
+    """
+
+    def __init__(
+        self,
+        rules: Mapping[str, Sequence[tuple[float, tuple[str, ...]]]],
+        words: Mapping[str, Sequence[tuple[float, str]]],
+        vocab: Vocabulary,
+        fewest: int,
+        most: int,
+    ) -> None:
+        """Follow the rules from "sentence" to every state that can be reached."""
+        self._rules, self._words, self._ids = rules, words, vocab.ids
+        numbers: dict[tuple[str, ...], int] = {("sentence",): 0}
+        todo: list[tuple[str, ...]] = [("sentence",)]
+        stops: list[float] = []
+        arcs: list[tuple[int, int, float, int]] = []
+        for number, state in enumerate(todo):  # grows while it is walked
+            stop, nexts = self._leave(state)
+            stops.append(stop)
+            for word, probability, after in nexts:
+                if after not in numbers:
+                    numbers[after] = len(numbers)
+                    todo.append(after)
+                arcs.append((number, word, probability, numbers[after]))
+        source, word_ids, probabilities, target = zip(*arcs, strict=True)
+        self._stop = np.array(stops)
+        self._source, self._word = np.array(source), np.array(word_ids)
+        self._probability, self._target = np.array(probabilities), np.array(target)
+        self._arc_of = np.full((len(stops) + 1, len(vocab) + 1), -1, dtype=np.int32)
+        self._arc_of[self._source, self._word] = np.arange(len(arcs))
+        self._fewest, self._most = fewest, most
+        self._fill_mass()
+        if self._mass[0, 0] == 0:
+            raise OptionError(f"the grammar has no sentence of {fewest} to {most} words")
+
+    def _leave(self, state: tuple[str, ...]) -> tuple[float, list[tuple[int, float, tuple[str, ...]]]]:
+        """How a state goes on: the probability of stopping, and (word, probability, next state)."""
+        stop, nexts, open_ = 0.0, {}, [(1.0, state)]
+        while open_:
+            probability, stack = open_.pop()
+            if not stack:
+                stop += probability
+            elif stack[0] in self._rules:
+                rest = stack[1:]
+                open_ += [(probability * p, symbols + rest) for p, symbols in self._rules[stack[0]]]
+            else:
+                for p, word in self._words[stack[0]]:
+                    if self._ids[word] in nexts:
+                        raise OptionError(f"after {' '.join(state)!r} the word {word!r} fits two rules")
+                    nexts[self._ids[word]] = (probability * p, stack[1:])
+        return stop, [(word, *nexts[word]) for word in sorted(nexts)]
+
+    def _arcs_with_mass(self, words_before: int) -> FloatArray:
+        """Each arc's probability times that of ending within bounds after it."""
+        weighted: FloatArray = self._probability * self._mass[self._target, words_before + 1]
+        return weighted
+
+    def _per_state(self, values: FloatArray) -> FloatArray:
+        return np.bincount(self._source, weights=values, minlength=len(self._stop)).astype(np.float64)
+
+    def _fill_mass(self) -> None:
+        """From the longest sentences back to the start."""
+        self._mass: FloatArray = np.zeros((len(self._stop) + 1, self._most + 2))
+        for t in range(self._most, -1, -1):
+            self._mass[:-1, t] = self._per_state(self._arcs_with_mass(t))
+            self._mass[:-1, t] += self._stop * (t >= self._fewest)
+
+    def sample(self, n: int, random: np.random.Generator, width: int) -> tuple[IntArray, IntArray]:
+        """Walk n times from the start: `tokens` [n, width] and `lengths` [n], EOS (id 0) included."""
+        tokens = np.full((n, width), self._arc_of.shape[1] - 1, dtype=np.int64)
+        lengths = np.zeros(n, dtype=np.int64)
+        alive, state = np.arange(n), np.zeros(n, dtype=np.int64)
+        starts = np.searchsorted(self._source, np.arange(len(self._stop)))
+        for t in range(self._most + 1):
+            total = np.concatenate(([0.0], np.cumsum(self._arcs_with_mass(t))))
+            stop = self._stop[state] * (t >= self._fewest)
+            draw = random.random(len(state)) * self._mass[state, t] - stop
+            stops = draw < 0
+            lengths[alive] = t + 1
+            tokens[alive[stops], t] = 0
+            alive, state, draw = alive[~stops], state[~stops], draw[~stops]
+            arc = np.searchsorted(total, total[starts[state]] + draw, side="right") - 1
+            arc = self._nearest_possible(arc, state, starts, total)
+            tokens[alive, t] = self._word[arc]
+            state = self._target[arc]
+        return tokens, lengths
+
+    def _nearest_possible(self, arc: IntArray, state: IntArray, starts: IntArray, total: FloatArray) -> IntArray:
+        """Undo a rounding error that led past the state's last arc with any probability."""
+        ends = np.append(starts[1:], len(self._source))
+        weights = np.diff(total)
+        last = np.maximum.accumulate(np.where(weights > 0, np.arange(len(weights)), 0))
+        nearest: IntArray = np.minimum(arc, last[np.maximum(ends[state] - 1, 0)])
+        return nearest
+
+    def log_prob(self, tokens: IntArray, words: IntArray) -> FloatArray:
+        """The log-probability of the first `words` tokens of each row as a sentence."""
+        with np.errstate(divide="ignore"):
+            steps, stop, start = np.log(self._probability), np.log(self._stop), np.log(self._mass[0, 0])
+        result = np.full(len(tokens), -start)
+        state = np.zeros(len(tokens), dtype=np.int64)
+        for t in range(int(words.max(initial=0))):
+            arc = self._arc_of[state, tokens[:, t]]
+            inside = t < words
+            result[inside] += np.where(arc >= 0, steps[arc], -np.inf)[inside]
+            state = np.where(inside, np.where(arc >= 0, self._target[arc], len(self._stop)), state)
+        dead = (state == len(self._stop)) | (words < self._fewest) | (words > self._most)
+        return np.where(dead, -np.inf, result + stop[np.minimum(state, len(stop) - 1)])
+
+    def arcs(self, tokens: IntArray, words: IntArray) -> IntArray:
+        """The arc that each of the first `words` tokens of a row goes along, [n, T]; -1 where there is none."""
+        state = np.zeros(len(tokens), dtype=np.int64)
+        arcs = np.full(tokens.shape, -1, dtype=np.int64)
+        for t in range(int(words.max(initial=0))):
+            arcs[:, t] = np.where(t < words, self._arc_of[state, tokens[:, t]], -1)
+            state = np.where(arcs[:, t] >= 0, self._target[arcs[:, t]], len(self._stop))
+        return arcs
+
+    def allowed(self, prefixes: IntArray, lengths: IntArray, size: int) -> BoolArray:
+        """The words, and id 0 for the end, that leave a way to a sentence, [n, size]."""
+        state = np.zeros(len(prefixes), dtype=np.int64)
+        for t in range(int(lengths.max(initial=0))):
+            arc = self._arc_of[state, prefixes[:, t]]
+            after = np.where(arc >= 0, self._target[arc], len(self._stop))
+            state = np.where(t < lengths, after, state)
+        arcs = self._arc_of[state, :size]
+        ahead = self._mass[self._target[arcs], np.minimum(lengths, self._most)[:, None] + 1]
+        mask: BoolArray = (arcs >= 0) & (ahead > 0)
+        can_stop = np.append(self._stop, 0.0)[state] > 0
+        mask[:, 0] = can_stop & (lengths >= self._fewest)
+        return mask
+
+    @cached_property
+    def entropy(self) -> float:
+        """The entropy of a sentence in nats: each choice's, and that of what it leads to."""
+        return self._expected(lambda p: -np.log(p))
+
+    @cached_property
+    def mean_words(self) -> float:
+        """The expected number of words: one for each choice but the last, which is the end."""
+        return self._expected(np.ones_like) - 1
+
+    def _expected(self, cost: Callable[[FloatArray], FloatArray]) -> float:
+        """What a sentence costs on average, when a choice of probability p costs cost(p)."""
+        value = np.zeros(len(self._stop))
+        for t in range(self._most, -1, -1):
+            mass = np.maximum(self._mass[:-1, t], np.finfo(float).tiny)
+            going = np.maximum(self._arcs_with_mass(t) / mass[self._source], np.finfo(float).tiny)
+            stopping = np.maximum(self._stop * (t >= self._fewest) / mass, np.finfo(float).tiny)
+            ahead = self._per_state(going * (cost(going) + value[self._target]))
+            value = ahead + stopping * cost(stopping)
+        return float(value[0])

@@ -1,0 +1,275 @@
+"""The published files of six data sets, read one record at a time: a prompt, its references, and what else is said.
+
+Which files those are, and where they come from, stands in docs/grue.md.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from hashlib import sha1
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from text_gym.corpus.readers import read_lines
+from text_gym.errors import DataError
+
+
+class Published(NamedTuple):
+    """A prompt with its references and columns."""
+
+    prompt: str
+    references: list[str]
+    columns: dict[str, Any] = {}
+
+
+Splits = dict[str, Callable[[], Iterable[Published]]]
+"""How to read each split; a data set without one of its own for "valid" leaves it out."""
+
+
+def imdb(folder: Path, prompt_words: int) -> Splits:
+    """Reviews of films: the first words are the prompt, the rest is the reference."""
+    return {split: partial(_reviews, folder / split, prompt_words) for split in ("train", "test")}
+
+
+def commongen(folder: Path) -> Splits:
+    """Sets of concepts, and sentences that have all of them."""
+    train, dev = folder / "commongen.train.jsonl", folder / "commongen.dev.jsonl"
+    return _with_dev(partial(_concepts, train), partial(_concepts, dev))
+
+
+def cnn_dailymail(folder: Path) -> Splits:
+    """News articles with their highlights, from train.csv and its like, or from stories and lists of addresses."""
+    names = {"train": ("train", "all_train"), "valid": ("validation", "all_val"), "test": ("test", "all_test")}
+    if (folder / "train.csv").is_file():
+        return {split: partial(_articles, folder / f"{csv_name}.csv") for split, (csv_name, _) in names.items()}
+    lists = folder / "url_lists" if (folder / "url_lists").is_dir() else folder
+    if not (lists / "all_train.txt").is_file():
+        raise missing(folder / "train.csv", "or all_train.txt beside the stories")
+    return {split: partial(_stories, folder, lists / f"{list_name}.txt") for split, (_, list_name) in names.items()}
+
+
+def totto(folder: Path) -> Splits:
+    """Tables of Wikipedia with some cells marked, and sentences that say what those hold."""
+    train, dev = folder / "totto_train_data.jsonl", folder / "totto_dev_data.jsonl"
+    return _with_dev(partial(_tables, train), partial(_tables, dev))
+
+
+def iwslt(folder: Path, source: str, target: str) -> Splits:
+    """Sentences of talks in two languages."""
+    pairs = (f"{source}-{target}", f"{target}-{source}")
+    places = [(base, pair) for pair in pairs for base in (folder / pair, folder)]
+    found = [(base, pair) for base, pair in places if (base / f"train.tags.{pair}.{source}").is_file()]
+    if not found:
+        raise missing(folder / pairs[0] / f"train.tags.{pairs[0]}.{source}")
+    base, pair = found[0]
+    train = [base / f"train.tags.{pair}.{language}" for language in (source, target)]
+    splits: Splits = {"train": partial(_aligned, [train], _talk_lines)}
+    for split, years in (("valid", "dev"), ("test", "tst")):
+        sources = sorted(base.glob(f"IWSLT*.TED*.{years}*.{pair}.{source}.xml"))
+        files = [[file, file.with_name(file.name.removesuffix(f"{source}.xml") + f"{target}.xml")] for file in sources]
+        files = [both for both in files if both[1].is_file()]  # some years' answers are not published
+        if not files:
+            raise missing(base / f"IWSLT17.TED.{years}2010.{pair}.{source}.xml", "and its translation")
+        splits[split] = partial(_aligned, files, _segments)
+    return splits
+
+
+def narrativeqa(folder: Path) -> Splits:
+    """Questions about stories, to be answered from their summaries."""
+    return {split: partial(_questions, folder, split) for split in ("train", "valid", "test")}
+
+
+def missing(path: Path, more: str = "") -> DataError:
+    """The error about a file that is not where it should be."""
+    return DataError(f"there is no {path}{' ' if more else ''}{more}; docs/grue.md says which files are expected")
+
+
+def _with_dev(train: Callable[[], Iterable[Published]], dev: Callable[[], Iterable[Published]]) -> Splits:
+    """Test sets without references are of no use here: the development set's records are valid and test in turn."""
+    return {
+        "train": train,
+        "valid": lambda: (record for i, record in enumerate(dev()) if i % 2 == 0),
+        "test": lambda: (record for i, record in enumerate(dev()) if i % 2 == 1),
+    }
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    if not path.is_file():
+        raise missing(path)
+    yield from read_lines(path, "utf-8")
+
+
+def _objects(path: Path, *fields: str) -> Iterator[dict[str, Any]]:
+    """The objects of a .jsonl file, each with these fields."""
+    for number, line in _lines(path):
+        try:
+            record = json.loads(line) if line.strip() else None
+        except ValueError as problem:
+            raise DataError(f"{path}, line {number}: not JSON ({problem})") from problem
+        if record is None:
+            continue
+        if not isinstance(record, dict) or any(field not in record for field in fields):
+            raise DataError(f"{path}, line {number}: an object with {', '.join(fields)} is expected; see docs/grue.md")
+        yield record
+
+
+def _table_rows(path: Path, *fields: str) -> Iterator[dict[str, str]]:
+    """The rows of a .csv file that has these columns."""
+    if not path.is_file():
+        raise missing(path)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file)
+        lacking = [field for field in fields if field not in (rows.fieldnames or ())]
+        if lacking:
+            raise DataError(f"{path} has no column {lacking[0]!r}; see docs/grue.md")
+        try:
+            yield from rows
+        except (csv.Error, UnicodeError) as problem:
+            raise DataError(f"{path}, line {rows.line_num}: {problem}") from problem
+
+
+def _reviews(folder: Path, prompt_words: int) -> Iterator[Published]:
+    """Positive and negative ones in turn, so that the first few are of both kinds."""
+    kinds = []
+    for label in ("pos", "neg"):
+        files = sorted((folder / label).glob("*.txt"))
+        if not files:
+            raise missing(folder / label / "0_9.txt", "or any other review")
+        kinds.append([(file, label) for file in files])
+    for file, label in filter(None, chain.from_iterable(zip_longest(*kinds))):
+        words = re.sub(r"<br\s*/?>", " ", file.read_text(encoding="utf-8")).split()
+        prompt, rest = " ".join(words[:prompt_words]), " ".join(words[prompt_words:])
+        yield Published(prompt, [rest], {"label": label})
+
+
+def _concepts(path: Path) -> Iterator[Published]:
+    for record in _objects(path, "concept_set", "scene"):
+        concepts = [re.sub(r"_[NV]$", "", concept) for concept in record["concept_set"].split("#")]
+        yield Published(" ".join(concepts), list(record["scene"]), {"concepts": concepts})
+
+
+def _articles(path: Path) -> Iterator[Published]:
+    for row in _table_rows(path, "article", "highlights"):
+        yield Published(row["article"] or "", [" ".join((row["highlights"] or "").split())], {"id": row.get("id")})
+
+
+def _stories(folder: Path, addresses: Path) -> Iterator[Published]:
+    """The stories of a list; each file's name is a hash of the story's address."""
+    places = [folder / "cnn" / "stories", folder / "dailymail" / "stories", folder]
+    for _, address in _lines(addresses):
+        if not address.strip():
+            continue
+        name = sha1(address.strip().encode()).hexdigest()
+        file = next((place / f"{name}.story" for place in places if (place / f"{name}.story").is_file()), None)
+        if file is None:
+            raise missing(places[0] / f"{name}.story", f"for {address.strip()}")
+        article, *highlights = file.read_text(encoding="utf-8").split("@highlight")
+        sentences = [re.sub(r"(?<![.!?])$", " .", " ".join(h.split())) for h in highlights if h.strip()]
+        yield Published(" ".join(article.split()), [" ".join(sentences)], {"id": name})
+
+
+def _tables(path: Path) -> Iterator[Published]:
+    for record in _objects(path, "table", "highlighted_cells", "sentence_annotations", "table_page_title"):
+        references = [annotation["final_sentence"] for annotation in record["sentence_annotations"]]
+        try:
+            prompt = linearized(record)
+        except (IndexError, KeyError, TypeError) as problem:
+            raise DataError(
+                f"{path}, example {record.get('example_id')}: no table as published ({problem!r})"
+            ) from problem
+        seen = record.get("overlap_subset")
+        yield Published(prompt, references, {"example_id": record.get("example_id"), "overlap_subset": seen})
+
+
+def linearized(record: Mapping[str, Any]) -> str:
+    """The titles and marked cells of a table, each cell with the headers above it and before it.
+
+    >>> cells = [[{"value": "Year", "is_header": True, "column_span": 1, "row_span": 1}],
+    ...          [{"value": "1997", "is_header": False, "column_span": 1, "row_span": 1}]]
+    >>> linearized({"table_page_title": "Films", "table": cells, "highlighted_cells": [[1, 0]]})
+    '<page_title> Films </page_title> <table> <cell> 1997 <col_header> Year </col_header> </cell> </table>'
+    """
+    parts = [_tagged("page_title", record.get("table_page_title", ""))]
+    parts.append(_tagged("section_title", record.get("table_section_title", "")))
+    grid, corners = _grid(record["table"])
+    cells = []
+    for place in map(tuple, record["highlighted_cells"]):
+        row, column = corners[place]
+        cell = grid[row, column]
+        above = [grid.get((r, c)) for r in range(row) for c in range(column, column + cell["column_span"])]
+        before = [grid.get((r, c)) for c in range(column) for r in range(row, row + cell["row_span"])]
+        headers = [_tagged("col_header", value) for value in _headers(above)]
+        headers += [_tagged("row_header", value) for value in _headers(before)]
+        cells.append(_tagged("cell", " ".join([cell["value"], *headers])))
+    return " ".join(filter(None, [*parts, _tagged("table", " ".join(cells))]))
+
+
+def _grid(
+    table: list[list[dict[str, Any]]],
+) -> tuple[dict[tuple[int, int], Any], dict[tuple[int, ...], tuple[int, int]]]:
+    """Which cell covers each place of a table, and where the cell of each number in each row begins."""
+    grid: dict[tuple[int, int], Any] = {}
+    corners: dict[tuple[int, ...], tuple[int, int]] = {}
+    for r, cells in enumerate(table):
+        column = 0
+        for number, cell in enumerate(cells):
+            while (r, column) in grid:  # taken by a cell that reaches down from above
+                column += 1
+            corners[r, number] = (r, column)
+            for down in range(cell["row_span"]):
+                grid |= {(r + down, column + right): cell for right in range(cell["column_span"])}
+    return grid, corners
+
+
+def _headers(cells: Iterable[Any]) -> list[str]:
+    """What the headers among some cells say, each once."""
+    return list(dict.fromkeys(cell["value"] for cell in cells if cell is not None and cell["is_header"]))
+
+
+def _tagged(tag: str, text: str) -> str:
+    text = " ".join(text.split())
+    return f"<{tag}> {text} </{tag}>" if text else ""
+
+
+def _aligned(pairs: list[list[Path]], read: Callable[[Path], Iterable[str]]) -> Iterator[Published]:
+    """The lines of two files, of which the second translates the first."""
+    for source, target in pairs:
+        if not target.is_file():
+            raise missing(target)
+        for text, translation in zip_longest(read(source), read(target)):
+            if text is None or translation is None:
+                raise DataError(f"{source} and {target} have different numbers of sentences; are they as published?")
+            yield Published(text, [translation])
+
+
+def _talk_lines(path: Path) -> Iterator[str]:
+    """What is said in the talks, without the lines about them."""
+    return (line.strip() for _, line in _lines(path) if not line.lstrip().startswith("<"))
+
+
+def _segments(path: Path) -> Iterator[str]:
+    text = path.read_text(encoding="utf-8")
+    return (html.unescape(said.strip()) for said in re.findall(r"<seg\b[^>]*>(.*?)</seg>", text, re.DOTALL))
+
+
+def _questions(folder: Path, split: str) -> Iterator[Published]:
+    """The question comes first, so that a prompt cut at its end keeps it."""
+    files = [folder / "third_party" / "wikipedia" / "summaries.csv", folder / "summaries.csv"]
+    summaries = next((file for file in files if file.is_file()), files[0])
+    rows = _table_rows(summaries, "document_id", "set", "summary")
+    about = {row["document_id"]: " ".join(row["summary"].split()) for row in rows if row["set"] == split}
+    for row in _table_rows(folder / "qaps.csv", "document_id", "set", "question", "answer1", "answer2"):
+        if row["set"] != split:
+            continue
+        if row["document_id"] not in about:
+            raise DataError(
+                f"{summaries} has no summary of {row['document_id']}, which {folder / 'qaps.csv'} asks about"
+            )
+        prompt = f"{row['question']} {about[row['document_id']]}"
+        yield Published(prompt, [row["answer1"], row["answer2"]], {"document_id": row["document_id"]})

@@ -1,0 +1,130 @@
+"""SeqGAN's synthetic oracle: a language model with random weights whose likelihood is known.
+
+Embedding, one LSTM layer and an output layer, every weight drawn from N(0, 1). Sequences have
+a fixed length and no EOS; the LSTM first reads token 0, which is also an ordinary token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from text_gym.arrays import FloatArray
+from text_gym.errors import OptionError
+from text_gym.sequences import Batch, make_batch
+from text_gym.tasks.oracle_files import NAMES, load_parameters, shapes_of
+from text_gym.validation import whole_number
+from text_gym.vocab import Vocabulary
+
+Parameters = Mapping[str, npt.NDArray[np.float32]]
+
+CHUNK = 256  # sequences drawn or scored at a time, which bounds the memory for logits
+FIRST_DRAW = 0x7E97  # keeps the stream of the weights apart from that of the samples
+
+
+class Oracle:
+    """A frozen random LSTM: draws sequences, and says how likely any sequence is.
+
+    >>> oracle = Oracle(vocab_size=50, max_length=5, seed=1)
+    >>> oracle.sample(3, seed=0).tokens.shape
+    (3, 5)
+
+    Args:
+        vocab_size: Tokens, named "0", "1" and so on.
+        max_length: The length of every sequence.
+        embedding: Size of the token embedding.
+        hidden: Size of the LSTM.
+        seed: Chooses the weights.
+        parameters: The weights themselves, by NAMES, in place of random ones.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int = 5000,
+        max_length: int = 20,
+        embedding: int = 32,
+        hidden: int = 32,
+        seed: int = 0,
+        parameters: Parameters | None = None,
+    ) -> None:
+        """Remember the sizes; weights are drawn, and torch imported, when first needed."""
+        sizes = {"vocab_size": vocab_size, "max_length": max_length, "embedding": embedding, "hidden": hidden}
+        checked = {name: whole_number(name, size, least=1) for name, size in sizes.items()}
+        self.vocab_size, self.max_length, self.embedding, self.hidden = checked.values()
+        self.seed = whole_number("seed", seed, least=0)
+        self.vocab = Vocabulary([str(i) for i in range(self.vocab_size)])
+        if parameters is not None:
+            self.parameters = dict(parameters)
+
+    @classmethod
+    def load(cls, path: str | Path, max_length: int = 20, vocab_size: int | None = None) -> Oracle:
+        """Read published parameters from an .npz file with NAMES, or from the published pickle."""
+        parameters = load_parameters(path)
+        size, embedding = parameters["embedding"].shape
+        if vocab_size is not None and vocab_size != size:
+            raise OptionError(
+                f"vocab_size={vocab_size}, but the oracle in {path} has {size} tokens; leave vocab_size out"
+            )
+        hidden = parameters["bi"].shape[0]
+        return cls(size, max_length, embedding, hidden, parameters=parameters)
+
+    @cached_property
+    def parameters(self) -> dict[str, npt.NDArray[np.float32]]:
+        """The weights by NAMES, each drawn from N(0, 1)."""
+        random = np.random.default_rng([self.seed, FIRST_DRAW])
+        shapes = shapes_of(self.vocab_size, self.embedding, self.hidden)
+        return {name: random.standard_normal(shapes[name], dtype=np.float32) for name in NAMES}
+
+    @cached_property
+    def model(self) -> Any:
+        """The weights as a `text_gym.language_model.LSTM`, frozen."""
+        import torch
+
+        from text_gym.language_model import LSTM
+
+        model = LSTM(self.vocab_size, self.embedding, self.hidden)
+        gates = "ifco"  # torch's order
+        arrays = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in self.parameters.items()}
+        weights = {
+            "embed.weight": arrays["embedding"],
+            "lstm.weight_ih_l0": torch.cat([arrays[f"W{g}"].T for g in gates]),
+            "lstm.weight_hh_l0": torch.cat([arrays[f"U{g}"].T for g in gates]),
+            "lstm.bias_ih_l0": torch.cat([arrays[f"b{g}"] for g in gates]),
+            "lstm.bias_hh_l0": torch.zeros(4 * self.hidden),
+            "output.weight": arrays["W_out"].T,
+            "output.bias": arrays["b_out"],
+        }
+        model.load_state_dict(weights)
+        return model.requires_grad_(False)
+
+    def sample(self, n: int, seed: int | np.random.Generator | None = None) -> Batch:
+        """Draw n sequences."""
+        import torch
+
+        from text_gym.language_model import generate
+
+        random = np.random.default_rng(seed)
+        generator = torch.Generator().manual_seed(int(random.integers(2**63)))
+        sizes = [min(CHUNK, n - done) for done in range(0, n, CHUNK)]
+        parts = [generate(self.model, size, self.max_length, None, generator).tokens.numpy() for size in sizes]
+        tokens = np.concatenate(parts) if parts else np.zeros((0, self.max_length), dtype=np.int64)
+        return Batch(tokens, np.full(n, self.max_length), self.vocab)
+
+    def log_prob(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> FloatArray:
+        """The log-probability of each sequence in nats, summed over its tokens."""
+        import torch
+
+        batch = make_batch(tokens, lengths, self.vocab)
+        rows, valid = torch.from_numpy(batch.tokens), torch.from_numpy(batch.valid_mask)
+        chunk = max(1, CHUNK // max(1, rows.shape[1]))
+        with torch.no_grad():
+            parts = [
+                self.model.log_prob(rows[i : i + chunk], valid[i : i + chunk]).double().sum(dim=1).numpy()
+                for i in range(0, len(rows), chunk)
+            ]
+        return np.concatenate(parts) if parts else np.zeros(0)

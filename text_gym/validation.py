@@ -1,0 +1,71 @@
+"""Checks of arguments, with errors that name the argument and what it should be."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from text_gym.errors import OptionError, UnknownNameError
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """The tail of an error message: near names if there are any, and all of them if few.
+
+    >>> suggest("blue", ["bleu", "length"])
+    " Did you mean 'bleu'? Known: bleu, length."
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    return f"{hint} Known: {', '.join(names)}." if names else hint
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    """`value` as an int, whatever kind of whole number it is; an error that names it if it is none.
+
+    >>> whole_number("n", 3, least=1)
+    3
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if isinstance(value, bool) or number < least:
+        raise OptionError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    return number
+
+
+def finite_number(name: str, value: Any) -> float:
+    """`value` as a float; an error that names it if it is no finite number."""
+    try:
+        number = float("nan") if isinstance(value, str | bytes | bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = float("nan")
+    if not abs(number) < float("inf"):
+        raise OptionError(f"{name} must be a finite number, not {value!r}")
+    return number
+
+
+def check_switch(name: str, value: Any) -> None:
+    """Refuse what is neither True nor False."""
+    if not isinstance(value, bool):
+        raise OptionError(f"{name}={value!r} must be True or False")
+
+
+def check_options(what: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Refuse options that the factory does not take, or lacks, before anything is built."""
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError) as problem:
+        raise UnknownNameError(f"{what} is {factory!r}, which cannot be called to make one") from problem
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    for option in options:
+        if option not in signature.parameters and not takes_any:
+            raise OptionError(f"{what} has no option {option!r}." + suggest(option, signature.parameters))
+    try:
+        signature.bind(**options)
+    except TypeError as problem:
+        raise OptionError(f"{what}: {problem}") from problem
