@@ -8,6 +8,7 @@ import torch
 
 import text_gym
 
+pytest.register_assert_rewrite("tests.helpers")
 torch.set_num_threads(1)  # several test processes share the cores
 
 

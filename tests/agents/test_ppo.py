@@ -24,7 +24,7 @@ from agents.experiments.comparison import compare, plan
 from agents.experiments.registry import find_agent
 from agents.nlpo import NLPO, NLPOSettings
 from agents.ppo import A2C, PPO, A2CSettings, MaskablePPO, PPOSettings
-from tests.agents.experiments.test_comparison import small as small_comparison
+from tests.helpers.comparisons import small as small_comparison
 from text_gym.errors import DependencyError, OptionError, TrainingError
 
 try:

@@ -1,6 +1,5 @@
 """Rollouts and policy gradients against enumeration of everything a tiny policy can write."""
 
-import itertools
 import math
 
 import gymnasium as gym
@@ -16,41 +15,22 @@ from agents.experiments.controls import _update
 from agents.experiments.registry import find_agent
 from agents.mle import MLE
 from agents.reinforce import Reinforce, ReinforceSettings
-from tests.text_gym.test_language_model import probability, seeded, small_model
+from tests.helpers.gradients import (
+    EOS,
+    PAD,
+    SEQUENCES,
+    WORTH,
+    assert_within_standard_error,
+    estimated_gradients,
+    exact_gradient,
+    padded,
+    tiny_agent,
+    tiny_env,
+    worth,
+)
+from tests.helpers.models import probability, seeded, small_model
 from text_gym.errors import OptionError, RewardError
 from text_gym.language_model import LSTM, Drawn, Sampling
-from text_gym.sequences import Examples, Sequences
-from text_gym.tasks import Task
-from text_gym.vocab import Vocabulary
-
-EOS = 2
-SEQUENCES = [s for k in (1, 2, 3) for s in itertools.product(range(3), repeat=k)]
-SEQUENCES = [s for s in SEQUENCES if EOS not in s[:-1] and (len(s) == 3 or s[-1] == EOS)]
-WORTH = {s: math.sin(3.1 * i) + 2 for i, s in enumerate(SEQUENCES)}
-PAD = 3
-
-
-def worth(tokens):
-    """A reward for each sequence that has nothing to do with any other's."""
-    return [WORTH[tuple(t for t in row if t != PAD)] for row in np.asarray(tokens).tolist()]
-
-
-def tiny_env(reward=worth):
-    vocab = Vocabulary(["a", "b", "<eos>"], eos=EOS)
-    task = Task(
-        "tiny", vocab, 3, {s: Examples(Sequences.from_lists([[0], [1, 0]])) for s in ("train", "valid", "test")}
-    )
-    return gym.make("TextGen-v0", task=task, reward=reward)
-
-
-def tiny_agent(**settings):
-    agent = Reinforce(tiny_env(), seed=0, progress=False, embedding=3, hidden=5, **settings)
-    agent.policy.load_state_dict(small_model(3, seed=1).state_dict())
-    return agent.__class__(agent.env, seed=0, progress=False, start=agent, **settings)
-
-
-def padded(sequences):
-    return torch.tensor([[*s, *[PAD] * (3 - len(s))] for s in sequences])
 
 
 def test_labelled_values_go_to_their_row_and_position():
@@ -99,35 +79,6 @@ def test_values_equal_enumeration(rollouts):
             mean = sum(p * WORTH[s] for s, p in after.items()) / total
             spread = math.sqrt(sum(p * (WORTH[s] - mean) ** 2 for s, p in after.items()) / total)
             assert values[row, t].item() == pytest.approx(mean, abs=4.5 * spread / math.sqrt(2000) + 1e-6)
-
-
-def exact_gradient(agent, objective):
-    """The gradient of an expectation over all sequences, by enumeration."""
-    model = agent.policy.double()
-    tokens = padded(SEQUENCES)
-    valid = tokens != PAD
-    logs = model.log_prob(tokens, valid).sum(1)
-    loss = (logs.exp() * objective(tokens, valid, logs)).sum()
-    gradient = torch.autograd.grad(loss, list(model.parameters()))
-    agent.policy.float()
-    return torch.cat([g.flatten() for g in gradient])
-
-
-def estimated_gradients(agent, batches, size):
-    """The gradient of minus the loss, a sequence, from many batches."""
-    gradients = []
-    for batch in range(batches):
-        drawn, values = agent.write_and_value(size, seeded(batch), None)
-        loss = agent.loss(drawn, agent.advantages(drawn, values, None), None) / size
-        gradient = torch.autograd.grad(-loss, list(agent.policy.parameters()))
-        gradients.append(torch.cat([g.flatten() for g in gradient]).double())
-    return torch.stack(gradients)
-
-
-def assert_within_standard_error(estimates, exact):
-    error = estimates.std(0) / math.sqrt(len(estimates))
-    assert exact.abs().max() > 8 * error.max(), "the test would see nothing"
-    assert ((estimates.mean(0) - exact).abs() <= 5 * error + 1e-6).all()
 
 
 @pytest.mark.parametrize("rollouts", [0, 2])

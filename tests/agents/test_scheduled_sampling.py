@@ -10,7 +10,7 @@ import torch
 import text_gym
 from agents.mle import MLE
 from agents.scheduled_sampling import ScheduledSampling, ScheduledSamplingSettings, mixed_inputs
-from tests.text_gym.test_language_model import seeded
+from tests.helpers.models import seeded
 from text_gym.errors import OptionError
 
 SMALL = {"embedding": 8, "hidden": 8, "dropout": 0.2, "schedule": ((6, 1e-2),), "progress": False}

@@ -8,7 +8,7 @@ from agents.bench import textbook
 from agents.common.losses import weighted_nll
 from agents.common.rollouts import rollout_values
 from agents.networks.discriminators import CNN
-from tests.text_gym.test_language_model import seeded, small_model
+from tests.helpers.models import seeded, small_model
 
 
 def test_the_discriminators_are_one():

@@ -9,8 +9,8 @@ import torch
 
 from agents.common.baselines import Critic, width_of_features
 from agents.reinforce import Reinforce
-from tests.agents.test_reinforce import PAD, SEQUENCES, WORTH, exact_gradient, padded, tiny_agent, worth
-from tests.text_gym.test_language_model import seeded
+from tests.helpers.gradients import PAD, SEQUENCES, WORTH, exact_gradient, padded, tiny_agent, worth
+from tests.helpers.models import seeded
 from text_gym.language_model import LSTM, Drawn
 
 

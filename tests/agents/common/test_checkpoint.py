@@ -6,7 +6,8 @@ import gymnasium as gym
 import pytest
 import torch
 
-from agents import MLE, agent
+from agents import MLE
+from agents.common import agent
 from agents.common.checkpoint import (
     Checkpoint,
     CheckpointError,

@@ -9,7 +9,7 @@ from agents.common import losses as objectives
 from agents.common.kl import AdaptiveKL, log_ratios
 from agents.networks.policies import Restricted
 from agents.networks.transformer import Transformer
-from tests.text_gym.test_language_model import seeded, small_model
+from tests.helpers.models import seeded, small_model
 from text_gym.language_model import Drawn, Sampling, generate
 
 SIZE, LENGTH, EOS = 5, 3, 0

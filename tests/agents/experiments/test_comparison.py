@@ -17,38 +17,12 @@ import torch
 
 import text_gym  # noqa: F401
 from agents import MLE, Reinforce, SeqGAN
-from agents.experiments.comparison import Comparison, compare, label_of, plan
-from agents.experiments.metrics import MeasureSettings
+from agents.experiments.comparison import compare, plan
 from agents.experiments.run import CellSpec, load_model, prepare_cell, run_cell
 from agents.experiments.scheduler import Progress
 from agents.report.run_files import read_cell, read_curve, read_metrics, read_results
+from tests.helpers.comparisons import MINE, OPTIONS, SMALL, TASK, figures, small
 from text_gym.errors import DataError, OptionError, TextGymError
-
-TASK = "oracle(vocab_size=12, max_length=5, train_size=96, valid_size=40, test_size=40)"
-SMALL = MeasureSettings(
-    samples=60, references=30, temperatures=(0.7, 1.0), sweep_samples=40, shown=2, points=2, curve_samples=20
-)
-JUDGE = {"pretraining_passes": 1, "pass_size": 32, "filters": ((1, 4), (2, 4)), "discriminator_batch_size": 16}
-OPTIONS = {
-    "mle": {"schedule": ((3, 1e-2),), "embedding": 8, "hidden": 8, "dropout": 0.0, "early_stopping": False},
-    "pg-bleu": {"updates": 4, "rollouts": 2, "batch_size": 8},
-    "seqgan": {"rounds": 3, "rollouts": 2, "batch_size": 8, **JUDGE},
-}
-MINE = "tests.helpers.own_agents:"
-
-
-def small(out, agents=("mle", "pg-bleu", "seqgan"), **changes):
-    options = {label: OPTIONS[label] for label in map(label_of, agents) if label in OPTIONS}
-    asked = Comparison(agents, TASK, seeds=1, out=Path(out), options=options, measured=SMALL, jobs=2, device="cpu")
-    return replace(asked, **changes)
-
-
-def figures(results):
-    """All figures but those that a clock gives."""
-    return {
-        name: {key: value for key, value in cell.figures.items() if key != "seconds"}
-        for name, cell in results.cells.items()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +264,8 @@ def test_other_jobs_give_the_same_numbers(ran, tmp_path):
 def test_a_ray_cluster_gives_the_same_numbers(ran, tmp_path):
     pytest.importorskip("ray")
     code = (
-        "from tests.agents.experiments.test_comparison import *\n"
+        "from agents.experiments.comparison import compare\n"
+        "from tests.helpers.comparisons import small\n"
         f"compare(small({str(tmp_path)!r}, agents=('mle', 'pg-bleu'), controls=False, jobs=None, ray='local'))\n"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=Path(__file__).parents[3])
@@ -303,7 +278,8 @@ def test_a_ray_cluster_gives_the_same_numbers(ran, tmp_path):
 
 PROGRAM = """
 import sys
-from tests.agents.experiments.test_comparison import *
+from agents.experiments.comparison import compare
+from tests.helpers.comparisons import OPTIONS, small
 if __name__ == "__main__":
     compare(small(sys.argv[1], agents=("mle", "seqgan"), controls=False,
                   options={"mle": OPTIONS["mle"], "seqgan": OPTIONS["seqgan"] | {"rounds": 40}}))

@@ -13,9 +13,9 @@ from agents import MLE, Reinforce
 from agents.experiments.metrics import BLEU_ORDERS, Measures, MeasureSettings, distinct, knows_temperature
 from agents.experiments.reference_models import RealData, Uniform
 from agents.report.columns import ALSO
-from tests.agents.experiments.test_reference_models import asked_twice, from_lists
-from tests.agents.test_reinforce import SEQUENCES, WORTH, tiny_agent
-from tests.text_gym.test_language_model import probability
+from tests.helpers.gradients import SEQUENCES, WORTH, tiny_agent
+from tests.helpers.models import probability
+from tests.helpers.tasks import asked_twice, from_lists
 from text_gym.errors import OptionError, UnknownNameError
 from text_gym.sequences import Batch, Examples, Sequences
 from text_gym.tasks import Task

@@ -11,29 +11,12 @@ import torch
 import text_gym
 from agents.experiments.metrics import Measures, MeasureSettings, knows_real_data
 from agents.experiments.reference_models import RealData, Uniform
+from tests.helpers.tasks import asked_twice, from_lists
 from text_gym.errors import OptionError
-from text_gym.sequences import Example, Examples, Sequences
-from text_gym.tasks import Task
-from text_gym.vocab import Vocabulary
+from text_gym.sequences import Example
 
 ORACLE = "oracle(vocab_size=12, max_length=5, train_size=96, valid_size=40, test_size=40)"
 SETTINGS = MeasureSettings(samples=60, references=30, temperatures=(0.5,), sweep_samples=40)
-VOCAB = Vocabulary(["<eos>", "a", "b", "c"], eos=0)
-
-
-def from_lists(test, valid, train=((1,),), max_length=3):
-    """A task of given sequences, whose source is not known."""
-    splits = {"train": train, "valid": valid, "test": test}
-    return Task("hand", VOCAB, max_length, {k: Examples(Sequences.from_lists(v)) for k, v in splits.items()})
-
-
-def asked_twice(references=(((1, 2), (3,)), ((2,),)), prompts=((1,), (2, 3))):
-    """A task of two prompts, with as many references as given; "train" has others to the same prompts."""
-    flat = Sequences.from_lists([list(r) for several in references for r in several])
-    asked = Sequences.from_lists([list(p) for p in prompts])
-    test = Examples(flat, asked, [len(several) for several in references])
-    train = Examples(Sequences.from_lists([[3, 3], [1]]), asked, [1, 1])
-    return Task("asked", VOCAB, 3, {"train": train, "valid": train, "test": test}, prompt_length=2)
 
 
 def test_uniform_tokens_cost_log_v_each():

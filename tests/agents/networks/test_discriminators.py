@@ -8,7 +8,7 @@ import torch
 import text_gym
 from agents.networks import discriminators
 from agents.networks.discriminators import CNN, KINDS, PAPER_FILTERS, Discriminator, has_bfloat16
-from tests.text_gym.test_language_model import seeded
+from tests.helpers.models import seeded
 from text_gym.errors import OptionError, RewardError, TrainingError
 from text_gym.rewards import Scorer
 from text_gym.sequences import Batch, Example, make_batch

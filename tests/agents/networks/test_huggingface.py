@@ -26,7 +26,7 @@ from agents.common.rollouts import rollout_values
 from agents.networks.huggingface import HuggingFace, LinearOutput
 from agents.networks.policies import PolicySettings, architecture_of, make_policy
 from agents.networks.pretrained import load_policy
-from tests.text_gym.test_language_model import seeded
+from tests.helpers.models import seeded
 from text_gym.errors import DataError, DependencyError, OptionError
 from text_gym.language_model import complete, draw_tokens, generate, map_state
 from text_gym.vocab import TokenizerVocabulary, Vocabulary, load_tokenizer

@@ -10,8 +10,14 @@ import torch
 from agents import MLE, Reinforce, ScheduledSampling
 from agents.networks.policies import PolicySettings, Restricted, Tempered, architecture_of, make_policy
 from agents.networks.transformer import Transformer
-from tests.agents.test_reinforce import SEQUENCES, exact_gradient, worth
-from tests.text_gym.test_language_model import probability, seeded, small_model
+from tests.helpers.gradients import (
+    SEQUENCES,
+    assert_within_standard_error,
+    estimated_gradients,
+    exact_gradient,
+    worth,
+)
+from tests.helpers.models import probability, seeded, small_model
 from text_gym.errors import OptionError
 from text_gym.language_model import LSTM, generate
 from text_gym.sequences import Examples, Sequences
@@ -110,8 +116,6 @@ def test_the_gradient_under_restrictions_is_the_exact_one():
     exact = torch.autograd.grad((logs.exp() * torch.tensor(worth(tokens))).sum(), list(model.parameters()))
     exact = torch.cat([g.flatten() for g in exact])
     agent.policy.float()
-    from tests.agents.test_reinforce import assert_within_standard_error, estimated_gradients
-
     assert_within_standard_error(estimated_gradients(agent, 100, 500), exact)
     unrestricted = exact_gradient(agent, lambda tokens, *_: torch.tensor(worth(tokens)))
     assert (unrestricted - exact).abs().max() > 0.1 * exact.abs().max()

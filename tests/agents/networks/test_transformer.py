@@ -11,8 +11,8 @@ from torch import nn
 from agents.common.losses import weighted_nll
 from agents.common.rollouts import rollout_values
 from agents.networks.transformer import Transformer
-from tests.agents.test_reinforce import EOS, PAD, SEQUENCES, WORTH, padded, worth
-from tests.text_gym.test_language_model import assert_counts_fit, seeded
+from tests.helpers.gradients import EOS, PAD, SEQUENCES, WORTH, padded, worth
+from tests.helpers.models import assert_counts_fit, seeded
 from text_gym import language_model as models
 from text_gym.errors import OptionError
 from text_gym.language_model import complete, generate, map_state

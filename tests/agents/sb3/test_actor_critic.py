@@ -18,7 +18,7 @@ from agents.mle import MLE
 from agents.networks.policies import PolicySettings, Restricted, make_policy
 from agents.sb3.actor_critic import PrefixExtractor, TextPolicy, longest_of_their_kind
 from agents.sb3.vec_env import TextGenVecEnv
-from tests.text_gym.test_language_model import seeded
+from tests.helpers.models import seeded
 from text_gym.errors import OptionError
 
 SIZE, LENGTH = 9, 4

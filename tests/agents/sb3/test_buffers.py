@@ -17,7 +17,7 @@ from agents.networks.policies import PolicySettings, frozen_copy, make_policy
 from agents.sb3.actor_critic import TextPolicy
 from agents.sb3.buffers import CopiesBuffer, DictCopiesBuffer, KLPenalty, Written, transition_log_probs, written
 from agents.sb3.vec_env import TextGenVecEnv
-from tests.text_gym.test_language_model import seeded, small_model
+from tests.helpers.models import seeded, small_model
 from text_gym.errors import OptionError
 
 STEPS, COPIES, SIZE, LENGTH = 5, 4, 9, 3

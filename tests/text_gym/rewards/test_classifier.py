@@ -6,53 +6,21 @@ import sys
 import gymnasium as gym
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
-    AutoModelForSequenceClassification,
-    BertConfig,
-    BertForSequenceClassification,
     BertModel,
     GPT2Config,
     GPT2ForSequenceClassification,
-    PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForSequenceClassification,
 )
 
 import text_gym
-from tests.text_gym.rewards.test_reward import batch_of
+from tests.helpers.batches import batch_of
+from tests.helpers.classifiers import WORDS, own_logits, save_bert, tokenizer_of
 from text_gym.errors import DependencyError, OptionError, RewardError
 from text_gym.rewards import Scorer, classifier
 
-WORDS = ("the", "dogs", "run", "mary", "sings", "and", "a", "big", "cat", "sleeps", "what", "is", "?", "kite", "red")
 TEXTS = ["the dogs run", "mary sings", "a big cat sleeps and mary sings", "mary sings", "kite"]
-
-
-def tokenizer_of(special, pair, **limit):
-    """A tokenizer of words whose first ids are the special tokens."""
-    vocab = {word: i for i, word in enumerate([*special.values(), *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token=special["unk_token"]))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    if pair:
-        marks = [(special["cls_token"], 1), (special["sep_token"], 2)]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=marks
-        )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **limit or {"model_max_length": 32}, **special)
-
-
-def save_bert(folder, kind=BertForSequenceClassification, **config):
-    """A tiny BERT with random weights, saved as a published one is."""
-    special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
-    tokenizer = tokenizer_of(special, pair=True)
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    settings = BertConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=32, initializer_range=0.5, **sizes | config
-    )
-    kind(settings).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +32,6 @@ def folder(tmp_path_factory):
 def three(tmp_path_factory):
     names = {0: "Negative", 1: "Neutral", 2: "Positive"}
     return save_bert(tmp_path_factory.mktemp("three"), id2label=names, label2id={v: k for k, v in names.items()})
-
-
-def own_logits(folder, *rows):
-    """The model's own answer to each row alone, [n, labels]."""
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    with torch.no_grad():
-        return torch.cat([model(**tokenizer(*row, return_tensors="pt")).logits for row in rows]).double()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 import text_gym
 from agents.experiments.reward_audit import audit_rewards
-from tests.text_gym.rewards.test_reward import batch_of
+from tests.helpers.batches import batch_of
 from text_gym.errors import DependencyError, OptionError, RewardError
 from text_gym.rewards import Scorer
 from text_gym.rewards import reference_metrics as text_rewards

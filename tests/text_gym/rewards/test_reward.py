@@ -13,18 +13,12 @@ from nltk.translate.bleu_score import sentence_bleu as nltk_bleu
 from rouge_score.rouge_scorer import RougeScorer
 
 import text_gym
+from tests.helpers.batches import batch_of
 from text_gym.bleu import Bleu
 from text_gym.errors import OptionError, RewardError, UnknownNameError
 from text_gym.rewards import Scorer, registered_rewards
 from text_gym.rewards.builtin import BUILT_IN, longest_common_subsequence, rouge_l
-from text_gym.sequences import Batch, make_batch
-
-
-def batch_of(task, *texts, examples=None):
-    rows = [[*task.encode(text), *[task.vocab.eos] * (task.vocab.eos is not None)] for text in texts]
-    width = max(map(len, rows))
-    batch = make_batch([row + [task.vocab.pad] * (width - len(row)) for row in rows], None, task.vocab)
-    return Batch(batch.tokens, batch.lengths, task.vocab, examples)
+from text_gym.sequences import make_batch
 
 
 def score(spec, task, *texts, examples=None):

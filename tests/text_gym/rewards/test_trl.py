@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import text_gym
-from tests.text_gym.rewards.test_reward import batch_of
+from tests.helpers.batches import batch_of
 from text_gym.errors import DataError, OptionError, RewardError
 from text_gym.rewards import Scorer
 from text_gym.rewards.trl import from_trl, text_of, trl_records, trl_reward

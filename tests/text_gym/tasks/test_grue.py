@@ -13,7 +13,7 @@ import pytest
 import text_gym
 from agents import MLE
 from agents.cli.main import main
-from tests.text_gym.rewards.test_classifier import own_logits, save_bert
+from tests.helpers.classifiers import own_logits, save_bert
 from text_gym.errors import DataError, OptionError, RewardError
 from text_gym.tasks.grue import TASKS
 from text_gym.tasks.grue_files import linearized

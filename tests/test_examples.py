@@ -1,4 +1,4 @@
-"""The example that measures pitch, against notes worked out by hand."""
+"""Examples: the one that measures pitch, against notes worked out by hand."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 import text_gym
 from text_gym.rewards import Scorer
 
-PATH = Path(__file__).parents[3] / "examples" / "tunes.py"
+PATH = Path(__file__).parents[1] / "examples" / "tunes.py"
 sys.path.insert(0, str(PATH.parent))
 from tunes import KEY, accidentals, pitches  # noqa: E402
 

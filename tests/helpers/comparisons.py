@@ -1,0 +1,34 @@
+"""A comparison that takes seconds."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import text_gym  # noqa: F401
+from agents.experiments.comparison import Comparison, label_of
+from agents.experiments.metrics import MeasureSettings
+
+TASK = "oracle(vocab_size=12, max_length=5, train_size=96, valid_size=40, test_size=40)"
+SMALL = MeasureSettings(
+    samples=60, references=30, temperatures=(0.7, 1.0), sweep_samples=40, shown=2, points=2, curve_samples=20
+)
+JUDGE = {"pretraining_passes": 1, "pass_size": 32, "filters": ((1, 4), (2, 4)), "discriminator_batch_size": 16}
+OPTIONS = {
+    "mle": {"schedule": ((3, 1e-2),), "embedding": 8, "hidden": 8, "dropout": 0.0, "early_stopping": False},
+    "pg-bleu": {"updates": 4, "rollouts": 2, "batch_size": 8},
+    "seqgan": {"rounds": 3, "rollouts": 2, "batch_size": 8, **JUDGE},
+}
+MINE = "tests.helpers.own_agents:"
+
+
+def small(out, agents=("mle", "pg-bleu", "seqgan"), **changes):
+    options = {label: OPTIONS[label] for label in map(label_of, agents) if label in OPTIONS}
+    asked = Comparison(agents, TASK, seeds=1, out=Path(out), options=options, measured=SMALL, jobs=2, device="cpu")
+    return replace(asked, **changes)
+
+
+def figures(results):
+    """All figures but those that a clock gives."""
+    return {
+        name: {key: value for key, value in cell.figures.items() if key != "seconds"}
+        for name, cell in results.cells.items()
+    }

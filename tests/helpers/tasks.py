@@ -1,0 +1,22 @@
+"""Tasks made of given sequences."""
+
+from text_gym.sequences import Examples, Sequences
+from text_gym.tasks import Task
+from text_gym.vocab import Vocabulary
+
+VOCAB = Vocabulary(["<eos>", "a", "b", "c"], eos=0)
+
+
+def from_lists(test, valid, train=((1,),), max_length=3):
+    """A task of given sequences, whose source is not known."""
+    splits = {"train": train, "valid": valid, "test": test}
+    return Task("hand", VOCAB, max_length, {k: Examples(Sequences.from_lists(v)) for k, v in splits.items()})
+
+
+def asked_twice(references=(((1, 2), (3,)), ((2,),)), prompts=((1,), (2, 3))):
+    """A task of two prompts, with as many references as given; "train" has others to the same prompts."""
+    flat = Sequences.from_lists([list(r) for several in references for r in several])
+    asked = Sequences.from_lists([list(p) for p in prompts])
+    test = Examples(flat, asked, [len(several) for several in references])
+    train = Examples(Sequences.from_lists([[3, 3], [1]]), asked, [1, 1])
+    return Task("asked", VOCAB, 3, {"train": train, "valid": train, "test": test}, prompt_length=2)
