@@ -13,7 +13,7 @@ from text_gym.env import TextGenEnv
 from text_gym.errors import TextGymError
 from text_gym.rewards.reward import Reward, make_reward, register_reward
 from text_gym.sequences import Batch
-from text_gym.tasks.task import Task, make_task, register_task
+from text_gym.tasks import Task, make_task, register_task
 from text_gym.vector_env import TextGenVectorEnv
 
 __version__ = "0.1.0"

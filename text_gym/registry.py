@@ -1,4 +1,4 @@
-"""From what a user writes ("bleu", "bleu(n=2)", "my_file.py:score") to the object meant."""
+"""Names of tasks, rewards and agents: from "bleu", "bleu(n=2)" or "my_file.py:score" to the object meant."""
 
 from __future__ import annotations
 
@@ -6,16 +6,73 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Generic, TypeVar
 
 from text_gym.errors import OptionError, TextGymError, UnknownNameError
 from text_gym.validation import suggest
 
+Options = dict[str, Any]
+"""Keyword arguments; those written in brackets behind a name are literals."""
+T = TypeVar("T", bound=Callable[..., object])
 
-def parse_call(spec: str) -> tuple[str, dict[str, Any]]:
+
+class Registry(Generic[T]):
+    """Names for things of one kind; those held as "package.module:attribute" are imported when they are looked up.
+
+    >>> formats = Registry("format", {"json": "json:loads"})
+    >>> formats.find("json")("[1]")
+    [1]
+
+    Args:
+        kind: What error messages call such a thing.
+        entries: The thing that each name stands for, or where it is.
+        about: Lines about things whose import takes long; of the others it is the docstring's first line.
+    """
+
+    def __init__(self, kind: str, entries: Mapping[str, str | T], about: Mapping[str, str] | None = None) -> None:
+        """Import nothing yet."""
+        self.kind = kind
+        self.entries: dict[str, str | T] = dict(entries)
+        self.about: dict[str, str] = dict(about or {})
+
+    def register(self, name: str, thing: T, replace: bool = False) -> None:
+        """Add a name, refusing one that is taken unless it is to be replaced."""
+        if not callable(thing):
+            raise OptionError(f"{thing!r} cannot be registered as a {self.kind}: it cannot be called")
+        if not isinstance(name, str) or not name.isidentifier():
+            raise OptionError(f"the name of a {self.kind} must be an identifier, not {name!r}")
+        if name in self.entries and not replace:
+            raise OptionError(f"there is a {self.kind} {name!r} already; choose another name, or pass replace=True")
+        self.entries[name] = thing
+        self.about.pop(name, None)
+
+    def find(self, name: str) -> T:
+        """Look up a name, or import "module:attribute" or "path/to/file.py:attribute"."""
+        if ":" not in name and name not in self.entries:
+            raise UnknownNameError(f"unknown {self.kind} {name!r}." + suggest(name, self.entries))
+        entry = self.entries.get(name, name)
+        return load_attribute(entry) if isinstance(entry, str) else entry
+
+    def resolve(self, spec: str) -> tuple[str, T, Options]:
+        """Split "name(option=value)" into the name, the thing that it stands for, and its options."""
+        name, options = parse_call(spec)
+        return name, self.find(name), options
+
+    def describe(self) -> dict[str, str]:
+        """List the names, each with a line about it."""
+        return {name: self.about.get(name) or _first_line(self.find(name)) for name in self.entries}
+
+
+def _first_line(thing: object) -> str:
+    return (inspect.getdoc(thing) or "").partition("\n")[0]
+
+
+def parse_call(spec: str) -> tuple[str, Options]:
     """Split `"name(key=value, ...)"` into the name and its options, which must be literals.
 
     >>> parse_call("bleu(n=2, smoothing=None)")
@@ -66,8 +123,8 @@ def load_attribute(spec: str) -> Any:
     return target
 
 
-def _module_from_file(path: Path) -> Any:
-    """A file as a module: loaded once, and again when it has changed."""
+def _module_from_file(path: Path) -> ModuleType:
+    """Import a file: loaded once, and again when it has changed."""
     if not path.is_file():
         raise UnknownNameError(f"no file {str(path)!r}; is the path right?")
     identity = f"{path.resolve()} {path.stat().st_mtime_ns}"
@@ -85,25 +142,3 @@ def _module_from_file(path: Path) -> Any:
             del sys.modules[name]
             raise
     return sys.modules[name]
-
-
-def lookup(kind: str, name: str, registry: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
-    """What a name, or "module:attribute", stands for; `kind` is for the error message."""
-    if ":" in name:
-        return load_attribute(name)  # type: ignore[no-any-return]
-    if name not in registry:
-        raise UnknownNameError(f"unknown {kind} {name!r}." + suggest(name, registry))
-    return registry[name]
-
-
-def register(
-    kind: str, name: str, factory: Callable[..., Any], registry: dict[str, Callable[..., Any]], replace: bool
-) -> None:
-    """Add a name to a registry, refusing one that is taken unless it is to be replaced."""
-    if not callable(factory):
-        raise OptionError(f"{factory!r} cannot be registered as a {kind}: it cannot be called")
-    if not isinstance(name, str) or not name.isidentifier():
-        raise OptionError(f"the name of a {kind} must be an identifier, not {name!r}")
-    if name in registry and not replace:
-        raise OptionError(f"there is a {kind} {name!r} already; choose another name, or pass replace=True")
-    registry[name] = factory

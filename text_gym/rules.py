@@ -20,7 +20,8 @@ from text_gym.errors import DataError, MaskError, OptionError
 from text_gym.registry import load_attribute
 from text_gym.rewards.reward import RewardSpec, Scorer
 from text_gym.sequences import Batch, Example
-from text_gym.tasks.task import Task, make_task, option_names
+from text_gym.tasks.registry import make_task, option_names
+from text_gym.tasks.task import Task
 from text_gym.validation import suggest, whole_number
 
 Observation = Any  # the prefix [T], or {"prompt": [P], "prefix": [T]}; with one axis more in the vector environment

@@ -22,7 +22,7 @@ from agents.common.rollouts import rollout_values
 from agents.networks.discriminators import CNN, Discriminator
 from text_gym.language_model import LSTM, generate
 from text_gym.sequences import Batch
-from text_gym.tasks.task import Task, make_task
+from text_gym.tasks import Task, make_task
 
 SIZE, LENGTH, BATCH, ROLLOUTS = 5000, 20, 64, 16
 DRAWN, EPOCH, JUDGED = 10_000, 9_984, 19_968

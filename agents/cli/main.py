@@ -26,7 +26,7 @@ from text_gym.corpus.readers import read_lines
 from text_gym.errors import DataError, OptionError
 from text_gym.rewards.reward import Scorer, registered_rewards
 from text_gym.sequences import Batch, Example, Sequences
-from text_gym.tasks.task import Task, registered_tasks
+from text_gym.tasks import Task, registered_tasks
 from text_gym.validation import whole_number
 
 app = tyro.extras.SubcommandApp()

@@ -3,17 +3,47 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from typing import Any, NamedTuple
 
 from text_gym.errors import OptionError
-from text_gym.registry import lookup, parse_call, register
+from text_gym.registry import Registry
 from text_gym.validation import check_options, suggest, whole_number
 
 PUBLISHED_BLEU = "bleu(n=3, references=0.4, smoothing=None)"
 GIVEN = {"seed", "preset", "folder", "device", "threads", "start", "progress", "log"}  # to agents that take it
+
+AGENTS: Registry[Callable[..., Any]] = Registry(
+    "agent",
+    {
+        "mle": "agents.mle:MLE",
+        "ss": "agents.scheduled_sampling:ScheduledSampling",
+        "reinforce": "agents.reinforce:Reinforce",
+        "pg-bleu": "agents.reinforce:Reinforce",
+        "seqgan": "agents.seqgan:SeqGAN",
+        "ppo": "agents.ppo:PPO",
+        "a2c": "agents.ppo:A2C",
+        "maskable-ppo": "agents.ppo:MaskablePPO",
+        "nlpo": "agents.nlpo:NLPO",
+        "uniform": "agents.experiments.reference_models:Uniform",
+        "real": "agents.experiments.reference_models:RealData",
+    },
+    about={  # so that listing the names imports no torch
+        "mle": "Maximum likelihood. A step of learn() is an epoch.",
+        "ss": "Scheduled sampling. A step of learn() is an epoch.",
+        "reinforce": "REINFORCE on the environment's reward. A step of learn() is one update of the policy.",
+        "pg-bleu": "REINFORCE on BLEU, whatever the environment's reward is.",
+        "seqgan": "SeqGAN. A step of learn() is a round; before the first one come both pretrainings.",
+        "ppo": "Proximal policy optimisation, by Stable-Baselines3. A step of learn() is an iteration.",
+        "a2c": "Advantage actor-critic, by Stable-Baselines3: one update for each rollout.",
+        "maskable-ppo": "PPO within the environment's masks, by sb3-contrib (extra: contrib).",
+        "nlpo": "Natural-language policy optimisation, on sb3-contrib's masked distributions (extra: contrib).",
+        "uniform": "Writes tokens that are all as likely, the end among them.",
+        "real": "Real sequences: newly drawn where the source is known, else the validation split.",
+    },
+)
 
 
 class Recipe(NamedTuple):
@@ -89,8 +119,7 @@ def find_agent(spec: str, preset: str | None = None, **options: Any) -> Recipe:
     >>> find_agent("pg-bleu", "paper").reward
     'bleu(n=3, references=0.4, smoothing=None)'
     """
-    name, written = parse_call(spec)
-    factory = lookup("agent", name, _registry())
+    name, factory, written = AGENTS.resolve(spec)
     if not callable(factory):
         raise OptionError(f"{spec!r} is {factory!r}, which cannot be called to make an agent")
     written = written | options
@@ -105,13 +134,12 @@ def find_agent(spec: str, preset: str | None = None, **options: Any) -> Recipe:
 
 def register_agent(name: str, factory: Callable[..., Any], replace: bool = False) -> None:
     """Let `text-gym train` and `compare` call `factory(env, ...)` by this name."""
-    register("agent", name, factory, _OWN, replace)
+    AGENTS.register(name, factory, replace)
 
 
 def registered_agents() -> dict[str, str]:
-    """The names, each with a line about it."""
-    described = {name: (inspect.getdoc(factory) or "").split("\n")[0] for name, factory in _registry().items()}
-    return described | {"pg-bleu": "REINFORCE on BLEU, whatever the environment's reward is."}
+    """List the registered names, each with a line about it."""
+    return AGENTS.describe()
 
 
 def _parameters(factory: Callable[..., Any]) -> set[str]:
@@ -127,21 +155,3 @@ def _parameters(factory: Callable[..., Any]) -> set[str]:
         if isinstance(factory, type) and issubclass(factory, Agent):
             names |= set(inspect.signature(Agent.__init__).parameters)
     return names
-
-
-def _registry() -> Mapping[str, Callable[..., Any]]:
-    """The agents that come with the package, imported with torch when a name is first looked up, and the user's."""
-    from agents.experiments.reference_models import RealData, Uniform
-    from agents.mle import MLE
-    from agents.nlpo import NLPO
-    from agents.ppo import A2C, PPO, MaskablePPO
-    from agents.reinforce import Reinforce
-    from agents.scheduled_sampling import ScheduledSampling
-    from agents.seqgan import SeqGAN
-
-    own = {"mle": MLE, "ss": ScheduledSampling, "reinforce": Reinforce, "pg-bleu": Reinforce, "seqgan": SeqGAN}
-    own |= {"ppo": PPO, "a2c": A2C, "maskable-ppo": MaskablePPO, "nlpo": NLPO}
-    return {**own, "uniform": Uniform, "real": RealData, **_OWN}
-
-
-_OWN: dict[str, Callable[..., Any]] = {}

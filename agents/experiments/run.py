@@ -34,7 +34,7 @@ from agents.report.run_files import CELL, ERROR, FORMAT, NOW, RESULTS, SAMPLES, 
 from text_gym.corpus.readers import SUFFIXES
 from text_gym.errors import DataError, OptionError
 from text_gym.registry import parse_call
-from text_gym.tasks.task import make_task
+from text_gym.tasks import make_task
 
 # What changes nothing in the results.
 WORDS_ALONE = {"order", "baseline", "controls_for", "trivial", "words", "command"}

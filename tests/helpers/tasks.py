@@ -1,9 +1,14 @@
-"""Tasks made of given sequences."""
+"""The registered tasks, with and without files of their own, and tasks made of given sequences."""
+
+import inspect
 
 from text_gym.sequences import Examples, Sequences
 from text_gym.tasks import Task
+from text_gym.tasks.registry import TASKS
 from text_gym.vocab import Vocabulary
 
+WITH_FILES = [name for name in TASKS.entries if "folder" in inspect.signature(TASKS.find(name)).parameters]
+WITHOUT_FILES = [name for name in TASKS.entries if name not in WITH_FILES]
 VOCAB = Vocabulary(["<eos>", "a", "b", "c"], eos=0)
 
 

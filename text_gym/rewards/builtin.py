@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -244,15 +244,6 @@ class RandomReward(Reward):
                 mixed = _mixed(state ^ _mixed(batch.tokens[:, t].astype(np.uint64)))
                 state = np.where(inside, mixed, state)
         return (state >> np.uint64(11)).astype(np.float64) / 2**53
-
-
-BUILT_IN: dict[str, Callable[..., Reward]] = {
-    reward.name: reward
-    for reward in (
-        BleuReward, RougeLReward, ExactMatchReward, ValidityReward, LikelihoodReward,
-        LengthReward, RepetitionReward, ConstantReward, RandomReward,
-    )
-}  # fmt: skip
 
 
 def rouge_l(sentence: Sequence[Any], reference: Sequence[Any]) -> float:

@@ -33,7 +33,7 @@ class ClassifierReward(Reward):
 
     def __init__(
         self,
-        model: str | Path,
+        model: str | Path | None,
         label: str | int | None = None,
         form: Form = "probability",
         prompts: bool | Literal["pair"] = False,
@@ -44,7 +44,8 @@ class ClassifierReward(Reward):
         """Say which classifier, and what of its answer counts.
 
         Args:
-            model: A local folder, or a name on the Hugging Face hub, of a model for sequence classification.
+            model: A local folder, or a name on the Hugging Face hub, of a model for sequence classification;
+                None, as in a task that waits for one, is refused.
             label: The label's name or number. If not given, the one called "positive", else number 1 of
                 two, else the only one.
             form: "probability"; "logit", the model's own number; or "log_odds", log p - log(1 - p).
@@ -55,6 +56,11 @@ class ClassifierReward(Reward):
             max_length: Tokens that it reads of a text at most; as many as the model can if not given.
             device: "cpu", "cuda", or "auto" for a GPU where there is one.
         """
+        if model is None:
+            raise RewardError(
+                "the reward is a classifier, and none is named: give classifier(model='folder'), or for task 'imdb' "
+                "name one by imdb(folder=..., classifier='folder'), or choose another reward; see docs/grue.md"
+            )
         if form not in get_args(Form):
             raise OptionError(f"form={form!r} is unknown." + suggest(str(form), get_args(Form)))
         if not (isinstance(prompts, bool) or prompts == "pair"):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import re
 from abc import abstractmethod
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -177,11 +176,6 @@ class MeteorReward(_ComparingReward):
         for part in rest:
             words += [str(self._unknown), *self._cut_up(part)]
         return words
-
-
-TEXT_REWARDS: dict[str, Callable[..., Reward]] = {
-    reward.name: reward for reward in (ChrfReward, TerReward, RougeReward, MeteorReward)
-}
 
 
 class _NoSynonyms:

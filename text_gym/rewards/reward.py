@@ -4,8 +4,8 @@ A reward is a function that names the columns it wants, in the signature TRL's u
 
     def polite(completions, prompts, **columns) -> list[float]: ...
 
-or a `Reward`, whose score() gets the whole `Batch`. The built-in ones are in `builtin_rewards`,
-`text_rewards` and `classifier`; `register_reward` adds a name of your own.
+or a `Reward`, whose score() gets the whole `Batch`. The built-in ones are in `builtin`,
+`reference_metrics` and `classifier`; `register_reward` adds a name of your own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from text_gym.arrays import FloatArray
 from text_gym.errors import OptionError, RewardError, TextGymError
-from text_gym.registry import lookup, parse_call, register
+from text_gym.registry import Registry
 from text_gym.sequences import Batch
 from text_gym.tasks.task import Task
 from text_gym.validation import check_options, finite_number, suggest
@@ -113,6 +113,27 @@ class FunctionReward(Reward):
         return batch.columns[name] if name in batch.columns else TRAINER[name]
 
 
+REWARDS: Registry[Callable[..., object]] = Registry(
+    "reward",
+    {
+        "bleu": "text_gym.rewards.builtin:BleuReward",
+        "chrf": "text_gym.rewards.reference_metrics:ChrfReward",
+        "classifier": "text_gym.rewards.classifier:ClassifierReward",
+        "constant": "text_gym.rewards.builtin:ConstantReward",
+        "exact_match": "text_gym.rewards.builtin:ExactMatchReward",
+        "length": "text_gym.rewards.builtin:LengthReward",
+        "likelihood": "text_gym.rewards.builtin:LikelihoodReward",
+        "meteor": "text_gym.rewards.reference_metrics:MeteorReward",
+        "random": "text_gym.rewards.builtin:RandomReward",
+        "repetition": "text_gym.rewards.builtin:RepetitionReward",
+        "rouge": "text_gym.rewards.reference_metrics:RougeReward",
+        "rouge_l": "text_gym.rewards.builtin:RougeLReward",
+        "ter": "text_gym.rewards.reference_metrics:TerReward",
+        "validity": "text_gym.rewards.builtin:ValidityReward",
+    },
+)
+
+
 class Score(NamedTuple):
     """What a batch is worth."""
 
@@ -125,7 +146,7 @@ class Score(NamedTuple):
 class Scorer:
     """One or more weighted rewards, checked: what an environment calls on sequences that ended.
 
-    >>> from text_gym.tasks.task import make_task
+    >>> from text_gym.tasks import make_task
     >>> task = make_task("grammar")
     >>> scorer = Scorer({"length": 0.1, "validity": 1.0}, task)
     >>> score = scorer(task.sample(2, seed=0))
@@ -166,8 +187,8 @@ def make_reward(spec: RewardSpec, **options: Any) -> Reward:
     """
     label = None
     if isinstance(spec, str):
-        name, written = parse_call(spec)
-        spec, options = lookup("reward", name, _registry()), written | options
+        name, spec, written = REWARDS.resolve(spec)
+        options = written | options
         label = None if ":" in name else name
     if inspect.isclass(spec) and issubclass(spec, Reward):
         if inspect.isabstract(spec):
@@ -193,27 +214,12 @@ def register_reward(name: str, reward: type[Reward] | Callable[..., Any], replac
     >>> make_reward("shortness").name
     'shortness'
     """
-    register("reward", name, reward, _registry(), replace)
+    REWARDS.register(name, reward, replace)
 
 
 def registered_rewards() -> dict[str, str]:
-    """The registered names, each with a line about it."""
-    return {name: (inspect.getdoc(f) or "").split("\n")[0] for name, f in sorted(_registry().items())}
-
-
-_REGISTRY: dict[str, Callable[..., Any]] = {}
-
-
-def _registry() -> dict[str, Callable[..., Any]]:
-    """The names, filled with the built-in ones when first asked for."""
-    if not _REGISTRY:
-        from text_gym.rewards.builtin import BUILT_IN
-        from text_gym.rewards.classifier import ClassifierReward
-        from text_gym.rewards.reference_metrics import TEXT_REWARDS
-
-        for name, factory in {**BUILT_IN, **TEXT_REWARDS, ClassifierReward.name: ClassifierReward}.items():
-            _REGISTRY.setdefault(name, factory)
-    return _REGISTRY
+    """List the registered names, each with a line about it."""
+    return dict(sorted(REWARDS.describe().items()))
 
 
 def _weighted(spec: RewardSpec) -> Iterator[tuple[Reward, Any, str]]:

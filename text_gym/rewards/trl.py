@@ -20,7 +20,7 @@ import numpy.typing as npt
 from text_gym.errors import DataError, OptionError, RewardError
 from text_gym.rewards.reward import FunctionReward, Reward, RewardSpec, Scorer
 from text_gym.sequences import SPLITS, Batch, Example, Examples, Sequences
-from text_gym.tasks.task import Task, make_task
+from text_gym.tasks import Task, make_task
 from text_gym.validation import suggest
 from text_gym.vocab import EOS, Vocabulary
 

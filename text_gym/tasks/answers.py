@@ -12,7 +12,9 @@ from itertools import product
 
 import numpy as np
 
+from text_gym.errors import OptionError
 from text_gym.sequences import Examples, Sequences
+from text_gym.tasks.task import Task
 from text_gym.validation import whole_number
 from text_gym.vocab import EOS, Vocabulary
 
@@ -24,6 +26,16 @@ SHARES = (("train", 0.8), ("valid", 0.1), ("test", 0.1))
 LONGEST_ANSWER = 3
 
 Question = tuple[str, str]
+
+
+def answers_task(seed: int = 0, size: int = 2_000, max_length: int = 4) -> Task:
+    """Questions about sums and small tables of facts, each with one right answer."""
+    if whole_number("max_length", max_length, least=1) <= LONGEST_ANSWER:
+        raise OptionError(f"max_length must be at least {LONGEST_ANSWER + 1}: answers have up to three words")
+    vocab = vocabulary()
+    splits = make_splits(vocab, size, seed)
+    prompt_length = max(e.prompts.longest for e in splits.values() if e.prompts is not None)
+    return Task("answers", vocab, max_length, splits, prompt_length, default_reward="exact_match")
 
 
 def vocabulary() -> Vocabulary:

@@ -23,6 +23,7 @@ from text_gym.arrays import BoolArray, FloatArray, IntArray
 from text_gym.errors import OptionError
 from text_gym.sequences import Batch, make_batch
 from text_gym.tasks.english import english_lexicon, english_rules
+from text_gym.tasks.task import Task, sampled_task
 from text_gym.validation import whole_number
 from text_gym.vocab import EOS, Vocabulary
 
@@ -143,6 +144,18 @@ class Grammar:
     def mean_length(self) -> float:
         """The exact expected number of tokens of a sentence, EOS included."""
         return self.automaton.mean_words + 1
+
+
+def grammar_task(
+    seed: int = 0,
+    max_length: int = MOST_WORDS + 1,
+    train_size: int = 10_000,
+    valid_size: int = 1_000,
+    test_size: int = 1_000,
+) -> Task:
+    """English-like sentences of 3 to 20 words, with exact likelihood, entropy and validity."""
+    source = Grammar(seed, max_length)
+    return sampled_task("grammar", source, max_length, seed, (train_size, valid_size, test_size))
 
 
 class Automaton:

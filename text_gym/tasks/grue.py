@@ -7,18 +7,18 @@ The files are turned into JSON lines, one record at a time, and read as any corp
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from text_gym.corpus.corpus import CorpusOptions
-from text_gym.errors import DataError, OptionError, RewardError
-from text_gym.rewards.reward import Reward, RewardSpec
-from text_gym.sequences import SPLITS, Batch
+from text_gym.errors import DataError, OptionError
+from text_gym.sequences import SPLITS
 from text_gym.tasks import grue_files as published
-from text_gym.tasks.task import Task, file_task
+from text_gym.tasks.files import file_task
+from text_gym.tasks.task import Task
 from text_gym.validation import suggest, whole_number
 
 WORDS = r"</?\w+>|\w+(?:['\u2019-]\w+)*|[^\w\s]"
@@ -37,7 +37,8 @@ def imdb_task(folder: str, classifier: str | None = None, prompt_words: int = 64
         options: `limit`, `lowercase`, and `CorpusOptions`; `valid` is a share of train.
     """
     splits = published.imdb(_checked(folder), whole_number("prompt_words", prompt_words, least=1))
-    reward = NeedsClassifier if classifier is None else f"classifier(model={str(classifier)!r}, prompts=True)"
+    model = None if classifier is None else str(classifier)
+    reward = f"classifier(model={model!r}, prompts=True)"  # says what to do where there is none
     return _task("imdb", splits, reward, {"max_length": 49, "valid": 0.1} | options)
 
 
@@ -72,33 +73,6 @@ def narrativeqa_task(folder: str, **options: Any) -> Task:
     return _task("narrativeqa", published.narrativeqa(_checked(folder)), "rouge", sizes | options)
 
 
-TASKS: dict[str, Callable[..., Task]] = {
-    "imdb": imdb_task,
-    "commongen": commongen_task,
-    "cnn_dailymail": cnn_dailymail_task,
-    "totto": totto_task,
-    "iwslt": iwslt_task,
-    "narrativeqa": narrativeqa_task,
-}
-
-
-class NeedsClassifier(Reward):
-    """What stands in for imdb's reward until a classifier is named."""
-
-    name = "classifier"
-
-    def prepare(self, task: Task) -> None:
-        """Say how to name one."""
-        raise RewardError(
-            "task 'imdb' is rewarded by a classifier of sentiment: name one by imdb(folder=..., classifier='folder'), "
-            "or choose another reward; see docs/grue.md"
-        )
-
-    def score(self, batch: Batch) -> list[float | None]:
-        """Nothing applies."""
-        return [None] * len(batch)
-
-
 def _checked(folder: str | Path) -> Path:
     path = Path(folder).expanduser()
     if not path.is_dir():
@@ -106,7 +80,7 @@ def _checked(folder: str | Path) -> Path:
     return path
 
 
-def _task(name: str, splits: published.Splits, reward: RewardSpec, options: dict[str, Any]) -> Task:
+def _task(name: str, splits: published.Splits, reward: str | Mapping[str, float], options: dict[str, Any]) -> Task:
     """A task of a data set's records, its reward the benchmark's."""
     known = {*CorpusOptions.__dataclass_fields__, *OWN} - {"encoding", "test"}
     known -= {"valid"} if "valid" in splits else set()

@@ -18,6 +18,7 @@ from text_gym.arrays import FloatArray
 from text_gym.errors import OptionError
 from text_gym.sequences import Batch, make_batch
 from text_gym.tasks.oracle_files import NAMES, load_parameters, shapes_of
+from text_gym.tasks.task import Task, sampled_task
 from text_gym.validation import whole_number
 from text_gym.vocab import Vocabulary
 
@@ -128,3 +129,22 @@ class Oracle:
                 for i in range(0, len(rows), chunk)
             ]
         return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def oracle_task(
+    path: str | None = None,
+    seed: int = 0,
+    vocab_size: int | None = None,
+    max_length: int = 20,
+    embedding: int = 32,
+    hidden: int = 32,
+    train_size: int = 9_984,
+    valid_size: int = 1_000,
+    test_size: int = 9_984,
+) -> Task:
+    """SeqGAN's synthetic oracle: a random LSTM over 5000 tokens, with exact likelihood."""
+    if path is not None:
+        source = Oracle.load(path, max_length, vocab_size)
+    else:
+        source = Oracle(5000 if vocab_size is None else vocab_size, max_length, embedding, hidden, seed)
+    return sampled_task("oracle", source, max_length, seed, (train_size, valid_size, test_size))

@@ -9,7 +9,7 @@ import pytest
 import text_gym  # noqa: F401
 from agents import MLE, Agent, Reinforce, SeqGAN
 from agents.experiments.reference_models import RealData, Uniform
-from agents.experiments.registry import _OWN, GIVEN, find_agent, register_agent, registered_agents
+from agents.experiments.registry import AGENTS, GIVEN, find_agent, register_agent, registered_agents
 from tests.helpers.own_agents import OnlySamples, Plain
 from text_gym.errors import OptionError, UnknownNameError
 
@@ -110,7 +110,7 @@ def test_an_agent_gets_what_it_has_parameters_for(env, tmp_path):
         register_agent("takes", OnlySamples, replace=True)
         assert find_agent("takes").factory is OnlySamples
     finally:
-        _OWN.clear()
+        del AGENTS.entries["takes"]
     assert find_agent("mle").make(env, "fast", seed=5, progress=False).settings == MLE.choose_settings("fast")
     with pytest.raises(OptionError, match="made 5, which has no sample"):
         find_agent(MINE + "no_agent").make(env)

@@ -1,0 +1,108 @@
+"""Tasks by name: `make_task` turns a name, a path or a Task into a Task, and `register_task` adds a name."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from text_gym.corpus.corpus import CorpusOptions
+from text_gym.corpus.readers import SUFFIXES
+from text_gym.errors import OptionError, TaskError
+from text_gym.registry import Registry, parse_call
+from text_gym.tasks.files import file_task
+from text_gym.tasks.task import Task
+from text_gym.validation import check_options
+
+TASKS: Registry[Callable[..., Task]] = Registry(
+    "task",
+    {
+        "answers": "text_gym.tasks.answers:answers_task",
+        "cnn_dailymail": "text_gym.tasks.grue:cnn_dailymail_task",
+        "commongen": "text_gym.tasks.grue:commongen_task",
+        "grammar": "text_gym.tasks.grammar:grammar_task",
+        "imdb": "text_gym.tasks.grue:imdb_task",
+        "iwslt": "text_gym.tasks.grue:iwslt_task",
+        "narrativeqa": "text_gym.tasks.grue:narrativeqa_task",
+        "oracle": "text_gym.tasks.oracle:oracle_task",
+        "totto": "text_gym.tasks.grue:totto_task",
+    },
+)
+
+_made: weakref.WeakValueDictionary[str, Task] = weakref.WeakValueDictionary()
+
+
+def make_task(spec: str | Path | Task = "grammar", **options: Any) -> Task:
+    """Make a task from a name, a path to a .txt, .jsonl or .abc file, or "module:factory".
+
+    Options follow the name in brackets or come as arguments. They are the task's own: see
+    `grammar_task`, `oracle_task` and `answers_task`, and for files
+    `text_gym.corpus.corpus.CorpusOptions`. While a task is in use, asking for the same again by name or
+    path gives that one.
+
+    >>> make_task("grammar", seed=1)
+    Task('grammar', 209 tokens, max_length=21)
+    >>> make_task("oracle(vocab_size=100)")
+    Task('oracle', 100 tokens, max_length=20)
+    """
+    if isinstance(spec, Task):
+        if options:
+            raise OptionError(f"{spec!r} is already made; the options {', '.join(options)} come too late")
+        return spec
+    name, factory, written = find_task(spec)
+    options = written | options
+    check_options(f"task {name!r}", factory, options)
+    key = _memory_key(name, factory, options)
+    task = _made.get(key) if key is not None else None
+    if task is None:
+        task = factory(**options)
+        if not isinstance(task, Task):
+            raise TaskError(f"{spec!r} made {task!r}, which is no text_gym.Task")
+    if key is not None:
+        _made[key] = task
+    return task
+
+
+def find_task(spec: str | Path) -> tuple[str, Callable[..., Task], dict[str, Any]]:
+    """The name, the factory and the options that a spec stands for."""
+    if isinstance(spec, Path):
+        return str(spec), partial(file_task, spec), {}
+    if not isinstance(spec, str):
+        raise OptionError(f"a task is a name, a path or a text_gym.Task, not {spec!r}")
+    name, written = (spec, {}) if spec.endswith(SUFFIXES) else parse_call(spec)
+    if ":" not in name and (Path(name).suffix or "/" in name or "\\" in name):
+        return name, partial(file_task, name), written
+    return name, TASKS.find(name), written
+
+
+def option_names(spec: str | Path) -> frozenset[str] | None:
+    """The options of the task that a spec stands for; None if it takes any."""
+    _, factory, _ = find_task(spec)
+    if isinstance(factory, partial):  # of file_task
+        return frozenset(CorpusOptions.__dataclass_fields__)
+    parameters = inspect.signature(factory).parameters.values()
+    return None if any(p.kind is p.VAR_KEYWORD for p in parameters) else frozenset(p.name for p in parameters)
+
+
+def _memory_key(name: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> str | None:
+    """What tells one task from another; None where that cannot be told."""
+    plain = (str, int, float, bool, Path, type(None))
+    if ":" in name or not all(isinstance(value, plain) for value in options.values()):
+        return None
+    files = [Path(name), *(Path(v) for v in options.values() if isinstance(v, str | Path))]
+    stamps = [(str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files if f.is_file()]
+    made_by = id(factory) if name in TASKS.entries else str(Path(name).resolve())
+    return repr((name, made_by, sorted(options.items()), stamps))
+
+
+def register_task(name: str, factory: Callable[..., Task], replace: bool = False) -> None:
+    """Let `make_task(name, **options)` call `factory(**options)`; the first line of its docstring describes it."""
+    TASKS.register(name, factory, replace)
+
+
+def registered_tasks() -> dict[str, str]:
+    """List the registered names, each with a line about it."""
+    return dict(sorted(TASKS.describe().items()))
