@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from text_gym.files import replace_file
 
 VERSION = 1  # of what is stored; raise it when the way of reading changes
 SMALLEST = 1 << 20  # bytes; a smaller file is read faster than it is looked up
@@ -59,12 +60,5 @@ def store(key: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     """Keep arrays under a key, whole or not at all; a full or read-only disk is no error."""
     with contextlib.suppress(OSError):
         folder().mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=folder(), suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, **dict(arrays))  # type: ignore[arg-type]
-            os.replace(name, folder() / f"{key}.npz")
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-            raise
+        with replace_file(folder() / f"{key}.npz") as file:
+            np.savez(file, **dict(arrays))  # type: ignore[arg-type]
