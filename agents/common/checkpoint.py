@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from text_gym.errors import TextGymError
+from text_gym.files import replace_file
 
 FORMAT = "text_gym checkpoint 1"
 
@@ -114,13 +115,8 @@ def _newest(folder: Path) -> str | None:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace a file as a whole."""
-    part = path.with_suffix(".part")
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    with replace_file(path) as file:
+        file.write(json.dumps(content, indent=1).encode())
 
 
 def _flush(path: Path) -> None:

@@ -33,6 +33,7 @@ from agents.experiments.registry import find_agent
 from agents.report.run_files import CELL, ERROR, FORMAT, NOW, RESULTS, SAMPLES, read_json, read_metrics
 from text_gym.corpus.readers import SUFFIXES
 from text_gym.errors import DataError, OptionError
+from text_gym.files import replace_file
 from text_gym.registry import parse_call
 from text_gym.tasks import make_task
 
@@ -314,9 +315,8 @@ def hardware() -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Replace a file as a whole; what JSON has no number for is written as a word."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(_worded(content), indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-    os.replace(part, path)
+    with replace_file(path) as file:
+        file.write(json.dumps(_worded(content), indent=1, ensure_ascii=False, allow_nan=False).encode())
 
 
 def _worded(content: Any) -> Any:

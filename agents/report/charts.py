@@ -7,9 +7,8 @@ import math
 import re
 import warnings
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from statistics import fmean, quantiles
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -280,11 +279,11 @@ def _name(label: str) -> str:
     return (" " if label.startswith("_") else "") + label.replace("$", r"\$")
 
 
-def png(figure: Figure, path: Path) -> None:
-    """The chart as a picture on white."""
+def png(figure: Figure, file: BinaryIO) -> None:
+    """Write the chart as a picture on white."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a label in letters that matplotlib lacks
-        figure.savefig(path, format="png", dpi=180, facecolor="white")
+        figure.savefig(file, format="png", dpi=180, facecolor="white")
 
 
 def svg(figure: Figure, name: str) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jinja2
@@ -20,6 +19,7 @@ from rich.text import Text
 from agents.report import charts
 from agents.report.run_files import Results
 from agents.report.tables import OUTCOMES, Plain, best_under, context, main_table
+from text_gym.files import replace_file
 
 __all__ = ["best_under", "terminal_table", "write_report"]
 
@@ -55,22 +55,14 @@ def write_report(results: Results, folder: Path) -> Path:
 def _publish_chart(path: Path, figure: Figure | None) -> None:
     if figure is None:
         path.unlink(missing_ok=True)  # an earlier report's
-    else:
-        _publish(path, lambda draft: charts.png(figure, draft))
+        return
+    with replace_file(path) as file:
+        charts.png(figure, file)
 
 
 def _publish_text(path: Path, text: str) -> None:
-    _publish(path, lambda draft: draft.write_text(text, encoding="utf-8", newline=""))
-
-
-def _publish(path: Path, write: Callable[[Path], object]) -> None:
-    """Whoever reads the path meanwhile finds the old file or the new one, and nothing between."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(draft)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with replace_file(path) as file:
+        file.write(text.encode())
 
 
 def as_csv(found: Plain) -> str:

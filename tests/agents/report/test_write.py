@@ -289,8 +289,8 @@ def test_a_report_is_replaced_whole_and_leaves_nothing_else(results, tmp_path, m
     before = (tmp_path / "report-plane.png").read_bytes()
     assert before.startswith(b"\x89PNG")
 
-    def fail(figure, path):
-        path.write_bytes(b"half")
+    def fail(figure, file):
+        file.write(b"half")
         raise OSError("no space left")
 
     monkeypatch.setattr(charts, "png", fail)
