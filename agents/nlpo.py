@@ -24,6 +24,7 @@ from agents.ppo import MaskablePPO
 from agents.sb3.actor_critic import PrefixExtractor
 from agents.sb3.settings import IMDB, PRESETS, PPOSettings
 from text_gym.errors import OptionError
+from text_gym.language_model import LanguageModel
 from text_gym.validation import finite_number, whole_number
 
 
@@ -119,7 +120,7 @@ class LikelyTokens(VecEnvWrapper):
         model: nn.Module = self._reader.model
         return model
 
-    def follow(self, policy: nn.Module) -> None:
+    def follow(self, policy: LanguageModel) -> None:
         """Let a copy of a policy say what is likely from now on."""
         if self._reader is None:
             self._reader = PrefixExtractor(self.observation_space, lambda: frozen_copy(policy))

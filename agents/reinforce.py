@@ -23,14 +23,13 @@ from agents.common.baselines import (
     mean_of_others,
     mean_of_rest_of_group,
     position_mean,
-    width_of_features,
 )
 from agents.common.kl import AdaptiveKL, log_ratios
 from agents.common.losses import weighted_nll
 from agents.common.rollouts import rollout_values
 from agents.common.starting import StartingAgent
 from agents.gradients import GradientSettings
-from agents.networks.policies import frozen_copy, make_policy
+from agents.networks.policies import frozen_copy, make_policy, width_of_features
 from text_gym.errors import OptionError
 from text_gym.language_model import Drawn, Sampling, generate
 from text_gym.sequences import Batch, Example
@@ -189,7 +188,7 @@ class Reinforce(StartingAgent):
     def advantages(self, drawn: Drawn, values: Tensor, examples: list[Example] | None) -> Tensor:
         """How much better each token made its sequence than the baseline expected, [n, T]; 0 after the end."""
         settings = self.settings
-        valid = torch.arange(values.shape[1] - 1, device=values.device) < drawn.lengths[:, None]  # [n, T]
+        valid = drawn.valid_mask
         advantages = values[:, 1:] - self._baseline(drawn, values, valid, examples)
         if settings.baseline == "grpo":
             spread = mean_and_spread_of_group(values[:, -1], self._group_size(values))[1]

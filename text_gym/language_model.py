@@ -1,13 +1,14 @@
-"""The language-model protocol, exact fast sampling, and the LSTM that SeqGAN's oracle is.
+"""The base class of language models, exact fast sampling, and the LSTM that SeqGAN's oracle is.
 
 This module imports torch; nothing imports it until a model is used.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,40 +26,51 @@ CACHED_AT_ONCE = (1 << 25, 1 << 30)
 # M_MMAP_THRESHOLD). The block is never written, so it costs nothing.
 torch.empty(30 << 20, dtype=torch.uint8)
 
-State = Any
-"""What a model makes of prefixes: a tensor [n, ...], or a tuple of states."""
+State: TypeAlias = "Tensor | tuple[State, ...]"
+"""What a model remembers of n prefixes: a tensor [n, ...], or a tuple of states."""
 
 
-class LanguageModel(Protocol):
-    """Anything that says what token comes next."""
+class LanguageModel(nn.Module, ABC):
+    """Predicts the next token of prefixes, step by step with a state, or at all positions of sequences at once.
 
+    A subclass defines start(), step(), features() and `output`: a layer, a method or a property.
+    Prompts [n, P] are read before the first token; they are right-padded with an id of at least V.
+    """
+
+    output: Callable[[Tensor], Tensor]
+    """Maps features [..., H] to logits [..., V]."""
+
+    @abstractmethod
     def start(self, n: int, prompts: Tensor | None = None) -> tuple[Tensor, State]:
-        """The logits [n, V] of the first tokens of n sequences, and their state.
+        """Logits [n, V] of the first tokens of n sequences, and their state."""
 
-        `prompts` [n, P] are read first; they are right-padded with an id of at least V.
-        """
-
+    @abstractmethod
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """Read tokens [n]: the logits [n, V] of those that follow, and the new state."""
+        """Logits [n, V] after reading one more token of each prefix [n], and the new state."""
+
+    @abstractmethod
+    def features(self, tokens: Tensor, prompts: Tensor | None = None) -> Tensor:
+        """Features [n, T, H] from which `output` predicts each of the tokens [n, T]; they see only those before it."""
 
     def log_prob(self, tokens: Tensor, valid_mask: Tensor, prompts: Tensor | None = None) -> Tensor:
-        """The log-probability of each token given those before it, [n, T]; 0 where valid_mask is False."""
+        """Log-probability of each token given those before it, [n, T]; 0 where valid_mask is False."""
+        logits = self.output(self.features(tokens, prompts))  # [n, T, V]
+        picked = logits.gather(2, tokens.clamp(max=logits.shape[2] - 1)[:, :, None])[:, :, 0]
+        return (picked - logits.logsumexp(dim=2)).where(valid_mask, 0.0)
+
+    def state_size(self, length: int) -> int:
+        """Numbers in the state of one sequence after `length` tokens; 1 for a state that does not grow."""
+        return 1
 
 
 def map_state(function: Callable[[Tensor], Tensor], state: State) -> State:
-    """The state with a function applied to each of its tensors."""
+    """Apply a function to each tensor of a state."""
     if isinstance(state, tuple):
         return tuple(map_state(function, part) for part in state)
     return function(state)
 
 
-def log_prob_of_tokens(logits: Tensor, tokens: Tensor, valid_mask: Tensor) -> Tensor:
-    """From logits [n, T, V], the log-probability of each token, [n, T]; 0 where valid_mask is False."""
-    picked = logits.gather(2, tokens.clamp(max=logits.shape[2] - 1)[:, :, None])[:, :, 0]
-    return (picked - logits.logsumexp(dim=2)).where(valid_mask, 0.0)
-
-
-class LSTM(nn.Module):
+class LSTM(LanguageModel):
     """Embedding, one LSTM layer and a linear output, reading sequences after a start token.
 
     >>> model = LSTM(vocab_size=10)
@@ -74,6 +86,8 @@ class LSTM(nn.Module):
         start_token: What is read before the first token; SeqGAN reads token 0.
     """
 
+    output: nn.Linear
+
     def __init__(
         self, vocab_size: int, embedding: int = 32, hidden: int = 32, dropout: float = 0.0, start_token: int = 0
     ) -> None:
@@ -85,7 +99,7 @@ class LSTM(nn.Module):
         self.output = nn.Linear(hidden, vocab_size)
         self.dropout = nn.Dropout(dropout)
 
-    def start(self, n: int, prompts: Tensor | None = None) -> tuple[Tensor, State]:
+    def start(self, n: int, prompts: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Logits and state of n empty prefixes, behind their prompts."""
         weight = self.embed.weight
         zeros = weight.new_zeros(n, self.lstm.hidden_size)  # [n, H]
@@ -93,16 +107,16 @@ class LSTM(nn.Module):
         for column in () if prompts is None else prompts.unbind(dim=1):
             real = (column < self.embed.num_embeddings)[:, None]  # [n, 1]
             after = self._read(column.where(real[:, 0], torch.zeros_like(column)), state)
-            state = tuple(new.where(real, old) for new, old in zip(after, state, strict=True))
+            state = after[0].where(real, state[0]), after[1].where(real, state[1])
         return self.output(self.dropout(state[0])), state
 
-    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """One token further: tokens [n] to logits [n, V]."""
-        state = self._read(tokens, state)
-        return self.output(self.dropout(state[0])), state
+        after = self._read(tokens, cast("tuple[Tensor, Tensor]", state))
+        return self.output(self.dropout(after[0])), after
 
-    def _read(self, tokens: Tensor, state: State) -> State:
-        """The state after tokens [n]."""
+    def _read(self, tokens: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Hidden and cell state [n, H] after tokens [n]."""
         return torch.lstm_cell(self.dropout(self.embed(tokens)), state, *self.lstm.all_weights[0])
 
     def features(self, tokens: Tensor, prompts: Tensor | None = None) -> Tensor:
@@ -118,10 +132,6 @@ class LSTM(nn.Module):
             return self.dropout(begin[:, : tokens.shape[1]])  # type: ignore[no-any-return]
         hidden, _ = self.lstm(self.dropout(self.embed(real[:, :-1])), tuple(part[None] for part in state))
         return self.dropout(torch.cat([begin, hidden], dim=1))  # type: ignore[no-any-return]
-
-    def log_prob(self, tokens: Tensor, valid_mask: Tensor, prompts: Tensor | None = None) -> Tensor:
-        """The log-probability of each token given those before it, [n, T]; 0 where valid_mask is False."""
-        return log_prob_of_tokens(self.output(self.features(tokens, prompts)), tokens, valid_mask)
 
 
 class Sampling(NamedTuple):
@@ -214,6 +224,11 @@ class Drawn(NamedTuple):
     log_probs: Tensor
     """[n, T], of each token in the distribution that it was drawn from; 0 after the end."""
 
+    @property
+    def valid_mask(self) -> Tensor:
+        """True at real tokens, and False after the end, [n, T]."""
+        return torch.arange(self.tokens.shape[1], device=self.tokens.device) < self.lengths[:, None]
+
 
 @torch.no_grad()
 def complete(
@@ -261,13 +276,13 @@ def generate(
 ) -> Drawn:
     """Draw n sequences of at most `length` tokens, behind their prompts [n, P] if there are any.
 
-    However many there are, memory is bounded: so many rows are drawn together as LOGITS_AT_ONCE has room
-    for, and for a model that says how large its states become (`state_size(length)`), CACHED_AT_ONCE.
+    However many there are, memory is bounded: so many rows are drawn together as LOGITS_AT_ONCE has room for their
+    logits, and CACHED_AT_ONCE for their states.
     """
     none, _ = model.start(0, None if prompts is None else prompts[:0])  # says how wide logits are, and where
     places = length + (0 if prompts is None else prompts.shape[1])
-    state_size = model.state_size(places) if hasattr(model, "state_size") else 1
-    rows = max(1, min(LOGITS_AT_ONCE[none.is_cuda] // none.shape[1], CACHED_AT_ONCE[none.is_cuda] // state_size))
+    states = CACHED_AT_ONCE[none.is_cuda] // model.state_size(places)
+    rows = max(1, min(LOGITS_AT_ONCE[none.is_cuda] // none.shape[1], states))
     parts = []
     for begin in range(0, max(n, 1), rows):
         count = min(rows, n - begin)

@@ -44,6 +44,7 @@ from agents.common.generation import Writer
 from agents.common.losses import weighted_nll
 from agents.common.training import Callback, as_callback, checked_logs, open_logger, stop_on_interrupt
 from text_gym.errors import OptionError, TrainingError
+from text_gym.language_model import LanguageModel
 from text_gym.sequences import Batch
 from text_gym.validation import suggest, whole_number
 
@@ -126,8 +127,10 @@ class Agent(Writer, ABC):
         self._reseed_sampler(SAMPLING)
         with self.randomness(-1):
             self.build()
-        if not isinstance(getattr(self, "policy", None), nn.Module):
-            raise OptionError(f"build() of {type(self).__name__} must set self.policy to a language model")
+        if not isinstance(getattr(self, "policy", None), LanguageModel):
+            raise OptionError(
+                f"build() of {type(self).__name__} must set self.policy to a text_gym.language_model.LanguageModel"
+            )
         if going_on and self.folder is not None:
             self._restore(self.folder)
 

@@ -115,14 +115,3 @@ def _figures(values: Tensor, wanted: Tensor) -> dict[str, float]:
     if variance > 0:
         figures["explained_variance"] = float(1 - (wanted - values).var(correction=0) / variance)
     return figures
-
-
-def width_of_features(policy: Any, prompts: Tensor | None) -> int:
-    """How many numbers a policy's output layer reads; prompts [n, P] for one that expects them."""
-    weight = getattr(policy.output, "weight", None)
-    if isinstance(weight, Tensor) and weight.ndim == 2:
-        return int(weight.shape[1])
-    device = next(policy.parameters()).device
-    with torch.no_grad():
-        features: Tensor = policy.features(torch.zeros(1, 2, dtype=torch.long, device=device), prompts)
-    return int(features.shape[2])

@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents.networks.policies import Restricted, Tempered
 from text_gym.arrays import FloatArray, IntArray
@@ -29,7 +29,7 @@ class Writer:
         device: "cpu", "cuda", or "auto" for a GPU where there is one.
     """
 
-    policy: nn.Module
+    policy: LanguageModel
 
     def __init__(
         self, env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any], seed: int, device: str = "auto"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from agents.common.losses import as_drawn, log_probs_after, weighted_nll
 from text_gym.errors import OptionError
-from text_gym.language_model import WHOLE_SOFTMAX, Drawn, Sampling
+from text_gym.language_model import WHOLE_SOFTMAX, Drawn, LanguageModel, Sampling
 from text_gym.validation import finite_number
 
 STEP, MOST = 0.1, 0.2  # of an adapted weight, and of the error that it follows, in one update
@@ -50,8 +48,8 @@ def check_target(weight: float, target: float | None) -> None:
 
 @torch.no_grad()
 def log_ratios(
-    policy: Any,
-    reference: Any,
+    policy: LanguageModel,
+    reference: LanguageModel,
     drawn: Drawn,
     prompts: Tensor | None = None,
     penalty: Tensor | None = None,
@@ -64,15 +62,15 @@ def log_ratios(
     that the policy could draw; so the divergence is finite, never below 0 but by chance, and 0 where both are equal.
 
     Args:
-        policy: What the sequences were drawn from, with features() and `output`; only used where `sampling` is limited
+        policy: The language model that the sequences were sampled from; only used where `sampling` is limited
             to the likeliest tokens, to see which these were.
-        reference: Another such model.
+        reference: The language model to compare with.
         drawn: The sequences, and their log-probabilities in what they were really drawn from.
         prompts: [n, P], read first.
         penalty: [T, V], added to the logits of both at each place.
         sampling: How the sequences were drawn.
     """
-    valid = torch.arange(drawn.tokens.shape[1], device=drawn.tokens.device) < drawn.lengths[:, None]
+    valid = drawn.valid_mask
     if sampling.top_k or sampling.top_p < 1:
         return drawn.log_probs - _among_what_could_be_drawn(policy, reference, drawn, valid, prompts, penalty, sampling)
     weights = valid.to(drawn.log_probs.dtype)
@@ -81,8 +79,8 @@ def log_ratios(
 
 
 def _among_what_could_be_drawn(
-    policy: Any,
-    reference: Any,
+    policy: LanguageModel,
+    reference: LanguageModel,
     drawn: Drawn,
     valid: Tensor,
     prompts: Tensor | None,

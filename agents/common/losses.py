@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from text_gym.language_model import WHOLE_SOFTMAX, Sampling
+from agents.networks.huggingface import LinearOutput
+from text_gym.language_model import WHOLE_SOFTMAX, LanguageModel, Sampling
 
 CHUNK_BYTES = (8 << 20, 1 << 30)  # of logits at a time: on a CPU so that they stay in its cache, and on a GPU
 
@@ -72,7 +73,7 @@ class _WeightedNLL(torch.autograd.Function):
 
 
 def weighted_nll(
-    model: Any,
+    model: LanguageModel,
     tokens: Tensor,
     weights: Tensor,
     prompts: Tensor | None = None,
@@ -80,11 +81,10 @@ def weighted_nll(
     penalty: Tensor | None = None,
     sampling: Sampling = WHOLE_SOFTMAX,
 ) -> tuple[Tensor, Tensor]:
-    """The weighted sum of a batch's negative log-probabilities, with gradient; and each of them, without.
+    """Weighted sum of the negative log-probabilities of tokens, with gradient; and each of them, without.
 
     Args:
-        model: A language model with features() and an `output` on top of them: a linear layer, or anything that
-            makes logits of them and has no `weight`, at the cost of keeping all logits.
+        model: A language model. All logits are kept in memory where its `output` is not a linear layer.
         tokens: [n, T]; what stands where the weight is 0 does not matter.
         weights: [n, T], constants.
         prompts: [n, P], read first.
@@ -97,10 +97,14 @@ def weighted_nll(
     """
     counted = weights != 0
     hidden = model.features(tokens if inputs is None else inputs, prompts)[counted]  # [N, H]
-    output, targets, row_weights, places = model.output, tokens[counted], weights[counted], counted.nonzero()[:, 1]
-    weight = getattr(output, "weight", None)
-    if weight is not None and hidden.dtype == weight.dtype and hidden.dtype in (torch.float32, torch.float64):
-        bias = weight.new_zeros(len(weight)) if output.bias is None else output.bias
+    targets = tokens[counted]  # [N]
+    row_weights = weights[counted]  # [N]
+    places = counted.nonzero()[:, 1]  # [N]
+    output = model.output
+    linear = output if isinstance(output, (nn.Linear, LinearOutput)) else None
+    if linear is not None and hidden.dtype == linear.weight.dtype and hidden.dtype in (torch.float32, torch.float64):
+        weight = linear.weight
+        bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias
         loss, each = _WeightedNLL.apply(  # type: ignore[no-untyped-call]
             hidden, weight, bias, targets, row_weights.to(hidden.dtype), penalty, places, sampling
         )

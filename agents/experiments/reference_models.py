@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents.common.generation import Writer, rules_of
 from text_gym.errors import OptionError
-from text_gym.language_model import log_prob_of_tokens
+from text_gym.language_model import LanguageModel, State
 from text_gym.sequences import Batch, Example, Sequences
 
 
-class UniformPolicy(nn.Module):
+class UniformPolicy(LanguageModel):
     """The language model to which every token is as likely as any other, everywhere."""
 
     def __init__(self, vocab_size: int) -> None:
@@ -27,7 +27,7 @@ class UniformPolicy(nn.Module):
         """Logits of 0, and a state that says nothing."""
         return torch.zeros(n, self.vocab_size), torch.zeros(n, 0)
 
-    def step(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """Logits of 0."""
         return torch.zeros(len(tokens), self.vocab_size), state
 
@@ -36,12 +36,8 @@ class UniformPolicy(nn.Module):
         return torch.zeros(*tokens.shape, 0)
 
     def output(self, features: Tensor) -> Tensor:
-        """Logits of 0, [n, T, V]."""
-        return torch.zeros(*features.shape[:2], self.vocab_size)
-
-    def log_prob(self, tokens: Tensor, valid_mask: Tensor, prompts: Tensor | None = None) -> Tensor:
-        """Minus log V for each token."""
-        return log_prob_of_tokens(self.output(self.features(tokens)), tokens, valid_mask)
+        """Logits of 0, [..., V]."""
+        return torch.zeros(*features.shape[:-1], self.vocab_size)
 
 
 class Uniform(Writer):

@@ -10,15 +10,15 @@ from __future__ import annotations
 import copy
 import inspect
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from text_gym.errors import OptionError
-from text_gym.language_model import State, log_prob_of_tokens
+from text_gym.language_model import LanguageModel, State
 
 Cache = tuple[tuple[Tensor, Tensor], ...]
 """Each layer's keys and values of all that was read, each [n, heads, L, width of a head]."""
@@ -38,7 +38,7 @@ class LinearOutput:
         return nn.functional.linear(features, self.weight, self.bias).float()
 
 
-class HuggingFace(nn.Module):
+class HuggingFace(LanguageModel):
     """What both kinds of models have in common; `load_policy` makes one.
 
     Only what is trained is in state_dict(); the rest is in the folder that the model was loaded from. Copies
@@ -74,7 +74,7 @@ class HuggingFace(nn.Module):
         """The parts of the model that have blocks one upon the other."""
 
     @property
-    def output(self) -> Any:
+    def output(self) -> Callable[[Tensor], Tensor]:  # type: ignore[override]  # computed, as the weights may be adapted
         """From features [..., H] to logits [..., V]: the model's last layer, or nothing where it is not linear."""
         if self.scale is None:
             return torch.Tensor.float
@@ -104,17 +104,13 @@ class HuggingFace(nn.Module):
         """What the output layer reads before each token: tokens [n, T] to [n, T, H]."""
         n, length = tokens.shape
         if not n:
-            width = self.size if self.scale is None else self.output.weight.shape[1]
+            width = self.output.weight.shape[1] if isinstance(self.output, LinearOutput) else self.size
             return self.place_of().new_zeros(0, length, width)
         first, real, state = self._begin(n, prompts)
         rest = tokens[:, :-1].clamp(max=self.size - 1)
         real = torch.cat([real, torch.ones_like(rest, dtype=torch.bool)], dim=1)
         hidden, _ = self._read(torch.cat([first, rest], dim=1), real, state, keep=False)
         return hidden[:, first.shape[1] - 1 :][:, :length]
-
-    def log_prob(self, tokens: Tensor, valid_mask: Tensor, prompts: Tensor | None = None) -> Tensor:
-        """The log-probability of each token given those before it, [n, T]; 0 where valid_mask is False."""
-        return log_prob_of_tokens(self.output(self.features(tokens, prompts)), tokens, valid_mask)
 
     def state_size(self, length: int) -> int:
         """How many numbers the state of a sequence has, when so many tokens have been read."""
@@ -196,20 +192,21 @@ class Causal(HuggingFace):
 
     def _read(self, tokens: Tensor, real: Tensor, state: State, keep: bool) -> tuple[Tensor, State]:
         """Read tokens behind a state; places are counted among real tokens."""
-        seen = torch.cat([state[0], real], dim=1)  # [n, L]
+        before, caches = cast("tuple[Tensor, Cache]", state)
+        seen = torch.cat([before, real], dim=1)  # [n, L]
         self._check_length(seen.shape[1])
         inputs: dict[str, Any] = {"input_ids": tokens, "attention_mask": seen.long(), "use_cache": keep}
         if self.places_given:
             inputs["position_ids"] = (seen.cumsum(dim=1)[:, -tokens.shape[1] :] - 1).clamp(min=0)
         if keep:
-            inputs["past_key_values"] = _as_cache(state[1])
+            inputs["past_key_values"] = _as_cache(caches)
         if self.scale is None:
             done = self.model(**inputs)
             features = done.logits[..., : self.size].float()
         else:
             done = self.model.base_model(**inputs)
             features = _scaled(done.last_hidden_state, self.scale)
-        return features, (seen, _as_tensors(inputs["past_key_values"])) if keep else None
+        return features, (seen, _as_tensors(inputs["past_key_values"])) if keep else ()
 
 
 class EncoderDecoder(HuggingFace):
@@ -246,7 +243,7 @@ class EncoderDecoder(HuggingFace):
         from transformers import EncoderDecoderCache
         from transformers.modeling_outputs import BaseModelOutput
 
-        mask, encoded, written, asked = state
+        mask, encoded, written, asked = cast("tuple[Tensor, Tensor, Cache, Cache]", state)
         self._check_length(tokens.shape[1] + (written[0][0].shape[2] if written else 0))
         inputs: dict[str, Any] = {"use_cache": keep}
         if keep:
@@ -260,7 +257,7 @@ class EncoderDecoder(HuggingFace):
             done = self.model.get_decoder()(input_ids=tokens, **context, **inputs)
             features = _scaled(done.last_hidden_state, self.scale)
         if not keep:
-            return features, None
+            return features, ()
         cache = inputs["past_key_values"]
         caches = (_as_tensors(cache.self_attention_cache), _as_tensors(cache.cross_attention_cache))
         return features, (mask, encoded, *caches)

@@ -1,26 +1,27 @@
 """The policies that learners train: their sizes as settings, and how they are kept to what may be written.
 
-Every policy is a `text_gym.language_model.LanguageModel` with features() and an `output` that makes logits of them.
+Every policy is a `text_gym.language_model.LanguageModel`.
 """
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from agents.networks.huggingface import HuggingFace
+from agents.networks.huggingface import HuggingFace, LinearOutput
 from agents.networks.transformer import Transformer
 from text_gym.errors import OptionError
-from text_gym.language_model import LSTM, LanguageModel, State, log_prob_of_tokens
+from text_gym.language_model import LSTM, LanguageModel, State
 from text_gym.validation import finite_number, suggest, whole_number
 from text_gym.vocab import Vocabulary
 
 POLICIES = ("lstm", "transformer", "hf")
 DTYPES = ("auto", "float32", "bfloat16")
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class PolicySettings:
 
 def make_policy(
     settings: PolicySettings, vocab: Vocabulary | int, dropout: float = 0.0, device: str | torch.device = "cpu"
-) -> nn.Module:
+) -> LanguageModel:
     """A policy with random weights, or those of a Hugging Face model.
 
     Args:
@@ -99,7 +100,7 @@ def make_policy(
     return policy.to(device)
 
 
-def architecture_of(policy: Any) -> dict[str, Any]:
+def architecture_of(policy: nn.Module) -> dict[str, Any]:
     """The settings that make a policy like this one."""
     if isinstance(policy, LSTM):
         return {"policy": "lstm", "embedding": policy.embed.embedding_dim, "hidden": policy.lstm.hidden_size}
@@ -113,83 +114,100 @@ def architecture_of(policy: Any) -> dict[str, Any]:
     )
 
 
-def frozen_copy(policy: Any) -> Any:
-    """A copy that does not learn."""
+def frozen_copy(policy: ModelT) -> ModelT:
+    """Copy a model, with weights that are not trained and without dropout."""
     return copy.deepcopy(policy).requires_grad_(False).eval()
 
 
-class Tempered:
-    """A language model whose logits are divided by a temperature, as sample(temperature=...) draws."""
+class Tempered(LanguageModel):
+    """A language model whose logits are divided by a temperature, as sample(temperature=...) divides them."""
 
-    def __init__(self, model: Any, temperature: float) -> None:
-        """Keep the parts."""
+    def __init__(self, model: LanguageModel, temperature: float) -> None:
+        """Wrap a model; nothing is copied."""
+        super().__init__()
         self.model, self.temperature = model, temperature
 
     def start(self, n: int, prompts: Tensor | None = None) -> tuple[Tensor, State]:
-        """As the model, sharper or flatter."""
+        """Logits [n, V], divided by the temperature, and the model's state."""
         logits, state = self.model.start(n, prompts)
         return logits / self.temperature, state
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """As the model, sharper or flatter."""
+        """Logits [n, V], divided by the temperature, and the model's state."""
         logits, state = self.model.step(tokens, state)
         return logits / self.temperature, state
 
     def features(self, tokens: Tensor, prompts: Tensor | None = None) -> Tensor:
-        """What the model's output layer reads before each token, [n, T, H]."""
-        features: Tensor = self.model.features(tokens, prompts)
-        return features
+        """Features [n, T, H] of the model."""
+        return self.model.features(tokens, prompts)
 
     def output(self, features: Tensor) -> Tensor:
-        """The logits, [n, T, V]."""
-        logits: Tensor = self.model.output(features)
-        return logits / self.temperature
+        """Logits [..., V], divided by the temperature."""
+        return self.model.output(features) / self.temperature
 
-    def log_prob(self, tokens: Tensor, valid_mask: Tensor, prompts: Tensor | None = None) -> Tensor:
-        """The log-probability of each token, [n, T]."""
-        return log_prob_of_tokens(self.output(self.features(tokens, prompts)), tokens, valid_mask)
+    def state_size(self, length: int) -> int:
+        """Numbers in the state of one sequence after `length` tokens."""
+        return self.model.state_size(length)
 
 
-class Restricted:
-    """A language model as it writes where some tokens are banned, and EOS before the least length.
+class Restricted(LanguageModel):
+    """A language model that cannot generate banned tokens, nor EOS before the least length.
 
     Args:
-        model: What is restricted.
-        early: True at the tokens that may not be written at places before `min_length`, [V].
+        model: The model, which is wrapped and not copied.
+        early: True at the tokens that are banned at positions before `min_length`, [V].
         later: The same from there on, [V].
         min_length: How many tokens a sequence has at least before EOS.
     """
 
     def __init__(self, model: LanguageModel, early: Tensor, later: Tensor, min_length: int) -> None:
-        """Keep the parts."""
+        """Turn what is banned into numbers that are added to logits."""
+        super().__init__()
         self.model, self.min_length = model, min_length
         zeros = torch.zeros(len(early), device=early.device)
         self._early, self._later = (zeros.masked_fill(mask, -torch.inf) for mask in (early, later))
         self.forbidden = self._early, self._later, min_length  # what is added to logits, and where it changes
-        self.state_size = getattr(model, "state_size", lambda length: 1)
 
     def penalty(self, length: int) -> Tensor:
         """What is added to the logits of each place: 0, or minus infinity, [T, V]."""
         early = torch.arange(length, device=self._early.device) < self.min_length
         return torch.where(early[:, None], self._early, self._later)
 
-    def start(self, n: int, prompts: Tensor | None = None) -> tuple[Tensor, State]:
-        """As the model, without what may not be written."""
+    def start(self, n: int, prompts: Tensor | None = None) -> tuple[Tensor, tuple[State, Tensor]]:
+        """Logits [n, V] without banned tokens; the state is the model's and the position [n]."""
         logits, state = self.model.start(n, prompts)
         place = torch.zeros(n, dtype=torch.long, device=logits.device)
         return logits + (self._early if self.min_length else self._later), (state, place)
 
-    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """As the model, without what may not be written."""
-        logits, inner = self.model.step(tokens, state[0])
-        place = state[1] + 1
+    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, tuple[State, Tensor]]:
+        """Logits [n, V] without banned tokens; the state is the model's and the position [n]."""
+        inner, place = cast("tuple[State, Tensor]", state)
+        logits, inner = self.model.step(tokens, inner)
+        place = place + 1
         if not self.min_length:
             return logits + self._later, (inner, place)
         penalty = torch.where((place < self.min_length)[:, None], self._early, self._later)
         return logits + penalty, (inner, place)
 
-    def log_prob(self, tokens: Tensor, valid_mask: Tensor, prompts: Tensor | None = None) -> Tensor:
-        """The log-probability of each token as it is written, [n, T]: minus infinity for what may not be."""
-        model: Any = self.model
-        logits = model.output(model.features(tokens, prompts)) + self.penalty(tokens.shape[1])  # [n, T, V]
-        return log_prob_of_tokens(logits, tokens, valid_mask)
+    def features(self, tokens: Tensor, prompts: Tensor | None = None) -> Tensor:
+        """Features [n, T, H] of the model."""
+        return self.model.features(tokens, prompts)
+
+    def output(self, features: Tensor) -> Tensor:
+        """Logits [n, T, V] without banned tokens; the features [n, T, H] have to begin at the first position."""
+        _, length, _ = features.shape
+        return self.model.output(features) + self.penalty(length)
+
+    def state_size(self, length: int) -> int:
+        """Numbers in the state of one sequence after `length` tokens."""
+        return self.model.state_size(length)
+
+
+def width_of_features(policy: LanguageModel, prompts: Tensor | None) -> int:
+    """Size H of a policy's features; prompts [n, P] for one that expects them."""
+    if isinstance(policy.output, (nn.Linear, LinearOutput)):
+        return int(policy.output.weight.shape[1])
+    device = next(policy.parameters()).device
+    with torch.no_grad():
+        features = policy.features(torch.zeros(1, 2, dtype=torch.long, device=device), prompts)
+    return int(features.shape[2])

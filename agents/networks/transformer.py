@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from text_gym.errors import OptionError
-from text_gym.language_model import State, log_prob_of_tokens
+from text_gym.language_model import LanguageModel, State
 
 Cache = tuple[Tensor, Tensor]
 """A layer's keys and values of all that was read, each [n, heads, L, width / heads]."""
 
 
-class Transformer(nn.Module):
+class Transformer(LanguageModel):
     """A pre-norm Transformer with sinusoidal positions, reading sequences after a start token.
 
     The state of n prefixes is which of the L tokens read are real [n, L], and each layer's cache.
@@ -35,6 +36,8 @@ class Transformer(nn.Module):
         dropout: Share of values dropped from the embedding and from all that is added to it, in training only.
         start_token: What is read before the first token.
     """
+
+    output: nn.Linear
 
     def __init__(
         self,
@@ -79,10 +82,6 @@ class Transformer(nn.Module):
         hidden, _ = self._read(torch.cat([first, rest], dim=1), real, self._nothing_read(n))
         return hidden[:, first.shape[1] - 1 :][:, :length]
 
-    def log_prob(self, tokens: Tensor, valid_mask: Tensor, prompts: Tensor | None = None) -> Tensor:
-        """The log-probability of each token given those before it, [n, T]; 0 where valid_mask is False."""
-        return log_prob_of_tokens(self.output(self.features(tokens, prompts)), tokens, valid_mask)
-
     def state_size(self, length: int) -> int:
         """How many numbers the state of a sequence has, when so many tokens have been read."""
         return 2 * len(self.blocks) * (1 + length) * self.embed.embedding_dim
@@ -110,7 +109,7 @@ class Transformer(nn.Module):
 
     def _read(self, tokens: Tensor, real: Tensor, state: State) -> tuple[Tensor, State]:
         """Read tokens [n, S], some of them padding, behind a state: hidden [n, S, width] and the new state."""
-        before, caches = state
+        before, caches = cast("tuple[Tensor, tuple[Cache, ...]]", state)
         seen = torch.cat([before, real], dim=1)  # [n, L]
         size, total = tokens.shape[1], seen.shape[1]
         places = seen.cumsum(dim=1)[:, total - size :] - 1  # [n, S], among the real tokens

@@ -21,13 +21,12 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from agents.common.baselines import width_of_features
-from agents.networks.policies import PolicySettings, make_policy
+from agents.networks.policies import PolicySettings, make_policy, width_of_features
 from text_gym.errors import OptionError
-from text_gym.language_model import draw_tokens
+from text_gym.language_model import LanguageModel, draw_tokens
 from text_gym.validation import check_options
 
-ModelSource = Mapping[str, Any] | Callable[[], nn.Module]
+ModelSource = Mapping[str, Any] | Callable[[], LanguageModel]
 """Fields of PolicySettings, of which a model with random weights is made; or a function that makes one."""
 
 
@@ -41,7 +40,10 @@ class PrefixExtractor(BaseFeaturesExtractor):
     """
 
     def __init__(
-        self, observation_space: spaces.Space[Any], make_model: Callable[[], nn.Module] | None = None, **settings: Any
+        self,
+        observation_space: spaces.Space[Any],
+        make_model: Callable[[], LanguageModel] | None = None,
+        **settings: Any,
     ) -> None:
         """Make the language model, and see how wide its features are."""
         check_options("a language model", PolicySettings, settings)

@@ -7,11 +7,11 @@ import gymnasium as gym
 import pytest
 import torch
 
-from agents.common.baselines import Critic, width_of_features
+from agents.common.baselines import Critic
 from agents.reinforce import Reinforce
 from tests.helpers.gradients import PAD, SEQUENCES, WORTH, exact_gradient, padded, tiny_agent, worth
 from tests.helpers.models import seeded
-from text_gym.language_model import LSTM, Drawn
+from text_gym.language_model import Drawn
 
 
 def test_rloo_is_unbiased_whatever_is_drawn():
@@ -139,13 +139,3 @@ def test_a_critic_reads_prompts(policy):
     for _ in range(200):
         advantages = agent.advantages(drawn, pays(examples)[:, None].expand_as(values), examples)
     assert advantages[:, 0].abs().mean() < 0.1
-
-
-def test_the_critics_width_is_that_of_the_features():
-    linear, other = LSTM(5, 3, 7), LSTM(5, 3, 7)
-    layer = other.output
-    del other.output
-    other.output = lambda features: layer(features)
-    for policy in (linear, other):
-        assert width_of_features(policy, None) == 7
-        assert width_of_features(policy, torch.zeros(1, 2, dtype=torch.long)) == 7

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from agents import MLE, Reinforce, ScheduledSampling
-from agents.networks.policies import PolicySettings, Restricted, Tempered, architecture_of, make_policy
+from agents.networks.policies import (
+    PolicySettings,
+    Restricted,
+    Tempered,
+    architecture_of,
+    make_policy,
+    width_of_features,
+)
 from agents.networks.transformer import Transformer
 from tests.helpers.gradients import (
     SEQUENCES,
@@ -219,3 +226,13 @@ def test_a_tempered_policy_step_by_step_is_the_one_at_once(policy):
         scores = tempered.log_prob(tokens, torch.ones(2, 3, dtype=torch.bool), prompts)
     expected = whole.log_softmax(dim=2).gather(2, tokens[:, :, None])[:, :, 0]
     assert torch.allclose(scores, expected, atol=1e-5)
+
+
+def test_the_width_of_the_features():
+    linear, other = LSTM(5, 3, 7), LSTM(5, 3, 7)
+    layer = other.output
+    del other.output
+    other.output = lambda features: layer(features)
+    for policy in (linear, other):
+        assert width_of_features(policy, None) == 7
+        assert width_of_features(policy, torch.zeros(1, 2, dtype=torch.long)) == 7
