@@ -33,8 +33,8 @@ class MLESettings(PolicySettings):
     """Sequences in a batch."""
     schedule: tuple[tuple[int, float], ...] = ((30, 5e-3), (30, 2e-3))
     """So many epochs at this learning rate, then so many at that."""
-    clip: float = 5.0
-    """The largest norm of the gradient."""
+    max_grad_norm: float = 5.0
+    """Norm to which the gradient is clipped."""
     early_stopping: bool = True
     """Whether learn() ends with the weights of the lowest validation loss, and no later than `patience` epochs on."""
     patience: int = 10
@@ -53,8 +53,8 @@ class MLESettings(PolicySettings):
             raise OptionError(f"dropout={self.dropout} must lie in [0, 1)")
         for name in ("batch_size", "patience"):
             whole_number(name, getattr(self, name), least=1)
-        if finite_number("clip", self.clip) <= 0:
-            raise OptionError(f"clip={self.clip} must lie above 0")
+        if finite_number("max_grad_norm", self.max_grad_norm) <= 0:
+            raise OptionError(f"max_grad_norm={self.max_grad_norm} must lie above 0")
         if not self.schedule or any(whole_number("epochs", n, 1) and not lr > 0 for n, lr in self.schedule):
             raise OptionError(f"schedule={self.schedule!r} must be pairs of epochs and a learning rate above 0")
 
@@ -98,7 +98,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-class MLE(Agent):
+class MLE(Agent[MLESettings]):
     """Maximum likelihood. A step of learn() is an epoch.
 
     >>> import gymnasium as gym, text_gym
@@ -112,7 +112,8 @@ class MLE(Agent):
     settings_type = MLESettings
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
     shown = ("train/nll", "valid/nll")
-    settings: MLESettings
+    is_warm_start = True
+    learns_from_reward = False
 
     def build(self) -> None:
         """The LSTM, with Adam, and the data."""
@@ -128,7 +129,7 @@ class MLE(Agent):
         self.resting = False  # whether `policy` is the best one, and not the latest
 
     @property
-    def steps_of_preset(self) -> int:
+    def default_steps(self) -> int:
         """The epochs of the schedule."""
         return self.settings.epochs
 
@@ -149,7 +150,7 @@ class MLE(Agent):
     def _update(self, batch: Batch) -> tuple[float, int]:
         """One step of Adam on the mean negative log-likelihood of the batch's tokens."""
         loss = self.likelihood_loss(batch)
-        self.descend(loss)
+        self.descend(loss, self.settings.max_grad_norm)
         return float(loss.detach()), int(batch.lengths.sum())
 
     def _validate(self, step: int) -> bool:

@@ -9,7 +9,7 @@ sb3-contrib's MaskablePPO, unchanged. (Ramamurthy et al., arXiv:2210.01241.)
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 from torch import Tensor, nn
 
+from agents.common.kl import KLSettings
 from agents.networks.policies import frozen_copy
 from agents.ppo import MaskablePPO
 from agents.sb3.actor_critic import PrefixExtractor
@@ -32,26 +33,22 @@ from text_gym.validation import finite_number, whole_number
 class NLPOSettings(PPOSettings):
     """The hyper-parameters of `NLPO`."""
 
-    top_p: float = 0.9
-    """The probability that the tokens which are kept have together, as the lagged copy sees it; 1 keeps all."""
-    kept: int = 5
-    """So many are kept at least."""
-    refresh: int = 5
-    """Iterations after which the copy is renewed."""
-    kl_weight: float = 0.1
-    """The weight of the divergence from the policy at the start, to be kept low; where it begins, with a kl_target."""
-    kl_target: float | None = 0.1
-    """The divergence a token that the weight is adapted to hold; None for a weight that stays as it is."""
+    mask_top_p: float = 0.9
+    """Probability of the nucleus that the mask model keeps; 1 keeps all tokens."""
+    mask_min_tokens: int = 5
+    """Tokens that the mask keeps at least."""
+    mask_update_freq: int = 5
+    """Iterations between two copies of the policy into the mask model."""
+    kl: KLSettings = field(default_factory=lambda: KLSettings(weight=0.1, target=0.1))
+    """KL penalty."""
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
-        if not self.kl_weight:
-            object.__setattr__(self, "kl_target", None)
         super().__post_init__()
-        if not 0 < finite_number("top_p", self.top_p) <= 1:
-            raise OptionError(f"top_p={self.top_p} must lie in (0, 1]")
-        whole_number("kept", self.kept, least=1)
-        whole_number("refresh", self.refresh, least=1)
+        if not 0 < finite_number("mask_top_p", self.mask_top_p) <= 1:
+            raise OptionError(f"mask_top_p={self.mask_top_p} must lie in (0, 1]")
+        whole_number("mask_min_tokens", self.mask_min_tokens, least=1)
+        whole_number("mask_update_freq", self.mask_update_freq, least=1)
 
 
 class NLPO(MaskablePPO):
@@ -67,7 +64,7 @@ class NLPO(MaskablePPO):
     settings_type: ClassVar[type] = NLPOSettings
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         **PRESETS,
-        "imdb": {**IMDB, "top_p": 0.9, "kept": 100, "refresh": 5},
+        "imdb": {**IMDB, "mask_top_p": 0.9, "mask_min_tokens": 100, "mask_update_freq": 5},
     }
     pays_unmasked = True
 
@@ -78,17 +75,19 @@ class NLPO(MaskablePPO):
 
     def masking_envs(self) -> VecEnv:
         """The copies, which allow what is likely."""
-        self.likely = LikelyTokens(self.envs, self.settings.top_p, self.settings.kept, self.rules.eos, self.device)
+        self.likely = LikelyTokens(
+            self.envs, self.settings.mask_top_p, self.settings.mask_min_tokens, self.rules.eos, self.device
+        )
         return self.likely
 
-    def begin_with(self, policy: nn.Module) -> None:
+    def load_policy(self, policy: nn.Module) -> None:
         """Give the actor, a critic of its own, and the copy the weights of a language model."""
-        super().begin_with(policy)
+        super().load_policy(policy)
         self.likely.follow(self.policy)
 
     def begin_rollout(self, step: int) -> None:
         """Renew the copy when it is time."""
-        if step % self.settings.refresh == 0:
+        if step % self.settings.mask_update_freq == 0:
             self.likely.follow(self.policy)
 
     def trained_parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:

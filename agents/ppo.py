@@ -21,8 +21,8 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
+from agents.common.agent import Agent
 from agents.common.kl import AdaptiveKL
-from agents.common.starting import StartingAgent
 from agents.networks.policies import Restricted, frozen_copy, make_policy
 from agents.sb3.actor_critic import TextPolicy
 from agents.sb3.buffers import CopiesBuffer, DictCopiesBuffer, KLPenalty
@@ -32,14 +32,14 @@ from text_gym.errors import DependencyError, OptionError, TrainingError
 from text_gym.vector_env import TextGenVectorEnv
 
 
-class ActorCritic(StartingAgent):
+class ActorCritic(Agent[Any]):
     """What the learners around Stable-Baselines3's on-policy algorithms share. A step of learn() is an iteration.
 
     `model` is Stable-Baselines3's algorithm, with its own learn(), save() and policy.
     """
 
-    settings: Any
     at_start: Any
+    takes_start = True
     settings_type: ClassVar[type] = ActorCriticSettings
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
     shown = ("train/reward", "train/entropy")
@@ -52,16 +52,18 @@ class ActorCritic(StartingAgent):
         """The environment's copies, the algorithm with its policy, and what the policy is kept near."""
         settings = self.settings
         self._check_rollout()
-        envs = TextGenVectorEnv(settings.copies, "SameStep", rules=self.rules)
+        envs = TextGenVectorEnv(settings.n_envs, "SameStep", rules=self.rules)
         self.envs = TextGenVecEnv(envs)
         options: dict[str, Any] = {
-            "n_steps": settings.rollout_steps or self.rules.limit,
-            "learning_rate": partial(_falling, settings.learning_rate) if settings.anneal else settings.learning_rate,
+            "n_steps": settings.n_steps or self.rules.limit,
+            "learning_rate": partial(_falling, settings.learning_rate)
+            if settings.anneal_learning_rate
+            else settings.learning_rate,
             "gamma": settings.gamma,
             "gae_lambda": settings.gae_lambda,
-            "ent_coef": settings.entropy_weight,
-            "vf_coef": settings.value_weight,
-            "max_grad_norm": settings.clip,
+            "ent_coef": settings.ent_coef,
+            "vf_coef": settings.vf_coef,
+            "max_grad_norm": settings.max_grad_norm,
             "policy_kwargs": {
                 "language_model": partial(make_policy, settings, self.task.vocab, device=self.device),
                 "critic": settings.critic,
@@ -76,14 +78,13 @@ class ActorCritic(StartingAgent):
             self.model = self.make_algorithm(options)
         self.policy = self.model.policy.language_model
         self.optimizer = self.model.policy.optimizer
-        self.begin_from_start()
         self.at_start = frozen_copy(self.policy)
-        self.kl = AdaptiveKL(settings.kl_weight, settings.kl_target)
+        self.kl = AdaptiveKL(settings.kl.weight, settings.kl.target)
 
     def _check_rollout(self) -> None:
         """Refuse rollouts of which nothing can be learned."""
-        steps, limit = self.settings.rollout_steps or self.rules.limit, self.rules.limit
-        if self.settings.normalize and steps * self.settings.copies < 2:
+        steps, limit = self.settings.n_steps or self.rules.limit, self.rules.limit
+        if self.settings.normalize_advantage and steps * self.settings.n_envs < 2:
             raise OptionError(
                 "advantages are normalised over at least two tokens; give more copies, or normalize=False"
             )
@@ -94,7 +95,7 @@ class ActorCritic(StartingAgent):
         """The algorithm, from what it shares with the others and its own."""
         raise NotImplementedError(f"{type(self).__name__} has no algorithm")
 
-    def begin_with(self, policy: nn.Module) -> None:
+    def load_policy(self, policy: nn.Module) -> None:
         """Give the actor, a critic of its own, and what the policy is kept near the weights of a language model."""
         self.model.policy.begin_with(policy)
         if self.at_start is not None:
@@ -106,7 +107,7 @@ class ActorCritic(StartingAgent):
 
     def _forbidden(self) -> tuple[Tensor, Tensor, int] | None:
         """What the policy may never write, as it is with the other learners; masks say so by themselves."""
-        restricted = None if self.masks else self.restricted(None)
+        restricted: Any = None if self.masks else self.restricted(None)  # type: ignore[arg-type]
         return restricted.forbidden if isinstance(restricted, Restricted) else None
 
     def _buffer(self) -> dict[str, Any]:
@@ -114,7 +115,7 @@ class ActorCritic(StartingAgent):
         return {"rollout_buffer_class": DictCopiesBuffer if self.task.conditional else CopiesBuffer}
 
     @property
-    def steps_of_preset(self) -> int:
+    def default_steps(self) -> int:
         """The iterations of the settings."""
         iterations: int = self.settings.iterations
         return iterations
@@ -124,7 +125,7 @@ class ActorCritic(StartingAgent):
         random, model = self.numpy_random(step), self.model
         model.set_logger(self.logger)
         model._update_current_progress_remaining(min(step, self.settings.iterations), max(1, self.settings.iterations))
-        penalty = None if self.masks else self.penalty_of_places()
+        penalty = None if self.masks else self.logit_penalty()
         episodes, stay_near = _Episodes(), KLPenalty(self.at_start, self.kl, penalty, self.pays_unmasked)
         callbacks = CallbackList([episodes, stay_near])
         callbacks.init_callback(model)
@@ -133,10 +134,10 @@ class ActorCritic(StartingAgent):
             self.begin_rollout(step)
             model.ep_info_buffer, model.ep_success_buffer = deque(maxlen=1), deque(maxlen=1)
             model._last_obs = model.env.reset()
-            model._last_episode_starts = np.ones(self.settings.copies, dtype=bool)
+            model._last_episode_starts = np.ones(self.settings.n_envs, dtype=bool)
             model.collect_rollouts(model.env, callbacks, model.rollout_buffer, model.n_steps)
             self._train()
-        self.written += int(model.rollout_buffer.episode_starts.sum())
+        self.n_sampled += int(model.rollout_buffer.episode_starts.sum())
         if episodes.returns:
             self.logger.record("train/reward", float(np.mean(episodes.returns)))
         self.logger.record("train/entropy", -float(model.rollout_buffer.log_probs.mean()))
@@ -183,7 +184,7 @@ class PPO(ActorCritic):
 
     >>> import gymnasium as gym, text_gym
     >>> env = gym.make("TextGen-v0", reward="validity")
-    >>> agent = PPO(env, seed=0, copies=4, hidden=8, embedding=8, progress=False).learn(2)
+    >>> agent = PPO(env, seed=0, n_envs=4, hidden=8, embedding=8, progress=False).learn(2)
     >>> agent.steps_done, agent.sample(3).tokens.shape, type(agent.model).__module__
     (2, (3, 21), 'stable_baselines3.ppo.ppo')
 
@@ -216,7 +217,9 @@ class A2C(ActorCritic):
 
     def make_algorithm(self, options: dict[str, Any]) -> Any:
         """A2C."""
-        return SB3_A2C(TextPolicy, self.envs, normalize_advantage=self.settings.normalize, **options, **self._buffer())
+        return SB3_A2C(
+            TextPolicy, self.envs, normalize_advantage=self.settings.normalize_advantage, **options, **self._buffer()
+        )
 
 
 class MaskablePPO(ActorCritic):
@@ -253,11 +256,11 @@ class MaskablePPO(ActorCritic):
 def ppo_options(settings: PPOSettings) -> dict[str, Any]:
     """What PPO takes beside what A2C takes too."""
     return {
-        "n_epochs": settings.epochs,
+        "n_epochs": settings.n_epochs,
         "batch_size": settings.batch_size,
         "clip_range": settings.clip_range,
         "target_kl": settings.target_kl,
-        "normalize_advantage": settings.normalize,
+        "normalize_advantage": settings.normalize_advantage,
     }
 
 

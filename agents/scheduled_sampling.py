@@ -83,6 +83,7 @@ class ScheduledSampling(MLE):
     name = "scheduled_sampling"
     settings_type = ScheduledSamplingSettings
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    is_warm_start = False
     settings: ScheduledSamplingSettings
 
     def one_step(self, step: int) -> bool:
@@ -92,7 +93,7 @@ class ScheduledSampling(MLE):
         self.logger.record("train/share_of_real", self.share_of_real)
         return super().one_step(step)
 
-    def read_instead(self, tokens: Tensor, prompts: Tensor | None) -> Tensor:
+    def model_inputs(self, tokens: Tensor, prompts: Tensor | None) -> Tensor:
         """The tokens, some of them replaced as the coins fall, by what the policy writes."""
         self.policy.eval()  # it writes without dropout
         inputs = mixed_inputs(self.restricted(self.policy), tokens, self.share_of_real, self.coins, prompts)

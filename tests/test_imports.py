@@ -30,7 +30,6 @@ AGENTS = {
     "sb3": "networks common",
     "mle": "networks common",
     "scheduled_sampling": "networks common mle",
-    "gradients": "networks common",
     "reinforce": "networks common",
     "seqgan": "networks common mle reinforce",
     "ppo": "networks common sb3",
@@ -40,13 +39,6 @@ AGENTS = {
     "bench": "networks common sb3",
     "cli": "networks common experiments report bench",
     "__init__": "common mle scheduled_sampling reinforce seqgan ppo nlpo",
-}
-
-# Imports that still point the wrong way.
-KNOWN = {
-    ("agents.experiments.controls", "agents.gradients"),
-    ("agents.reinforce", "agents.gradients"),
-    ("agents.seqgan", "agents.gradients"),
 }
 
 
@@ -90,7 +82,7 @@ def test_imports_point_one_way(module):
             assert not (target == "torch" and at_top and module != "text_gym.language_model"), f"{module}: torch"
             if target == "text_gym" and there in HEIGHT:
                 assert there == place or HEIGHT[there] <= HEIGHT[place], f"{module} imports {name}"
-        elif target == "agents" and (module, name) not in KNOWN:
+        elif target == "agents":
             assert there in (place, *AGENTS[place].split()), f"{module} imports {name}"
 
 

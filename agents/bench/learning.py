@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from agents.bench import textbook
 from agents.common.losses import weighted_nll
 from agents.common.rollouts import rollout_values
-from agents.networks.discriminators import CNN, Discriminator
+from agents.networks.discriminators import CNN, Discriminator, DiscriminatorSettings
 from text_gym.language_model import LSTM, generate
 from text_gym.sequences import Batch
 from text_gym.tasks import Task, make_task
@@ -183,8 +183,15 @@ def _rollouts() -> tuple[Work, float]:
     return _synchronised(lambda: rollout_values(model, tokens, lengths, score, ROLLOUTS, None, generator, chunk=512)), 1
 
 
+def _textbook_cnn() -> textbook.TextbookCNN:
+    return textbook.TextbookCNN(CNN(SIZE + 2, SIZE, LENGTH, DiscriminatorSettings()))
+
+
 def _textbook_rollouts() -> tuple[Work, float]:
-    model, network = _model(), textbook.TextbookCNN(CNN(SIZE + 2, SIZE, LENGTH)).to(DEVICE).eval()
+    model, network = (
+        _model(),
+        _textbook_cnn().to(DEVICE).eval(),
+    )
     tokens = generate(model, BATCH, LENGTH, None, _generator()).tokens
 
     def score(completed: Tensor) -> Tensor:
@@ -202,12 +209,15 @@ def _rows() -> tuple[Tensor, Tensor]:
 def _discriminator() -> tuple[Work, float]:
     judge, (rows, classes) = Discriminator(_task(), LENGTH, device=DEVICE), _rows()
     real, written = rows[classes == 1], rows[classes == 0]
-    work = _synchronised(lambda: judge.train_epoch(real, written, BATCH, _generator()))
+    work = _synchronised(lambda: judge.train_epoch(real, written, _generator()))
     return work, JUDGED / len(rows)
 
 
 def _textbook_discriminator() -> tuple[Work, float]:
-    network, (rows, classes) = textbook.TextbookCNN(CNN(SIZE + 2, SIZE, LENGTH)).to(DEVICE), _rows()
+    network, (rows, classes) = (
+        _textbook_cnn().to(DEVICE),
+        _rows(),
+    )
     optimizer = torch.optim.Adam(network.parameters(), 1e-4)
 
     def part() -> None:

@@ -15,9 +15,9 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from enum import IntEnum
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -40,64 +40,92 @@ from agents.common.checkpoint import (
     tensors_of,
     unpack_optimizer,
 )
-from agents.common.generation import Writer
+from agents.common.generation import Env, TextGenerator, rules_of
 from agents.common.losses import weighted_nll
+from agents.common.settings import NoSettings, as_json, changed
 from agents.common.training import Callback, as_callback, checked_logs, open_logger, stop_on_interrupt
+from agents.networks.policies import architecture_of
 from text_gym.errors import OptionError, TrainingError
 from text_gym.language_model import LanguageModel
 from text_gym.sequences import Batch
 from text_gym.validation import suggest, whole_number
 
-AgentT = TypeVar("AgentT", bound="Agent")
-QUICK, SAVING = 1.0, 0.1  # seconds that saving may always take, and the share of the time that it may take where longer
-SAMPLING, LEARNING, GLOBAL = (
-    1,
-    2,
-    3,
-)  # streams of random numbers: what sample() draws after a step and in it, torch's own
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+AgentT = TypeVar("AgentT", bound="Agent[Any]")
+S = TypeVar("S", bound="DataclassInstance")
+
+# Saving may always take QUICK seconds; where it takes longer, SAVING is the share of the time that it may take.
+QUICK = 1.0
+SAVING = 0.1
 
 
-@dataclass(frozen=True)
-class NoSettings:
-    """For learners without hyper-parameters."""
+class Stream(IntEnum):
+    """Independent streams of random numbers of one step."""
+
+    SAMPLING = 1  # sample() between steps
+    LEARNING = 2  # sample() within a step
+    TORCH = 3  # torch's global generator: initial weights, dropout
+    PRETRAINING = 4  # SeqGAN's pretraining of the discriminator
 
 
-class Agent(Writer, ABC):
-    """A learner: `Agent(env).learn().sample(8)`.
+class Updates(NamedTuple):
+    """Updates of one kind, under any reward: what a control runs."""
 
-    A learner of your own says in build() what its policy and its optimiser are, and in one_step()
-    how it learns; the rest of this class is then its interface.
+    agent: str | None
+    """Registered name of the agent that makes them; None for the agent itself."""
+    settings: dict[str, Any]
+    """Its hyper-parameters."""
+
+
+class Agent(TextGenerator, ABC, Generic[S]):
+    """An agent that learns: `Agent(env).learn().sample(8)`.
+
+    An agent of your own creates its policy and its optimiser in build(), and learns in one_step(); everything else
+    is written here.
 
     Args:
-        env: A TextGen-v0 environment, scalar or vector; it says what the task and the reward are.
-        seed: Decides everything random. If not given, that of the run in the folder, or a new one.
-        preset: The name of a set of hyper-parameters.
-        folder: Where the run is kept. If one of this agent is there already, it goes on from its last
-            checkpoint: there is one after every step, or where saving takes longer than a second, so many
-            that it takes a tenth of the time. CSV and JSON logs are written beside it.
+        env: A TextGen-v0 environment, scalar or vector, which defines the task and the reward.
+        seed: Seed of everything random. If not given, the seed of the run in the folder, or a new one.
+        preset: Name of a set of hyper-parameters.
+        folder: Folder of the run. If one of this agent is there already, it resumes from its last checkpoint: there
+            is one after every step, or where saving takes longer than a second, so many that it takes a tenth of the
+            time. CSV and JSON logs are written beside it.
         device: "cpu", "cuda", or "auto" for a GPU where there is one.
-        threads: For torch on a CPU; as many as torch chooses if not given.
+        threads: Threads of torch on a CPU; torch's choice if not given.
         progress: Whether learn() shows a progress bar.
-        log: Where metrics go, as Stable-Baselines3's logger names them: "csv", "json", "stdout", "tensorboard".
-        **hyper: Single hyper-parameters, over those of the preset.
+        log: Where metrics go, in the words of Stable-Baselines3's logger: "csv", "json", "stdout", "tensorboard".
+        start: Warm start: a trained agent whose policy this one starts from, for agents with `takes_start`.
+        **hyper: Hyper-parameters, which override those of the preset. A group takes a dict.
     """
 
     name: ClassVar[str] = ""
+    """Name in checkpoints, logs and error messages; the class's name if empty."""
     settings_type: ClassVar[type] = NoSettings
+    """Dataclass of the hyper-parameters."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Named sets of hyper-parameters."""
     shown: ClassVar[tuple[str, ...]] = ()
-    """The metrics that the progress bar shows; the first two if none are named."""
-    settings: Any
+    """Metrics in the progress bar; the first two if none are named."""
+    takes_start: ClassVar[bool] = False
+    """Whether it can start from another agent's policy."""
+    is_warm_start: ClassVar[bool] = False
+    """Whether the other agents of a comparison start from its policy."""
+    learns_from_reward: ClassVar[bool] = True
+    """Whether a reward has any part in what it learns."""
+
+    settings: S
     optimizer: torch.optim.Optimizer
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """A learner without a name of its own is called as its class."""
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        """Name an agent after its class unless it has a name of its own."""
         super().__init_subclass__(**kwargs)
         cls.name = cls.__dict__.get("name", cls.__name__.lower())
 
     def __init__(
         self,
-        env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any],
+        env: Env,
         seed: int | None = None,
         preset: str | None = None,
         folder: str | Path | None = None,
@@ -105,76 +133,114 @@ class Agent(Writer, ABC):
         threads: int | None = None,
         progress: bool = True,
         log: Sequence[str] = ("csv", "json"),
+        start: TextGenerator | None = None,
         **hyper: Any,
     ) -> None:
-        """Set the agent up; nothing is learned yet."""
+        """Create the policy; nothing is learned yet."""
+        self._initial_policy = None if start is None else self._policy_of(start, env, hyper)
         self.settings = self.choose_settings(preset, **hyper)
         self.folder = None if folder is None else Path(folder)
-        going_on = self.folder is not None and has_checkpoint(self.folder)
-        if seed is None and going_on and self.folder is not None:
-            seed = read_state(self.folder, self.name).get("seed")
+        resumed = self.folder if self.folder is not None and has_checkpoint(self.folder) else None
+        if seed is None and resumed is not None:
+            seed = read_state(resumed, self.name).get("seed")
         self.seed = secrets.randbits(31) if seed is None else whole_number("seed", seed, least=0)
         super().__init__(env, self.seed, device)
         if threads is not None:
             torch.set_num_threads(whole_number("threads", threads, least=1))
-        self.progress, self.log = progress, checked_logs(log, self.folder)
+        self.progress = progress
+        self.log = checked_logs(log, self.folder)
         self.steps_done = 0
-        self.cost = {"seconds": 0.0, "sequences": 0.0}  # of learning: wall-clock time, and what it has drawn
+        self.cost = {"seconds": 0.0, "sequences": 0.0}  # of learning: wall-clock time, and sequences sampled
         self.finished = False  # whether a step has said that it was the last
         self._next_save = 0.0  # on the clock of time.perf_counter(), where saving takes long
         self.logger = Logger(None, [])
         self._own_logger = True
-        self._reseed_sampler(SAMPLING)
+        self._reseed_sampler(Stream.SAMPLING)
         with self.randomness(-1):
             self.build()
         if not isinstance(getattr(self, "policy", None), LanguageModel):
             raise OptionError(
                 f"build() of {type(self).__name__} must set self.policy to a text_gym.language_model.LanguageModel"
             )
-        if going_on and self.folder is not None:
-            self._restore(self.folder)
+        if self._initial_policy is not None:
+            self.load_policy(self._initial_policy)
+        if resumed is not None:
+            self._restore(resumed)
 
-    # What a learner must say.
+    @classmethod
+    def _policy_of(cls, start: TextGenerator, env: Env, hyper: dict[str, Any]) -> LanguageModel:
+        """Check an agent to start from, and set the hyper-parameters of its architecture."""
+        if not cls.takes_start:
+            raise OptionError(f"{cls.name} does not start from another agent's policy; leave start out")
+        if not hasattr(start, "policy"):
+            raise OptionError(f"start must be an agent, as MLE.load(folder, env) gives one, and not {start!r}")
+        for name, value in architecture_of(start.policy).items():
+            if hyper.setdefault(name, value) != value:
+                raise OptionError(f"{name}={hyper[name]!r}, but the policy to start from has {value!r}")
+        if start.task.vocab.tokens != rules_of(env).vocab.tokens:
+            raise OptionError(f"start was made for the tokens of {start.task!r}, which are not those of {env!r}")
+        return start.policy
+
+    # What an agent of your own defines.
 
     @abstractmethod
     def build(self) -> None:
-        """Make the policy, its optimiser and whatever else is trained."""
+        """Create the policy, its optimiser and whatever else is trained."""
 
     @abstractmethod
     def one_step(self, step: int) -> bool | None:
-        """Learn once, and record what came of it in self.logger; False ends the run, anything else goes on."""
+        """Learn once, and record metrics in self.logger; returning False ends the run."""
 
     @property
-    def steps_of_preset(self) -> int:
-        """How many steps learn() takes if it is not told."""
+    def default_steps(self) -> int:
+        """Number of steps that learn() takes if it is not told."""
         raise OptionError(
             f"{self.name} has no number of steps of its own; say learn(steps), in `text-gym train` --steps, "
             f"and in `text-gym compare` how it is called with (steps=...) behind it"
         )
 
+    def load_policy(self, policy: LanguageModel) -> None:
+        """Copy the weights of another policy; called for a warm start."""
+        self.policy.load_state_dict(policy.state_dict())
+
     def trained_parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
-        """What learning changes: the parts whose tensors a checkpoint holds."""
+        """Return the modules and optimisers that learning changes, whose tensors a checkpoint holds."""
         return {"policy": self.policy, "adam": self.optimizer}
 
     def trained_numbers(self) -> dict[str, Any]:
-        """What else learning changes, as far as JSON can hold it."""
+        """Return what else learning changes, as JSON can hold it."""
         return {}
 
     def restore_trained_numbers(self, numbers: Mapping[str, Any]) -> None:
-        """Put back what trained_numbers() gave."""
+        """Restore what trained_numbers() returned."""
 
-    # What every learner can do.
-
-    def learn(self: AgentT, steps: int | None = None, callback: Callback = None) -> AgentT:
-        """Learn for so many steps more, or up to the number that the settings give.
-
-        Ctrl-C ends the run after the step that is under way; a second one ends it at once.
+    @classmethod
+    def same_updates(cls, settings: S, steps: int | None, reward: str) -> Updates | None:
+        """Return the updates that this agent makes, so that a control can make them under another reward.
 
         Args:
-            steps: How many; if not given, as many as are left of the settings' own number.
+            settings: Hyper-parameters of the agent.
+            steps: Number of steps that it learns; the settings' own if None.
+            reward: Reward of the control.
+
+        Returns:
+            None for an agent that learns from no reward, or only from a reward of its own.
+        """
+        own_reward = cls.rewards is not TextGenerator.rewards
+        return Updates(None, {}) if cls.learns_from_reward and not own_reward else None
+
+    # What every agent can do.
+
+    def learn(self: AgentT, steps: int | None = None, callback: Callback = None) -> AgentT:
+        """Learn for some more steps, or up to the number in the settings.
+
+        Ctrl-C ends the run after the current step; a second one ends it at once.
+
+        Args:
+            steps: Number of steps; if not given, those that are left of the settings' own number.
             callback: As in Stable-Baselines3; on_step() is called after every step.
         """
-        last = self.steps_of_preset if steps is None else self.steps_done + whole_number("steps", steps, least=0)
+        last = self.default_steps if steps is None else self.steps_done + whole_number("steps", steps, least=0)
         total_timesteps = last  # a name that callbacks look for
         called = self._prepare_callback(callback)
         if self._own_logger:
@@ -196,27 +262,24 @@ class Agent(Writer, ABC):
         return self
 
     @classmethod
-    def choose_settings(cls, preset: str | None = None, **hyper: Any) -> Any:
-        """All hyper-parameters: those given, over the preset's, over the defaults."""
+    def choose_settings(cls, preset: str | None = None, **hyper: Any) -> S:
+        """Return all hyper-parameters: those given, over the preset's, over the defaults."""
         if preset is not None and preset not in cls.presets:
             raise OptionError(f"{cls.name} has no preset {preset!r}." + suggest(str(preset), cls.presets))
-        known = {field.name for field in fields(cls.settings_type)}
-        for option in hyper:
-            if option not in known:
-                raise OptionError(f"{cls.name} has no hyper-parameter {option!r}." + suggest(option, known))
-        hyper = {k: v.item() if isinstance(v, np.generic) else v for k, v in hyper.items()}
-        settings = cls.settings_type(**(cls.presets[preset] if preset else {}))
-        return replace(settings, **hyper)
+        settings: S = cls.settings_type()
+        if preset is not None:
+            settings = changed(settings, cls.presets[preset], cls.name)
+        return changed(settings, hyper, cls.name)
 
     def _learn_until(self, last: int, called: BaseCallback, interrupted: threading.Event) -> None:
-        """Step after step, each with its row of metrics and its checkpoint."""
+        """Run step after step, each with its row of metrics and its checkpoint."""
         with tqdm(total=last, initial=self.steps_done, desc=self.name, disable=not self.progress or None) as bar:
             while self.steps_done < last and not self.finished and not interrupted.is_set():
-                self._reseed_sampler(LEARNING)
+                self._reseed_sampler(Stream.LEARNING)
                 with self.counted(), self.randomness(self.steps_done):
                     self.finished = self.one_step(self.steps_done) is False
                 self.steps_done += 1
-                self._reseed_sampler(SAMPLING)
+                self._reseed_sampler(Stream.SAMPLING)
                 bar.update()
                 bar.set_postfix(self._shown())
                 called.update_locals(locals())
@@ -230,25 +293,25 @@ class Agent(Writer, ABC):
                     break
 
     def begin_learning(self, anew: bool, interrupted: threading.Event) -> None:
-        """Called when learn() begins.
+        """Prepare learn(), before its first step.
 
         Args:
             anew: Whether the run had ended by itself, and is to go on nevertheless.
-            interrupted: Set by Ctrl-C; what takes long here looks at it.
+            interrupted: Set by Ctrl-C; long preparations check it.
         """
         self.finished = self.finished and not anew
 
     def end_learning(self) -> None:
-        """Called when learn() has made its steps; not after an error."""
+        """Finish learn(), after its last step; not called after an error."""
 
-    def descend(self, loss: Tensor) -> float:
-        """One step of the optimiser down a loss; the norm of its gradient.
+    def descend(self, loss: Tensor, max_grad_norm: float = math.inf) -> float:
+        """Take one step of the optimiser, and return the norm of the gradient before clipping.
 
-        What is not finite is refused before anything is learned from it, and so is never saved.
+        A loss or a gradient that is not finite is an error, so that nothing is learned from it or saved.
         """
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), getattr(self.settings, "clip", math.inf))
+        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), max_grad_norm)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             raise TrainingError(
                 f"the loss is {float(loss.detach())} and its gradient's norm {float(norm)}: training has diverged. "
@@ -258,25 +321,26 @@ class Agent(Writer, ABC):
         return float(norm)
 
     def likelihood_loss(self, batch: Batch, mean: bool = True, weights: npt.ArrayLike | None = None) -> Tensor:
-        """The negative log-likelihood of a batch's tokens, with gradient.
+        """Compute the negative log-likelihood of a batch's tokens, with gradient.
 
         Args:
-            batch: Real sequences, or written ones.
+            batch: Real or sampled sequences.
             mean: Whether to average over the tokens, or to sum.
             weights: A factor for each sequence, [n]; with advantages this is the loss of REINFORCE.
         """
         valid = self.tensor(batch.valid_mask)
-        tokens, prompts = self.tensor(batch.tokens), self.prompt_rows(batch.examples)
+        tokens = self.tensor(batch.tokens)
+        prompts = self.prompt_tokens(batch.examples)
         shares = valid / valid.sum() if mean else valid.float()  # [n, T]
         if weights is not None:
             shares = shares * self.tensor(np.asarray(weights, dtype=np.float32))[:, None]
-        return weighted_nll(self.policy, tokens, shares, prompts, self.read_instead(tokens, prompts))[0]
+        return weighted_nll(self.policy, tokens, shares, prompts, self.model_inputs(tokens, prompts))[0]
 
-    def read_instead(self, tokens: Tensor, prompts: Tensor | None) -> Tensor | None:
-        """What the policy reads in place of real tokens [n, T] when their likelihood is raised, if anything."""
+    def model_inputs(self, tokens: Tensor, prompts: Tensor | None) -> Tensor | None:
+        """Return what likelihood_loss() feeds the policy in place of the real tokens [n, T]; None for the tokens."""
 
     def checkpoint(self) -> None:
-        """Save the run in its folder, if it has one; where that takes long, only now and then."""
+        """Save the run in its folder, if it has one; where saving takes long, only now and then."""
         begin = time.perf_counter()
         if self.folder is not None and begin >= self._next_save:
             self.save(self.folder)
@@ -284,22 +348,24 @@ class Agent(Writer, ABC):
             self._next_save = begin + took / SAVING if took > QUICK else 0.0
 
     def save(self, folder: str | Path) -> None:
-        """Save everything that learning goes on from."""
+        """Save everything that learning resumes from."""
         tensors, groups = self._packed_parts()
-        described = {"settings": _as_json(asdict(self.settings)), "seed": self.seed}
-        described |= {"trained": self.trained_numbers(), "optimizers": groups}
-        described |= {"frozen": self._frozen_digest()} if self._frozen_digest() else {}
-        described |= {"finished": self.finished, "task": self._described_task(), "cost": self.cost}
-        save_checkpoint(folder, Checkpoint(self.name, self.steps_done, described, tensors))
+        state = {
+            "settings": as_json(self.settings),
+            "seed": self.seed,
+            "trained": self.trained_numbers(),
+            "optimizers": groups,
+            "finished": self.finished,
+            "task": self._described_task(),
+            "cost": self.cost,
+        }
+        if self._frozen_digest() is not None:
+            state["frozen"] = self._frozen_digest()
+        save_checkpoint(folder, Checkpoint(self.name, self.steps_done, state, tensors))
 
     @classmethod
-    def load(
-        cls: type[AgentT],
-        folder: str | Path,
-        env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any],
-        **options: Any,
-    ) -> AgentT:
-        """An agent that was saved, for the same task; options are folder, device, threads, progress and log."""
+    def load(cls: type[AgentT], folder: str | Path, env: Env, **options: Any) -> AgentT:
+        """Load a saved agent for the same task; options are folder, device, threads, progress and log."""
         state = read_state(folder, cls.name)
         settings, seed = state.get("settings"), state.get("seed")
         if not isinstance(settings, dict) or not isinstance(seed, int):
@@ -309,53 +375,55 @@ class Agent(Writer, ABC):
         return agent
 
     def get_env(self) -> VecEnv | None:
-        """The environment as Stable-Baselines3's callbacks want it, where it is a scalar one."""
-        env: Any = self.env
+        """Return the environment as Stable-Baselines3's callbacks want it, where it is a scalar one."""
+        env = self.env
         return DummyVecEnv([lambda: env]) if isinstance(env, gym.Env) else None
 
     def get_vec_normalize_env(self) -> None:
-        """No environment here is normalised; callbacks ask."""
+        """Return None: no environment here is normalised. Stable-Baselines3's callbacks ask."""
         return
 
     def set_logger(self, logger: Logger) -> None:
         """Record metrics with this logger from now on, as in Stable-Baselines3."""
-        self.logger, self._own_logger = logger, False
+        self.logger = logger
+        self._own_logger = False
 
     @property
     def num_timesteps(self) -> int:
-        """Steps learned; the name that callbacks look for."""
+        """Steps learned; the name that Stable-Baselines3's callbacks look for."""
         return self.steps_done
 
     @contextmanager
     def randomness(self, step: int, *stream: int) -> Iterator[None]:
-        """Torch's global random numbers, for dropout and initial weights, by seed and step; put back afterwards."""
+        """Seed torch's global generator, for dropout and initial weights, by seed and step; restore it afterwards."""
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(int(self.numpy_random(step, GLOBAL, *stream).integers(2**63)))
+            torch.manual_seed(int(self.numpy_random(step, Stream.TORCH, *stream).integers(2**63)))
             yield
 
     def numpy_random(self, step: int, *stream: int) -> np.random.Generator:
-        """Random numbers of one step; more numbers name other streams of them."""
+        """Create the generator of one step; more numbers name further streams."""
         return np.random.default_rng([self.seed, step + 1, *stream])
 
     def torch_random(self, random: np.random.Generator) -> torch.Generator:
-        """A generator of torch's, where the policy is, seeded by one of numpy's."""
+        """Create a torch generator on the policy's device, seeded by a numpy generator."""
         return torch.Generator(self.device).manual_seed(int(random.integers(2**63)))
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """Time, and sequences drawn, that count as learning; those of callbacks do not."""
-        begin, before = time.perf_counter(), self.written
+        """Count time and sampled sequences as learning; those of callbacks do not count."""
+        begin = time.perf_counter()
+        before = self.n_sampled
         yield
         self.cost["seconds"] += time.perf_counter() - begin
-        self.cost["sequences"] += self.written - before
+        self.cost["sequences"] += self.n_sampled - before
 
     def _restore(self, folder: Path) -> None:
         saved = load_checkpoint(folder, self.name, self.device)
-        ours = {"settings": _as_json(asdict(self.settings)), "seed": self.seed, "task": self._described_task()}
+        ours = {"settings": as_json(self.settings), "seed": self.seed, "task": self._described_task()}
         theirs = dict(saved.state)
-        if isinstance(theirs.get("settings"), dict):  # what an earlier version did not know had what is now the default
-            theirs["settings"] = _as_json(asdict(self.settings_type())) | theirs["settings"]
+        if isinstance(theirs.get("settings"), dict):  # a setting that was added since had what is now the default
+            theirs["settings"] = _filled(theirs["settings"], as_json(self.settings_type()))
         for what, value in ours.items():
             if theirs.get(what) != value:
                 different = _difference(theirs.get(what), value)
@@ -363,8 +431,7 @@ class Agent(Writer, ABC):
                     f"the run in {folder} has other {what} than this agent: {different}. "
                     "Give another folder, or the same arguments and the same task."
                 )
-        frozen = theirs.get("frozen", self._frozen_digest())  # earlier versions did not save it
-        if frozen != self._frozen_digest():
+        if saved.state.get("frozen") != self._frozen_digest():
             name = getattr(self.settings, "model", "its model")
             raise CheckpointError(
                 f"the run in {folder} was trained on top of other weights than {name!r} holds now; it saved only what "
@@ -375,18 +442,19 @@ class Agent(Writer, ABC):
             self._unpack_parts(saved.tensors, saved.state["optimizers"])
         except (KeyError, RuntimeError, TypeError, ValueError) as problem:
             raise CheckpointError(f"the checkpoint in {folder} is damaged: {problem}") from problem
-        self.steps_done, self.finished = saved.step, bool(saved.state.get("finished"))
+        self.steps_done = saved.step
+        self.finished = bool(saved.state.get("finished"))
         self.cost |= saved.state.get("cost", {})
-        self._reseed_sampler(SAMPLING)
+        self._reseed_sampler(Stream.SAMPLING)
 
     def _prepare_callback(self, callback: Callback) -> BaseCallback:
-        model: Any = self
+        model: Any = self  # callbacks are typed for Stable-Baselines3's algorithms
         prepared = as_callback(callback)
         prepared.init_callback(model)
         return prepared
 
     def _packed_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The tensors of all parts, and the settings of the optimisers among them."""
+        """Return the tensors of all parts, and the settings of the optimisers among them."""
         tensors: dict[str, Tensor] = {}
         groups: dict[str, Any] = {}
         for name, part in self.trained_parts().items():
@@ -404,35 +472,39 @@ class Agent(Writer, ABC):
             else:
                 unpack_optimizer(name, part, tensors, groups[name])
 
-    def _reseed_sampler(self, stream: int) -> None:
-        """Let what sample() draws depend on the seed and the steps learned alone, within a step and after it."""
+    def _reseed_sampler(self, stream: Stream) -> None:
+        """Let what sample() draws depend on the seed and the number of steps alone, within a step and after it."""
         self._sampler.manual_seed(int(self.numpy_random(self.steps_done, stream).integers(2**63)))
 
     def _frozen_digest(self) -> str | None:
-        """What tells the policy's weights that are not in checkpoints from others, where it has any."""
+        """Return a digest of the policy's weights that are not in checkpoints, where it has any."""
         return getattr(self.policy, "frozen_digest", None)
 
     def _described_task(self) -> dict[str, Any]:
-        """What a policy cannot do without: the same tokens, and room for as many."""
+        """Describe what a policy depends on: the tokens, and the lengths."""
         tokens = hashlib.blake2b("\0".join(self.task.vocab.tokens).encode("utf-8", "surrogatepass"), digest_size=8)
         return {"tokens": tokens.hexdigest(), "length": self.rules.limit, "prompt_length": self.task.prompt_length}
 
     def _shown(self) -> dict[str, str]:
-        """What the progress bar says."""
+        """Return the metrics of the progress bar."""
         recorded = {k: v for k, v in self.logger.name_to_value.items() if isinstance(v, float) and "time" not in k}
         names = self.shown or tuple(recorded)[:2]
         return {name.split("/")[-1]: f"{recorded[name]:.4g}" for name in names if name in recorded}
 
 
-def _difference(saved: Any, ours: Any) -> str:
-    """What differs, and no more."""
-    if isinstance(saved, dict) and isinstance(ours, dict):
-        names = [name for name in {**saved, **ours} if saved.get(name) != ours.get(name)]
-        return ", ".join(f"{name} was {saved.get(name)!r} and is {ours.get(name)!r}" for name in names)
-    return f"{saved!r}, and not {ours!r}"
+def _filled(saved: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return saved settings with the defaults of those that they lack, in groups too."""
+    filled = {**defaults, **saved}
+    for name, value in defaults.items():
+        if isinstance(value, dict) and isinstance(filled[name], dict):
+            filled[name] = _filled(filled[name], value)
+    return filled
 
 
-def _as_json(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as they look when read back: tuples are lists there."""
-    return {k: [list(v) if isinstance(v, tuple) else v for v in value] if isinstance(value, tuple) else value
-            for k, value in settings.items()}  # fmt: skip
+def _difference(saved: object, ours: object, prefix: str = "") -> str:
+    """Say what differs between saved and present values, groups of hyper-parameters name by name."""
+    if not (isinstance(saved, dict) and isinstance(ours, dict)):
+        return f"{prefix} was {saved!r} and is {ours!r}" if prefix else f"{saved!r}, and not {ours!r}"
+    dot = f"{prefix}." if prefix else ""
+    names = [name for name in {**saved, **ours} if saved.get(name) != ours.get(name)]
+    return ", ".join(_difference(saved.get(name), ours.get(name), dot + str(name)) for name in names)

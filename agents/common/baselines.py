@@ -43,13 +43,13 @@ def leave_one_out(values: Tensor, valid: Tensor, rewards: Tensor) -> Tensor:
     return mean_of_others(values, valid, alone[:, None])
 
 
-def mean_of_rest_of_group(rewards: Tensor, size: int) -> Tensor:
+def group_mean_of_others(rewards: Tensor, size: int) -> Tensor:
     """For each of the rewards [n], in groups of so many that follow each other, the mean of its group's others, [n]."""
     groups = rewards.view(-1, size)
     return ((groups.sum(dim=1, keepdim=True) - groups) / (size - 1)).flatten()
 
 
-def mean_and_spread_of_group(rewards: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def group_mean_and_std(rewards: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """For each of the rewards [n], the mean and the standard deviation (of a sample) of its group, each [n]."""
     groups = rewards.view(-1, size)
     mean, spread = groups.mean(dim=1), groups.std(dim=1)

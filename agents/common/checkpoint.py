@@ -25,7 +25,7 @@ from torch import Tensor
 from text_gym.errors import TextGymError
 from text_gym.files import replace_file
 
-FORMAT = "text_gym checkpoint 1"
+FORMAT = "text_gym checkpoint 2"
 
 
 class CheckpointError(TextGymError, ValueError):
@@ -131,11 +131,16 @@ def _flush(path: Path) -> None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise ValueError(f"it is not a {FORMAT}")
     except (OSError, ValueError) as problem:
         raise CheckpointError(f"cannot read {path}: {problem}") from problem
-    return content
+    if isinstance(content, dict) and content.get("format") == FORMAT:
+        return content
+    found = content.get("format") if isinstance(content, dict) else None
+    if str(found).startswith(FORMAT[:-1]):
+        raise CheckpointError(
+            f"cannot read {path}: another version made it ({found!r}, and this one reads {FORMAT!r}); train it again"
+        )
+    raise CheckpointError(f"cannot read {path}: it is not a {FORMAT}")
 
 
 def tensors_of(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -72,8 +72,8 @@ def likelihoods(model: Model, drawn: Batch, real: Batch, temperature: float = 1.
     changed: dict[str, Any] = {} if temperature == 1 else {"temperature": temperature}
     of_real = model.log_prob(real.tokens, real.lengths, real.examples, **changed)
     restricts = getattr(model, "restricts", False)
-    as_written: dict[str, Any] = {"as_written": True} if restricts else {}
-    of_drawn = model.log_prob(drawn.tokens, drawn.lengths, drawn.examples, **as_written, **changed)
+    as_sampled: dict[str, Any] = {"as_sampled": True} if restricts else {}
+    of_drawn = model.log_prob(drawn.tokens, drawn.lengths, drawn.examples, **as_sampled, **changed)
     results = {"nll_test": per_token(of_real, real), "entropy": per_token(of_drawn, drawn)}
     same_language = drawn.tokens.shape[1] == task.max_length  # not if the environment limits the length
     if task.knows("log_prob") and same_language:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,26 @@ from text_gym.language_model import WHOLE_SOFTMAX, Drawn, LanguageModel, Samplin
 from text_gym.validation import finite_number
 
 STEP, MOST = 0.1, 0.2  # of an adapted weight, and of the error that it follows, in one update
+
+
+@dataclass(frozen=True)
+class KLSettings:
+    """Hyper-parameters of the penalty on the KL divergence from the initial policy."""
+
+    weight: float = 0.0
+    """Weight of KL(policy, initial policy) in the reward of each token; 0 for no penalty."""
+    target: float | None = None
+    """KL per token in nats that the weight is adapted to hold; None keeps the weight."""
+
+    def __post_init__(self) -> None:
+        """Check both values."""
+        if finite_number("kl.weight", self.weight) < 0:
+            raise OptionError(f"kl.weight must not be negative, and is {self.weight}")
+        if self.target is not None and (finite_number("kl.target", self.target) <= 0 or not self.weight):
+            raise OptionError(
+                f"kl.target={self.target} must be above 0, and needs a kl.weight above 0 to begin with; "
+                "without a penalty, give kl.target=None"
+            )
 
 
 class AdaptiveKL:
@@ -24,13 +46,14 @@ class AdaptiveKL:
     [0.505, 0.5151, 0.504798]
 
     Args:
-        weight: Where it begins.
-        target: The divergence to be held; None for a weight that stays as it is.
+        weight: Initial weight.
+        target: KL per token to hold; None keeps the weight.
     """
 
     def __init__(self, weight: float, target: float | None = None) -> None:
-        """Begin with a weight."""
-        self.weight, self.target = weight, target
+        """Start with a weight."""
+        self.weight = weight
+        self.target = target
 
     def adapt(self, divergence: float) -> float:
         """The weight for the next update, after one whose sequences had this divergence."""
@@ -38,12 +61,6 @@ class AdaptiveKL:
             error = (divergence - self.target) / self.target
             self.weight *= 1 + STEP * min(max(error, -MOST), MOST)
         return self.weight
-
-
-def check_target(weight: float, target: float | None) -> None:
-    """Refuse a divergence to be held that is not above 0, or that no weight is to hold."""
-    if target is not None and (finite_number("kl_target", target) <= 0 or not weight):
-        raise OptionError(f"kl_target={target} must be above 0, and needs a kl_weight above 0 to begin with")
 
 
 @torch.no_grad()

@@ -7,17 +7,12 @@ make as many updates of the same kind on a reward that is constant, and on one t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-from agents.common.generation import Writer
+from agents.common.agent import Agent
 from agents.experiments.registry import Recipe, find_agent
 from agents.experiments.run import CellSpec
-from agents.gradients import GradientSettings
-from agents.mle import MLE
-from agents.networks.policies import PolicySettings
-from agents.reinforce import Reinforce
-from agents.seqgan import SeqGAN
 from text_gym.errors import OptionError
 
 UNINFORMATIVE = ("constant(value=0.5)", "random")
@@ -123,31 +118,16 @@ def _control(rule: _Rule, labels: tuple[str, ...], alone: bool, start: str | Non
 def _rule(entry: Entry, reward: str) -> _Rule | None:
     """How an agent learns, with another reward; None for one that learns from none, or none but its own."""
     recipe, preset = entry.recipe, entry.spec.preset
+    if isinstance(recipe.factory, type) and issubclass(recipe.factory, Agent):
+        updates = recipe.factory.same_updates(recipe.settings(preset), recipe.steps, reward)
+        if updates is None or updates.agent is None:
+            return None if updates is None else _Rule(recipe, preset, reward)
+        return _Rule(find_agent(updates.agent, None, **updates.settings), None, reward)
     learns = not isinstance(recipe.factory, type) or callable(getattr(recipe.factory, "learn", None))
-    if not recipe.learns_from_reward or not learns:
-        return None
-    own_reward = getattr(recipe.factory, "rewards", Writer.rewards) is not Writer.rewards
-    if isinstance(recipe.factory, type) and issubclass(recipe.factory, Reinforce):
-        if recipe.factory in (Reinforce, SeqGAN) or own_reward:
-            return _Rule(_update(recipe, recipe.settings(preset), reward), None, reward)
-    elif own_reward:
-        return None
-    return _Rule(recipe, preset, reward)
-
-
-def _update(recipe: Recipe, settings: Any, reward: str) -> Recipe:
-    """The updates that an agent makes, as plain REINFORCE on the environment's reward; SeqGAN is that in a loop."""
-    architecture = {field.name for field in fields(PolicySettings)}  # is the start's
-    options = {f.name: getattr(settings, f.name) for f in fields(GradientSettings) if f.name not in architecture}
-    steps = recipe.steps
-    if steps is None:
-        steps = settings.rounds if hasattr(settings, "rounds") else settings.updates
-    options["updates"] = steps * getattr(settings, "generator_steps", 1)
-    if reward.startswith("constant") and settings.baseline != "prefix":
-        options["rollouts"] = 0  # each completion would be paid the same
-    return find_agent("reinforce", None, **options)
+    own_reward = hasattr(recipe.factory, "rewards")
+    return _Rule(recipe, preset, reward) if recipe.learns_from_reward and learns and not own_reward else None
 
 
 def is_start(entry: Entry) -> bool:
     """Whether it is what other agents begin with: maximum likelihood itself."""
-    return entry.recipe.factory is MLE
+    return bool(getattr(entry.recipe.factory, "is_warm_start", False))

@@ -227,7 +227,7 @@ class Measures:
             self.settings.credit_rollouts,
             self.task.vocab.eos,
             torch.Generator(model.device).manual_seed(seed),
-            model.prompt_rows(batch.examples),
+            model.prompt_tokens(batch.examples),
             from_start=True,
         )
         result: FloatArray = values.cpu().numpy()

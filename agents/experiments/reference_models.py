@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.common.generation import Writer, rules_of
+from agents.common.generation import TextGenerator, rules_of
 from text_gym.errors import OptionError
 from text_gym.language_model import LanguageModel, State
 from text_gym.sequences import Batch, Example, Sequences
@@ -40,13 +40,15 @@ class UniformPolicy(LanguageModel):
         return torch.zeros(*features.shape[:-1], self.vocab_size)
 
 
-class Uniform(Writer):
+class Uniform(TextGenerator):
     """Writes tokens that are all as likely, the end among them.
 
     >>> import gymnasium as gym, text_gym
     >>> Uniform(gym.make("TextGen-v0"), seed=0).sample(2, seed=0).tokens.shape
     (2, 21)
     """
+
+    learns_from_reward = False
 
     def __init__(self, env: Any, seed: int = 0) -> None:
         """There is nothing to learn."""
@@ -62,6 +64,8 @@ class RealData:
     >>> bool(real.task.is_valid(real.sample(5, seed=0).tokens).all())
     True
     """
+
+    learns_from_reward = False
 
     def __init__(self, env: Any, seed: int = 0) -> None:
         """There is nothing to learn."""

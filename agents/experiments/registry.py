@@ -63,15 +63,12 @@ class Recipe(NamedTuple):
     @property
     def learns_from_reward(self) -> bool:
         """Whether a reward has any part in what it learns; likelihood needs none."""
-        from agents.experiments.reference_models import RealData, Uniform
-        from agents.mle import MLE
-
-        return not (isinstance(self.factory, type) and issubclass(self.factory, MLE | Uniform | RealData))
+        return bool(getattr(self.factory, "learns_from_reward", True))
 
     @property
     def takes_start(self) -> bool:
         """Whether it can go on from another agent's policy."""
-        return "start" in _parameters(self.factory)
+        return bool(getattr(self.factory, "takes_start", "start" in _parameters(self.factory)))
 
     def settings(self, preset: str | None) -> Any:
         """All its hyper-parameters, where it says what they are; else None. Refuses what it does not have."""
@@ -104,6 +101,8 @@ class Recipe(NamedTuple):
         """The agent in its environment; of seed, start, folder and so on it gets what it has parameters for."""
         given = {"preset": self.preset_of(preset), **surroundings}
         parameters = _parameters(self.factory)
+        if not self.takes_start:
+            given.pop("start", None)
         fitting = {name: value for name, value in given.items() if name in parameters and value is not None}
         made = self.factory(env, **fitting, **self.options)
         if not callable(getattr(made, "sample", None)):

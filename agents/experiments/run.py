@@ -256,7 +256,7 @@ def learn(model: Any, spec: CellSpec, folder: Path) -> None:
         if callable(getattr(model, "learn", None)):
             model.learn(spec.steps) if spec.steps is not None else model.learn()
         return
-    total = model.steps_of_preset if spec.steps is None else spec.steps
+    total = model.default_steps if spec.steps is None else spec.steps
     callbacks: list[BaseCallback] = [Heartbeat(folder / NOW, total)]
     if spec.measured.points:
         split = "valid" if len(model.task.valid.references) else "test"

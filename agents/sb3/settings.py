@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from agents.common.kl import check_target
+from agents.common.kl import KLSettings
 from agents.networks.policies import PolicySettings
 from text_gym.errors import OptionError
 from text_gym.validation import check_switch, finite_number, whole_number
@@ -17,13 +17,13 @@ class ActorCriticSettings(PolicySettings):
 
     iterations: int = 100
     """Rollouts that learn() makes and learns from if it is not told."""
-    copies: int = 64
+    n_envs: int = 64
     """Copies of the environment, in one process."""
-    rollout_steps: int | None = None
+    n_steps: int | None = None
     """Tokens that each copy writes in an iteration; as many as the longest sequence has if not given."""
     learning_rate: float = 1e-3
     """Of Adam; of RMSprop for `A2C`."""
-    anneal: bool = False
+    anneal_learning_rate: bool = False
     """Whether the learning rate falls to nothing, in a straight line over `iterations`."""
     gamma: float = 1.0
     """How much a reward is worth one token earlier."""
@@ -33,39 +33,36 @@ class ActorCriticSettings(PolicySettings):
     """Whether values are read off the policy's own features, or off a model of the critic's own."""
     critic_layers: tuple[int, ...] = (64,)
     """Sizes of the layers between features and value."""
-    value_weight: float = 0.5
+    vf_coef: float = 0.5
     """The weight of the critic's loss."""
-    entropy_weight: float = 0.0
+    ent_coef: float = 0.0
     """The weight of the policy's entropy, to be raised."""
-    kl_weight: float = 0.0
-    """The weight of the divergence from the policy at the start, to be kept low."""
-    kl_target: float | None = None
-    """The divergence a token that the weight is adapted to hold; None for a weight that stays as it is."""
-    clip: float = 0.5
+    kl: KLSettings = field(default_factory=KLSettings)
+    """KL penalty."""
+    max_grad_norm: float = 0.5
     """The largest norm of the gradient."""
-    normalize: bool = True
+    normalize_advantage: bool = True
     """Whether advantages are brought to mean 0 and standard deviation 1 in each minibatch."""
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
         super().__post_init__()
         whole_number("iterations", self.iterations, least=0)
-        whole_number("copies", self.copies, least=1)
-        check_switch("anneal", self.anneal)
-        check_switch("normalize", self.normalize)
-        if self.rollout_steps is not None:
-            whole_number("rollout_steps", self.rollout_steps, least=1)
-        for name in ("learning_rate", "clip", "gamma"):
+        whole_number("n_envs", self.n_envs, least=1)
+        check_switch("anneal_learning_rate", self.anneal_learning_rate)
+        check_switch("normalize_advantage", self.normalize_advantage)
+        if self.n_steps is not None:
+            whole_number("n_steps", self.n_steps, least=1)
+        for name in ("learning_rate", "max_grad_norm", "gamma"):
             if finite_number(name, getattr(self, name)) <= 0:
                 raise OptionError(f"{name}={getattr(self, name)} must be above 0")
-        for name in ("value_weight", "entropy_weight", "kl_weight"):
+        for name in ("vf_coef", "ent_coef"):
             if finite_number(name, getattr(self, name)) < 0:
                 raise OptionError(f"{name} must not be negative, and is {getattr(self, name)}")
         if max(self.gamma, finite_number("gae_lambda", self.gae_lambda)) > 1 or self.gae_lambda < 0:
             raise OptionError(f"gamma={self.gamma} and gae_lambda={self.gae_lambda} must lie in [0, 1]")
         if self.critic not in ("shared", "separate"):
             raise OptionError(f"critic={self.critic!r} must be 'shared' or 'separate'")
-        check_target(self.kl_weight, self.kl_target)
         if not isinstance(self.critic_layers, tuple | list):
             raise OptionError(f"critic_layers={self.critic_layers!r} must be sizes of layers, as (64,)")
         sizes = tuple(whole_number("critic_layers", size, least=1) for size in self.critic_layers)
@@ -81,7 +78,7 @@ class A2CSettings(ActorCriticSettings):
 class PPOSettings(ActorCriticSettings):
     """The hyper-parameters of `PPO` and `MaskablePPO`."""
 
-    epochs: int = 4
+    n_epochs: int = 4
     """Times that each rollout is gone through."""
     batch_size: int = 512
     """Transitions in a minibatch, about: it holds all that some of the copies did."""
@@ -93,7 +90,7 @@ class PPOSettings(ActorCriticSettings):
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
         super().__post_init__()
-        whole_number("epochs", self.epochs, least=1)
+        whole_number("n_epochs", self.n_epochs, least=1)
         whole_number("batch_size", self.batch_size, least=2)
         for name in ("clip_range", "target_kl"):
             value = getattr(self, name)
@@ -105,16 +102,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"iterations": 60, "embedding": 32, "hidden": 32},
     "demo": {"iterations": 30},
     # A pretrained Hugging Face model, in small steps that stay near it.
-    "finetune": {"copies": 32, "learning_rate": 1e-5, "kl_weight": 0.1},
+    "finetune": {"n_envs": 32, "learning_rate": 1e-5, "kl": {"weight": 0.1}},
 }
 # As published with GPT-2 on reviews of films (RL4LMs, arXiv:2210.01241): small steps for a large model.
 IMDB: dict[str, Any] = {
-    "copies": 10,
-    "rollout_steps": 128,
+    "n_envs": 10,
+    "n_steps": 128,
     "batch_size": 64,
-    "epochs": 5,
+    "n_epochs": 5,
     "learning_rate": 1e-6,
     "gamma": 0.99,
-    "kl_weight": 0.1,
-    "kl_target": 0.1,
+    "kl": {"weight": 0.1, "target": 0.1},
 }

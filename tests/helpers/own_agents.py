@@ -20,7 +20,7 @@ class Plain(Agent):
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=1e-2)
 
     @property
-    def steps_of_preset(self):
+    def default_steps(self):
         return 3
 
     def one_step(self, step):

@@ -133,7 +133,7 @@ def test_a_critic_reads_prompts(policy):
         critic_learning_rate=1e-2,
     )  # fmt: skip
     pays = lambda examples: torch.tensor([float(len(e.prompt) % 2) for e in examples]).double()  # noqa: E731
-    examples = agent.draw_examples(64, seeded(0))
+    examples = agent.sample_examples(64, seeded(0))
     assert 0.1 < pays(examples).mean() < 0.9
     drawn, values = agent.write_and_value(64, seeded(0), examples)
     for _ in range(200):

@@ -407,7 +407,7 @@ def test_reinforce_goes_on_from_what_likelihood_learned(folders, lines, tmp_path
     assert architecture_of(agent.policy) == {"policy": "hf", "model": folders["gpt2"]} | {
         "lora": part.get("lora", 0), "frozen_layers": 0, "dtype": "auto",
     }  # fmt: skip
-    rows = agent.tensor(batch.tokens), agent.tensor(batch.valid_mask), agent.prompt_rows(batch.examples)
+    rows = agent.tensor(batch.tokens), agent.tensor(batch.valid_mask), agent.prompt_tokens(batch.examples)
     frozen = agent.at_start.log_prob(*rows).double().sum(dim=1)
     assert frozen.tolist() == pytest.approx(then.tolist(), abs=1e-4)
     again = Reinforce.load(tmp_path, env, progress=False)

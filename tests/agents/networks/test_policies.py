@@ -117,7 +117,7 @@ def test_the_gradient_under_restrictions_is_the_exact_one():
     kept = [s for s in SEQUENCES if allowed(s)]
     tokens = torch.tensor([[*s, *[3] * (3 - len(s))] for s in kept])
     logits = model.output(model.features(tokens))
-    logits = logits + agent.penalty_of_places().double()
+    logits = logits + agent.logit_penalty().double()
     logs = logits.log_softmax(dim=2).gather(2, tokens.clamp(max=2)[:, :, None])[:, :, 0].where(tokens < 3, 0.0).sum(1)
     assert logs.exp().sum().item() == pytest.approx(1)
     exact = torch.autograd.grad((logs.exp() * torch.tensor(worth(tokens))).sum(), list(model.parameters()))
@@ -154,7 +154,7 @@ def test_scheduled_sampling_reads_nothing_that_is_banned():
     agent = ScheduledSampling(env, seed=0, progress=False)
     agent.share_of_real, agent.coins = 0.0, seeded(0)
     batch = agent.task.batch("train", np.flatnonzero(agent.task.train.references.lengths >= 7))
-    read = agent.read_instead(torch.tensor(batch.tokens), None)
+    read = agent.model_inputs(torch.tensor(batch.tokens), None)
     assert (read[:, :6] != agent.task.vocab.eos).all()
     assert (read[:, :6] != agent.task.vocab.ids["cats"]).all()
 
@@ -166,8 +166,8 @@ def test_agents_write_nothing_that_is_banned():
     assert not np.isin(agent.sample(50).tokens, [0]).any()
     assert (agent.sample(50).lengths >= 2).all()
     assert np.isfinite(agent.log_prob([[0, EOS, 3]])).all()  # the policy's own
-    assert agent.log_prob([[0, EOS, 3]], as_written=True) == -np.inf
-    assert np.exp(agent.log_prob([[1, 1, 1], [1, 1, EOS]], as_written=True)).sum() == pytest.approx(1)
+    assert agent.log_prob([[0, EOS, 3]], as_sampled=True) == -np.inf
+    assert np.exp(agent.log_prob([[1, 1, 1], [1, 1, EOS]], as_sampled=True)).sum() == pytest.approx(1)
     observation, _ = env.reset()
     assert agent.predict(observation, deterministic=True)[0] == 1
 
@@ -202,7 +202,7 @@ def test_what_is_written_under_restrictions_at_a_temperature_sums_to_one():
     kept = [s for s in SEQUENCES if allowed(s)]
     tokens, lengths = [[*s, *[3] * (3 - len(s))] for s in kept], [len(s) for s in kept]
     own = agent.log_prob(tokens, lengths, temperature=0.4)
-    written = agent.log_prob(tokens, lengths, temperature=0.4, as_written=True)
+    written = agent.log_prob(tokens, lengths, temperature=0.4, as_sampled=True)
     assert np.exp(written).sum() == pytest.approx(1, abs=1e-5)
     assert np.exp(own).sum() < 0.99
     drawn = agent.sample(20_000, seed=0, temperature=0.4)

@@ -30,7 +30,7 @@ def small_transformer(size=7, seed=0, dropout=0.0):
     return model.eval()
 
 
-def prompt_rows(width, size=7):
+def prompt_tokens(width, size=7):
     """The prompts, right-padded to a width."""
     return torch.tensor([prompt + [size] * (width - len(prompt)) for prompt in PROMPTS])
 
@@ -92,7 +92,7 @@ def by_steps(model, tokens, prompts=None):
 @pytest.mark.parametrize("with_prompts", [False, True])
 def test_features_equal_those_of_torchs_encoder(with_prompts):
     model, tokens = small_transformer(), some_tokens()
-    features = model.features(tokens, prompt_rows(5) if with_prompts else None)
+    features = model.features(tokens, prompt_tokens(5) if with_prompts else None)
     assert features.shape == (4, 6, 12)
     for row, prompt in enumerate(PROMPTS if with_prompts else [[]] * 4):
         expected = by_torch(model, prompt + tokens[row, :-1].tolist())[len(prompt) :]
@@ -110,7 +110,7 @@ def test_weights_begin_as_torchs_defaults():
 @pytest.mark.parametrize("with_prompts", [False, True])
 def test_step_by_step_equals_all_at_once(with_prompts):
     model, tokens = small_transformer(), some_tokens()
-    prompts = prompt_rows(4) if with_prompts else None
+    prompts = prompt_tokens(4) if with_prompts else None
     valid = torch.arange(6) < torch.tensor(LENGTHS)[:, None]
     scores = model.log_prob(tokens.where(valid, 7), valid, prompts)
     assert (scores[~valid] == 0).all()
@@ -120,7 +120,7 @@ def test_step_by_step_equals_all_at_once(with_prompts):
 @pytest.mark.parametrize("width", [5, 9])
 def test_the_width_of_prompt_padding_does_not_matter(width):
     model, tokens = small_transformer(), some_tokens()
-    narrow, wide = prompt_rows(4), prompt_rows(width)
+    narrow, wide = prompt_tokens(4), prompt_tokens(width)
     wide[wide == 7] += 3  # any id from V on is padding
     assert torch.allclose(model.start(4, narrow)[0], model.start(4, wide)[0], atol=1e-5)
     assert torch.allclose(model.features(tokens, narrow), model.features(tokens, wide), atol=1e-5)
@@ -136,7 +136,7 @@ def test_padding_too_has_something_to_look_at(monkeypatch):
         return attention(*arguments, attn_mask=attn_mask)
 
     monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", checked)
-    assert small_transformer().features(some_tokens(), prompt_rows(5)).isfinite().all()
+    assert small_transformer().features(some_tokens(), prompt_tokens(5)).isfinite().all()
 
 
 def test_prompts_of_padding_alone_are_no_prompts():
@@ -150,7 +150,7 @@ def test_prompts_of_padding_alone_are_no_prompts():
 @pytest.mark.parametrize("with_prompts", [False, True])
 def test_a_token_changes_nothing_before_it(with_prompts):
     model, tokens = small_transformer(), some_tokens()
-    prompts = prompt_rows(4) if with_prompts else None
+    prompts = prompt_tokens(4) if with_prompts else None
     features = model.features(tokens, prompts)
     for t in range(6):
         other = tokens.clone()
@@ -162,7 +162,7 @@ def test_a_token_changes_nothing_before_it(with_prompts):
 
 def test_a_step_reads_one_token_and_leaves_the_old_state_alone():
     model, tokens = small_transformer(), some_tokens()
-    _, state = model.start(4, prompt_rows(4))
+    _, state = model.start(4, prompt_tokens(4))
     sizes = []
     model.blocks[0].register_forward_hook(lambda _, given, __: sizes.append(given[0].shape[:2]))
     first, _ = model.step(tokens[:, 0], state)
@@ -175,7 +175,7 @@ def test_a_step_reads_one_token_and_leaves_the_old_state_alone():
 
 def test_rows_of_a_state_can_be_chosen_and_repeated():
     model, tokens = small_transformer(), some_tokens()
-    prompts = prompt_rows(4)
+    prompts = prompt_tokens(4)
     _, state = model.start(4, prompts)
     _, state = model.step(tokens[:, 0], state)
     rows = torch.tensor([3, 0, 0, 2, 1, 3])
@@ -188,7 +188,7 @@ def test_rows_of_a_state_can_be_chosen_and_repeated():
 @pytest.mark.parametrize("with_prompts", [False, True])
 def test_sampling_says_with_what_probability_it_drew(eos, with_prompts):
     model = small_transformer()
-    prompts = prompt_rows(4).repeat(50, 1) if with_prompts else None
+    prompts = prompt_tokens(4).repeat(50, 1) if with_prompts else None
     drawn = generate(model, 200, 9, eos, seeded(0), prompts=prompts)
     valid = torch.arange(9) < drawn.lengths[:, None]
     assert (drawn.tokens[~valid] == 7).all()
@@ -246,7 +246,7 @@ def gradient(model, loss):
 @pytest.mark.parametrize("with_prompts", [False, True])
 def test_the_gradient_of_the_likelihood_loss_is_autograds(with_prompts):
     model = small_transformer().double()
-    tokens, prompts = some_tokens(), prompt_rows(4) if with_prompts else None
+    tokens, prompts = some_tokens(), prompt_tokens(4) if with_prompts else None
     weights = torch.randn(4, 6, dtype=torch.float64, generator=seeded(2))
     valid = torch.arange(6) < torch.tensor(LENGTHS)[:, None]
     tokens, weights = tokens.where(valid, 7), weights.where(valid, 0.0)
@@ -257,7 +257,7 @@ def test_the_gradient_of_the_likelihood_loss_is_autograds(with_prompts):
     assert expected.abs().max() > 0.1
     assert torch.allclose(ours, expected, atol=1e-12)
     if prompts is not None:  # nothing is learned from padding either
-        wider = gradient(model, weighted_nll(model, tokens, weights, prompt_rows(9))[0])
+        wider = gradient(model, weighted_nll(model, tokens, weights, prompt_tokens(9))[0])
         assert torch.allclose(ours, wider, atol=1e-12)
 
 
@@ -283,7 +283,7 @@ def test_no_rows_and_no_tokens():
         assert logits.shape == (0, 7)
         assert model.features(torch.zeros(0, 5, dtype=torch.long), prompts).shape == (0, 5, 12)
         assert generate(model, 0, 4, 0, seeded(0), prompts=prompts).tokens.shape == (0, 4)
-    for prompts in (None, prompt_rows(4)):
+    for prompts in (None, prompt_tokens(4)):
         assert model.features(torch.zeros(4, 0, dtype=torch.long), prompts).shape == (4, 0, 12)
 
 
@@ -299,7 +299,7 @@ def test_everything_is_made_where_the_weights_are():
     """Torch's device without memory refuses to be mixed with the CPU's tensors."""
     model = small_transformer().to("meta")
     tokens = some_tokens().to("meta")
-    for prompts in (None, prompt_rows(4).to("meta")):
+    for prompts in (None, prompt_tokens(4).to("meta")):
         logits, state = model.start(4, prompts)
         logits, _ = model.step(tokens[:, 0], state)
         assert logits.device.type == "meta"

@@ -231,7 +231,7 @@ def test_it_begins_as_the_agent_that_it_begins_with(task, critic):
     model = ppo(copies(task=task), {"embedding": 8, "hidden": 8}, critic=critic)
     batch = mle.task.batch("train", np.arange(10))
     tokens, valid = torch.tensor(batch.tokens), torch.tensor(batch.valid_mask)
-    prompts = mle.prompt_rows(batch.examples)
+    prompts = mle.prompt_tokens(batch.examples)
     with torch.no_grad():
         wanted = mle.policy.eval().log_prob(tokens, valid, prompts)
         assert not torch.allclose(model.policy.language_model.log_prob(tokens, valid, prompts), wanted, atol=1e-2)

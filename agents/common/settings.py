@@ -1,0 +1,83 @@
+"""Hyper-parameters as frozen dataclasses, some of whose fields are groups: dataclasses of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
+
+import numpy as np
+
+from text_gym.errors import OptionError
+from text_gym.validation import suggest
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+S = TypeVar("S", bound="DataclassInstance")
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """Settings of an agent without hyper-parameters."""
+
+
+def changed(settings: S, changes: Mapping[str, Any], owner: str, prefix: str = "") -> S:
+    """Return the settings with some values replaced; a group takes a dict of the values that change, or a whole one.
+
+    Args:
+        settings: A frozen dataclass.
+        changes: New values by name.
+        owner: Name of the agent, for error messages.
+        prefix: Name of the group that the settings are, with a dot behind it.
+    """
+    known = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    values: dict[str, Any] = {}
+    for name, value in changes.items():
+        if name not in known:
+            raise OptionError(f"{owner} has no hyper-parameter {prefix + name!r}." + suggest(name, known))
+        group = known[name]
+        if _is_group(group) and isinstance(value, Mapping):
+            value = changed(group, value, owner, f"{prefix}{name}.")
+        elif _is_group(group) and not isinstance(value, type(group)):
+            raise OptionError(
+                f"{owner}: {prefix}{name} is a group of hyper-parameters; give a dict, for example "
+                f"{name}={{{fields(group)[0].name!r}: {getattr(group, fields(group)[0].name)!r}}}, not {value!r}"
+            )
+        values[name] = value.item() if isinstance(value, np.generic) else value
+    return replace(settings, **values)
+
+
+def difference(settings: DataclassInstance, before: DataclassInstance) -> dict[str, Any]:
+    """Return the values that differ from those before, with a dict for each group that differs."""
+    found: dict[str, Any] = {}
+    for field in fields(before):
+        new, old = getattr(settings, field.name), getattr(before, field.name)
+        if new != old:
+            found[field.name] = difference(new, old) if _is_group(old) else new
+    return found
+
+
+def flattened(settings: DataclassInstance, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the name and the value of every hyper-parameter; names in groups are "group.name"."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if _is_group(value):
+            yield from flattened(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, value
+
+
+def as_json(settings: DataclassInstance) -> dict[str, Any]:
+    """Return the settings as JSON would read them back: tuples as lists, groups as dicts."""
+    return {field.name: _plain(getattr(settings, field.name)) for field in fields(settings)}
+
+
+def _is_group(value: object) -> TypeGuard[DataclassInstance]:
+    return is_dataclass(value) and not isinstance(value, type)
+
+
+def _plain(value: Any) -> Any:
+    if _is_group(value):
+        return as_json(value)
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
