@@ -25,7 +25,7 @@ from agents.networks.policies import PolicySettings
 from agents.reinforce import PUBLISHED_UPDATE, PolicyGradientSettings, Reinforce
 from text_gym.arrays import FloatArray
 from text_gym.errors import OptionError
-from text_gym.rewards.reward import Scorer
+from text_gym.rewards import Scorer
 from text_gym.sequences import Batch
 from text_gym.validation import suggest, whole_number
 

@@ -12,7 +12,7 @@ FILES = sorted([*(ROOT / "text_gym").rglob("*.py"), *(ROOT / "agents").rglob("*.
 # Modules and folders of text_gym from the ground up: each line may import itself and the lines before it.
 TEXT_GYM = [
     "arrays errors files",
-    "validation registry",
+    "extras validation registry",
     "vocab sequences",
     "bleu language_model corpus",
     "tasks",

@@ -11,7 +11,7 @@ import gymnasium as _gym
 
 from text_gym.env import TextGenEnv
 from text_gym.errors import TextGymError
-from text_gym.rewards.reward import Reward, make_reward, register_reward
+from text_gym.rewards import Reward, make_reward, register_reward
 from text_gym.sequences import Batch
 from text_gym.tasks import Task, make_task, register_task
 from text_gym.vector_env import TextGenVectorEnv

@@ -12,7 +12,7 @@ import numpy as np
 
 from text_gym.arrays import BoolArray, IntArray, Mask
 from text_gym.errors import InvalidActionError, RenderModeError, ResetNeededError
-from text_gym.rewards.reward import RewardSpec
+from text_gym.rewards.scorer import RewardSpec
 from text_gym.rules import Constraint, Final, Observation, Rules, check_reset_options
 from text_gym.sequences import Example
 from text_gym.tasks.task import Task
@@ -86,7 +86,7 @@ class TextGenEnv(gym.Env[Any, Any]):
     def __init__(
         self,
         task: str | Task = "grammar",
-        reward: RewardSpec = None,
+        reward: RewardSpec | None = None,
         max_length: int | None = None,
         min_length: int = 0,
         split: str = "train",

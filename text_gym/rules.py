@@ -18,7 +18,7 @@ from gymnasium import spaces
 from text_gym.arrays import BoolArray, FloatArray, IntArray, Mask
 from text_gym.errors import DataError, MaskError, OptionError
 from text_gym.registry import load_attribute
-from text_gym.rewards.reward import RewardSpec, Scorer
+from text_gym.rewards.scorer import RewardSpec, Scorer
 from text_gym.sequences import Batch, Example
 from text_gym.tasks.registry import make_task, option_names
 from text_gym.tasks.task import Task
@@ -48,7 +48,7 @@ class Rules:
     def __init__(
         self,
         task: str | Task = "grammar",
-        reward: RewardSpec = None,
+        reward: RewardSpec | None = None,
         max_length: int | None = None,
         min_length: int = 0,
         split: str = "train",

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from text_gym.errors import DataError, DependencyError, OptionError
+from text_gym.errors import DataError, OptionError
+from text_gym.extras import import_extra
 from text_gym.validation import whole_number
 
 EOS = "<eos>"
@@ -230,14 +231,11 @@ def has_tokenizer(name: str) -> bool:
 
 def load_tokenizer(name: str) -> Any:
     """The tokenizer of a Hugging Face model, from the model's name or its folder."""
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as problem:
-        raise DependencyError(f"tokenizer='hf:{name}' needs transformers: pip install 'text-gym[hf]'") from problem
+    transformers = import_extra("transformers", f"tokenizer='hf:{name}'", "hf")
     why, source = "there is none in the folder", model_source(name, f"tokenizer='hf:{name}'")
     if has_tokenizer(name):  # without files, transformers would make one up
         try:
-            return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            return transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except Exception as problem:  # each kind of tokenizer fails in its own way
             why = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
     raise OptionError(

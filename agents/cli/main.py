@@ -24,7 +24,7 @@ from agents.report.columns import in_order
 from text_gym import TextGymError, __version__, make_task
 from text_gym.corpus.readers import read_lines
 from text_gym.errors import DataError, OptionError
-from text_gym.rewards.reward import Scorer, registered_rewards
+from text_gym.rewards import Scorer, registered_rewards
 from text_gym.sequences import Batch, Example, Sequences
 from text_gym.tasks import Task, registered_tasks
 from text_gym.validation import whole_number

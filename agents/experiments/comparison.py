@@ -28,7 +28,7 @@ from agents.networks.policies import PolicySettings
 from agents.report.run_files import COMPARISON, Results, read_cell
 from text_gym.errors import OptionError
 from text_gym.registry import parse_call
-from text_gym.rewards.reward import Scorer
+from text_gym.rewards import Scorer
 from text_gym.tasks import Task, make_task
 from text_gym.validation import suggest, whole_number
 

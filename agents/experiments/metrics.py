@@ -23,8 +23,8 @@ from agents.report.columns import ALSO
 from text_gym.arrays import FloatArray
 from text_gym.bleu import Bleu, self_bleu, sentence_bleu
 from text_gym.errors import OptionError
+from text_gym.rewards import Scorer
 from text_gym.rewards.builtin import rouge_l
-from text_gym.rewards.reward import Scorer
 from text_gym.sequences import SPLITS, Batch
 from text_gym.tasks.task import Task
 from text_gym.validation import finite_number, whole_number

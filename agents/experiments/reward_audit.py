@@ -8,7 +8,7 @@ import numpy as np
 
 from text_gym.arrays import IntArray
 from text_gym.errors import DependencyError, OptionError, RewardError, TaskError
-from text_gym.rewards.reward import Scorer, registered_rewards
+from text_gym.rewards import Scorer, registered_rewards
 from text_gym.sequences import Batch
 from text_gym.tasks.task import Task
 from text_gym.validation import whole_number

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from agents.networks.huggingface import Causal, EncoderDecoder, HuggingFace
-from text_gym.errors import DependencyError, OptionError
+from text_gym.errors import OptionError
+from text_gym.extras import import_extra
 from text_gym.language_model import State, map_state
 from text_gym.vocab import TokenizerVocabulary, Vocabulary, has_tokenizer, load_tokenizer, model_source
 
@@ -71,12 +72,9 @@ def load_policy(
 
 
 def _load_config(name: str, source: str) -> Any:
+    transformers = import_extra("transformers", "policy='hf'", "hf")
     try:
-        from transformers import AutoConfig
-    except ImportError as problem:
-        raise DependencyError("policy='hf' needs transformers: pip install 'text-gym[hf]'") from problem
-    try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+        return transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
     except Exception as problem:  # each of hundreds of kinds of models fails in its own way
         raise _no_model(name, problem) from problem
 
@@ -261,18 +259,15 @@ def _numbers_per_token(state: State) -> int:
 
 def _add_lora(model: nn.Module, rank: int) -> None:
     """Freeze a model, and add to its attention what low-rank adaptation trains (Hu et al., arXiv:2106.09685)."""
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as problem:
-        raise DependencyError(f"lora={rank} needs peft: pip install 'text-gym[hf]'") from problem
+    peft = import_extra("peft", f"lora={rank}", "hf")
     from transformers.pytorch_utils import Conv1D
 
     transposed = any(isinstance(module, Conv1D) for module in model.modules())
     options: dict[str, Any] = {"r": rank, "lora_alpha": 2 * rank, "fan_in_fan_out": transposed}
     try:
-        inject_adapter_in_model(LoraConfig(**options), model)
+        peft.inject_adapter_in_model(peft.LoraConfig(**options), model)
     except ValueError:  # peft does not know where the attention of this kind of model is
-        inject_adapter_in_model(LoraConfig(**options, target_modules="all-linear"), model)
+        peft.inject_adapter_in_model(peft.LoraConfig(**options, target_modules="all-linear"), model)
     for name, weight in model.named_parameters():
         weight.requires_grad_("lora_" in name)
         if weight.requires_grad:

@@ -1,13 +1,7 @@
 """Rewards: what a finished sequence is worth."""
 
-from text_gym.rewards.reward import (
-    FunctionReward,
-    Reward,
-    Score,
-    Scorer,
-    make_reward,
-    register_reward,
-    registered_rewards,
-)
+from text_gym.rewards.functions import FunctionReward
+from text_gym.rewards.reward import Reward
+from text_gym.rewards.scorer import Score, Scorer, make_reward, register_reward, registered_rewards
 
 __all__ = ["FunctionReward", "Reward", "Score", "Scorer", "make_reward", "register_reward", "registered_rewards"]

@@ -14,7 +14,7 @@ import numpy as np
 
 from text_gym.arrays import FloatArray
 from text_gym.errors import OptionError, RewardError
-from text_gym.rewards.reference_metrics import library
+from text_gym.extras import import_extra
 from text_gym.rewards.reward import Reward
 from text_gym.sequences import Batch
 from text_gym.tasks.task import Task
@@ -65,7 +65,7 @@ class ClassifierReward(Reward):
             raise OptionError(f"form={form!r} is unknown." + suggest(str(form), get_args(Form)))
         if not (isinstance(prompts, bool) or prompts == "pair"):
             raise OptionError(f"prompts must be False, True or 'pair', not {prompts!r}")
-        library("transformers", self.name, "hf")
+        import_extra("transformers", "reward 'classifier'", "hf")
         self.model, self.label, self.form, self.prompts, self.device = str(model), label, form, prompts, device
         self.batch_size = whole_number("batch_size", batch_size, least=1)
         self.max_length = None if max_length is None else whole_number("max_length", max_length, least=1)

@@ -6,7 +6,6 @@ the vocabulary decodes, so the libraries' own ways of cutting up words and ignor
 
 from __future__ import annotations
 
-import importlib
 import re
 from abc import abstractmethod
 from types import ModuleType
@@ -16,6 +15,7 @@ import numpy as np
 
 from text_gym.arrays import FloatArray
 from text_gym.errors import DependencyError, OptionError
+from text_gym.extras import import_extra
 from text_gym.rewards.builtin import needs_prompts, references_of
 from text_gym.rewards.reward import Reward
 from text_gym.sequences import Batch
@@ -29,6 +29,9 @@ class _ComparingReward(Reward):
     def prepare(self, task: Task) -> None:
         """Needs prompts."""
         needs_prompts(self.name, task)
+
+    def _library(self, module: str) -> ModuleType:
+        return import_extra(module, f"reward {self.name!r}", "metrics")
 
     @abstractmethod
     def compare(self, text: str, references: list[str]) -> float:
@@ -67,7 +70,7 @@ class ChrfReward(_ComparingReward):
             whitespace: Whether spaces are characters.
             eps_smoothing: Whether short texts are smoothed as in NLTK and Moses.
         """
-        self._metric = library("sacrebleu.metrics", self.name).CHRF(
+        self._metric = self._library("sacrebleu.metrics").CHRF(
             char_order=whole_number("char_order", char_order, least=1),
             word_order=whole_number("word_order", word_order, least=0),
             beta=whole_number("beta", beta, least=1),
@@ -104,7 +107,7 @@ class TerReward(_ComparingReward):
             case_sensitive: Whether case matters.
         """
         self._floor = -np.inf if floor is None else finite_number("floor", floor)
-        self._metric = library("sacrebleu.metrics", self.name).TER(
+        self._metric = self._library("sacrebleu.metrics").TER(
             normalized=normalized, no_punct=no_punct, asian_support=asian_support, case_sensitive=case_sensitive
         )
 
@@ -128,7 +131,7 @@ class RougeReward(_ComparingReward):
         if not (isinstance(variant, str) and re.fullmatch(r"rouge(?:[1-9]|L|Lsum)", variant)):
             raise OptionError(f"variant={variant!r} is none of rouge-score's: give 'rougeL', 'rouge1' or 'rougeLsum'")
         self.variant = variant
-        self._scorer = library("rouge_score.rouge_scorer", self.name).RougeScorer([variant], use_stemmer=use_stemmer)
+        self._scorer = self._library("rouge_score.rouge_scorer").RougeScorer([variant], use_stemmer=use_stemmer)
 
     def compare(self, text: str, references: list[str]) -> float:
         """Against each reference alone."""
@@ -150,8 +153,8 @@ class MeteorReward(_ComparingReward):
             synonyms: Whether synonyms match too, as in the published METEOR. They are WordNet's, which
                 NLTK reads from a download of its own; without it the score depends on no data.
         """
-        self._score = library("nltk.translate.meteor_score", self.name).meteor_score
-        self._cut_up = library("nltk.tokenize", self.name).wordpunct_tokenize
+        self._score = self._library("nltk.translate.meteor_score").meteor_score
+        self._cut_up = self._library("nltk.tokenize").wordpunct_tokenize
         self._unknown: str | None = None
         self._options = {
             "alpha": finite_number("alpha", alpha),
@@ -188,7 +191,7 @@ class _NoSynonyms:
 
 def _wordnet() -> Any:
     """WordNet, where it has been downloaded."""
-    wordnet = library("nltk.corpus", "meteor").wordnet
+    wordnet = import_extra("nltk.corpus", "reward 'meteor'", "metrics").wordnet
     try:
         wordnet.ensure_loaded()
     except LookupError as problem:
@@ -196,12 +199,3 @@ def _wordnet() -> Any:
             "meteor(synonyms=True) needs WordNet: python -m nltk.downloader wordnet (or leave synonyms out)"
         ) from problem
     return wordnet
-
-
-def library(module: str, reward: str, extra: str = "metrics") -> ModuleType:
-    """A module that only this reward needs, or an error that says how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as problem:
-        missing = module.partition(".")[0].replace("_", "-")
-        raise DependencyError(f"reward {reward!r} needs {missing}: pip install 'text-gym[{extra}]'") from problem

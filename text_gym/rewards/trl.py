@@ -18,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from text_gym.errors import DataError, OptionError, RewardError
-from text_gym.rewards.reward import FunctionReward, Reward, RewardSpec, Scorer
+from text_gym.rewards.functions import FunctionReward
+from text_gym.rewards.reward import Reward
+from text_gym.rewards.scorer import RewardSpec, Scorer
 from text_gym.sequences import SPLITS, Batch, Example, Examples, Sequences
 from text_gym.tasks import Task, make_task
 from text_gym.validation import suggest

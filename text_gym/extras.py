@@ -1,0 +1,21 @@
+"""Libraries that only some features need."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from text_gym.errors import DependencyError
+
+
+def import_extra(module: str, feature: str, extra: str) -> ModuleType:
+    """Import a module, or say which feature needs it and which extra of this package installs it.
+
+    >>> import_extra("json", "nothing", "hf").loads("[1]")
+    [1]
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as problem:
+        library = module.partition(".")[0].replace("_", "-")
+        raise DependencyError(f"{feature} needs {library}: pip install 'text-gym[{extra}]'") from problem

@@ -1,0 +1,192 @@
+"""Rewards by name, and how they combine.
+
+The built-in ones are in `builtin`, `reference_metrics` and `classifier`; `register_reward` adds a name of your own.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from text_gym.arrays import FloatArray
+from text_gym.errors import OptionError, RewardError, TextGymError
+from text_gym.registry import Registry
+from text_gym.rewards.functions import FunctionReward, RewardFunction
+from text_gym.rewards.reward import Reward
+from text_gym.sequences import Batch
+from text_gym.tasks.task import Task
+from text_gym.validation import check_options, finite_number
+
+OneReward = str | Reward | RewardFunction
+RewardSpec = OneReward | Sequence[OneReward] | Mapping[str, float] | Mapping[OneReward, float]
+"""A name, "name(option=value)", "module:attribute", a function, a Reward, a list of these, or {spec: weight}."""
+
+REWARDS: Registry[RewardFunction] = Registry(
+    "reward",
+    {
+        "bleu": "text_gym.rewards.builtin:BleuReward",
+        "chrf": "text_gym.rewards.reference_metrics:ChrfReward",
+        "classifier": "text_gym.rewards.classifier:ClassifierReward",
+        "constant": "text_gym.rewards.builtin:ConstantReward",
+        "exact_match": "text_gym.rewards.builtin:ExactMatchReward",
+        "length": "text_gym.rewards.builtin:LengthReward",
+        "likelihood": "text_gym.rewards.builtin:LikelihoodReward",
+        "meteor": "text_gym.rewards.reference_metrics:MeteorReward",
+        "random": "text_gym.rewards.builtin:RandomReward",
+        "repetition": "text_gym.rewards.builtin:RepetitionReward",
+        "rouge": "text_gym.rewards.reference_metrics:RougeReward",
+        "rouge_l": "text_gym.rewards.builtin:RougeLReward",
+        "ter": "text_gym.rewards.reference_metrics:TerReward",
+        "validity": "text_gym.rewards.builtin:ValidityReward",
+    },
+)
+
+
+class Score(NamedTuple):
+    """What a batch is worth."""
+
+    total: FloatArray
+    """The weighted sum, [n]."""
+    terms: dict[str, FloatArray]
+    """Each reward's own score before weighting, [n]."""
+
+
+class Scorer:
+    """One or more weighted rewards, checked: what an environment calls on sequences that ended.
+
+    >>> from text_gym.tasks import make_task
+    >>> task = make_task("grammar")
+    >>> scorer = Scorer({"length": 0.1, "validity": 1.0}, task)
+    >>> score = scorer(task.sample(2, seed=0))
+    >>> sorted(score.terms), bool(np.allclose(score.total, 0.1 * score.terms["length"] + 1))
+    (['length', 'validity'], True)
+    """
+
+    def __init__(self, spec: RewardSpec, task: Task) -> None:
+        """Resolve the names, and let each reward check the task."""
+        self.task = task
+        self.weights: dict[str, float] = {}
+        self.rewards: dict[str, Reward] = {}
+        for reward, weight, label in _weighted(spec):
+            name = _distinct(label or reward.name or type(reward).__name__, self.rewards)
+            self.weights[name] = finite_number(f"the weight of reward {name!r}", weight)
+            self.prepare(reward)
+            self.rewards[name] = reward
+
+    def prepare(self, reward: Reward) -> None:
+        """Let a reward check the task."""
+        reward.prepare(self.task)
+
+    def __call__(self, batch: Batch) -> Score:
+        """Score a batch: the total and every term, all finite."""
+        terms = {name: _scores(name, reward, batch) for name, reward in self.rewards.items()}
+        total = np.zeros(len(batch))
+        with np.errstate(over="ignore"):
+            for name, scores in terms.items():
+                total += self.weights[name] * scores
+        return Score(_checked("the weighted sum", total, batch), terms)
+
+
+def make_reward(spec: OneReward, **options: object) -> Reward:
+    """Make one reward from a name with options, "module:attribute", a function, or a Reward.
+
+    >>> make_reward("bleu", n=2).name
+    'bleu'
+    """
+    label = None
+    if isinstance(spec, str):
+        name, spec, written = REWARDS.resolve(spec)
+        options = written | options
+        label = None if ":" in name else name
+    if inspect.isclass(spec) and issubclass(spec, Reward):
+        if inspect.isabstract(spec):
+            raise OptionError(f"{spec.__name__} has no score() method")
+        check_options(f"reward {label or spec.__name__!r}", spec, options)
+        return spec(**options)
+    if options:
+        raise OptionError(f"{label or spec!r} takes no options; only a Reward class does, or the name of one")
+    if isinstance(spec, Reward):
+        return spec
+    if callable(spec):
+        return FunctionReward(spec, label)
+    raise OptionError(
+        f"{spec!r} is no reward: give a name, a function of completions, a text_gym.Reward, "
+        "a list of these, or a dict from these to weights"
+    )
+
+
+def register_reward(name: str, reward: type[Reward] | RewardFunction, replace: bool = False) -> None:
+    """Give a name to a Reward class, which may take options, or to a plain reward function.
+
+    >>> register_reward("shortness", lambda completions: [-len(c) for c in completions], replace=True)
+    >>> make_reward("shortness").name
+    'shortness'
+    """
+    REWARDS.register(name, reward, replace)
+
+
+def registered_rewards() -> dict[str, str]:
+    """List the registered names, each with a line about it."""
+    return dict(sorted(REWARDS.describe().items()))
+
+
+def _weighted(spec: RewardSpec) -> Iterator[tuple[Reward, object, str]]:
+    """The rewards of a spec with their weights and, where a name was written, that name."""
+    pairs: Collection[tuple[OneReward, object]]
+    if isinstance(spec, Mapping):
+        pairs = spec.items()
+    elif isinstance(spec, Sequence) and not isinstance(spec, str):
+        pairs = [(part, 1.0) for part in spec]
+    else:
+        pairs = [(spec, 1.0)]
+    if not pairs:
+        raise OptionError("a list or a dict of rewards needs at least one")
+    for part, weight in pairs:
+        label = part if isinstance(part, str) and ":" not in part else ""
+        yield make_reward(part), weight, label
+
+
+def _distinct(name: str, taken: Container[str]) -> str:
+    number, candidate = 2, name
+    while candidate in taken:
+        candidate, number = f"{name}#{number}", number + 1
+    return candidate
+
+
+def _scores(name: str, reward: Reward, batch: Batch) -> FloatArray:
+    try:
+        scores = reward.score(batch)
+    except TextGymError:
+        raise
+    except Exception as problem:  # a reward is the user's own, and may fail in any way
+        raise RewardError(f"reward {name!r} failed with {type(problem).__name__}: {problem}") from problem
+    return _checked(name, scores, batch)
+
+
+def _checked(name: str, scores: object, batch: Batch) -> FloatArray:
+    """A reward's answer as finite numbers, or an error that names the reward and shows the text."""
+    if hasattr(scores, "detach"):  # a tensor, perhaps on a GPU or with a gradient
+        scores = scores.detach().cpu().numpy()
+    if isinstance(scores, list | tuple):
+        scores = [0.0 if score is None else score for score in scores]
+    try:
+        if np.iscomplexobj(np.asarray(scores)):
+            raise TypeError("complex numbers")
+        values = np.asarray(scores, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as problem:
+        raise RewardError(
+            f"reward {name!r} must return one number for each sequence, not {scores!r} ({problem})"
+        ) from problem
+    if values.shape != (len(batch),):
+        raise RewardError(
+            f"reward {name!r} returned scores of shape {values.shape} for {len(batch)} sequences; "
+            "it must return one number for each"
+        )
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        row = int(bad[0])
+        raise RewardError(f"reward {name!r} returned {values[row]} for {batch.texts[row]!r}; scores must be finite")
+    return values
