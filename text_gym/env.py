@@ -9,6 +9,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.utils import seeding
 
 from text_gym.arrays import BoolArray, IntArray, Mask
 from text_gym.errors import InvalidActionError, RenderModeError, ResetNeededError
@@ -130,23 +131,25 @@ class TextGenEnv(gym.Env[Any, Any]):
             example = rules.find_example(given["prompt"])
         elif "prompt_index" in given:
             example = rules.numbered_example(given["prompt_index"])
-        before = dict(vars(self))
+        random = None
+        if self._conditional and example is None:
+            random = rules.planned(self.np_random) if seed is None else seeding.np_random(seed)[0]
+            example = rules.draw_example(random)
+        tokens = np.full(rules.limit, rules.pad, dtype=np.int64)
+        tokens[: len(prefix)] = prefix
+        mask: Mask = self._masks(tokens, len(prefix), disallowed, example, live=True)[0]
+        # Nothing has changed up to here, and nothing is refused from here on.
         super().reset(seed=seed)
-        if self._conditional:
-            self._example = example or rules.draw_example(self.np_random)
-            self._prompt = rules.prompt_row(self._example)
-        self._tokens = np.full(rules.limit, rules.pad, dtype=np.int64)
-        self._tokens[: len(prefix)] = prefix
-        self._length, self._disallowed = len(prefix), disallowed
-        try:
-            info = {"action_mask": self._next_mask(live=True)}
-        except BaseException:
-            vars(self).update(before)  # the constraint refused the prefix: the old episode goes on
-            raise
+        if random is not None:
+            self.np_random.bit_generator.state = random.bit_generator.state
+        self._tokens, self._length, self._disallowed = tokens, len(prefix), disallowed
+        self._example = example
+        self._prompt = None if example is None else rules.prompt_row(example)
+        self._mask = mask
         if self.render_mode == "human":
             self._write_start(interrupted=self._running)
         self._running = True
-        return rules.observe(self._tokens, self._prompt), info
+        return rules.observe(tokens, self._prompt), {"action_mask": mask.copy()}
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Append a token."""
@@ -166,7 +169,10 @@ class TextGenEnv(gym.Env[Any, Any]):
         if terminated:
             final = self.rules.finish(self._tokens[None].copy(), np.array([self._length]), self._examples)
             reward, info = float(final.rewards[0]), self._final_info(final)
-        info["action_mask"] = self._next_mask(live=not terminated)
+        if self._restricts:
+            live = not terminated
+            self._mask = self._masks(self._tokens, self._length, self._disallowed, self._example, live)[0]
+        info["action_mask"] = self._mask.copy()
         self._running = not terminated
         if self.render_mode == "human":
             self._write_step(reward, info)
@@ -188,11 +194,13 @@ class TextGenEnv(gym.Env[Any, Any]):
             info["prompt"] = final.prompts[0]
         return info
 
-    def _next_mask(self, live: bool) -> Mask:
-        if self._restricts:
-            place = self._tokens[None], np.array([self._length]), np.array([live])
-            self._mask = self.rules.masks(*place, np.array([self._disallowed]), self._examples)[0]
-        return self._mask.copy()
+    def _masks(self, tokens: IntArray, length: int, disallowed: int, example: Example | None, live: bool) -> Mask:
+        """Which tokens may follow the prefix, [1, V]."""
+        if not self._restricts:
+            return self.rules.later_mask[None]
+        examples = None if example is None else [example]
+        place = tokens[None], np.array([length]), np.array([live])
+        return self.rules.masks(*place, np.array([disallowed]), examples)
 
     def action_masks(self) -> BoolArray:
         """Which tokens may come next, [V]; the name that MaskablePPO looks for."""

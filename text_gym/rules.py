@@ -7,6 +7,7 @@ here works on batches, and the scalar environment is a batch of one.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -224,6 +225,10 @@ class Rules:
         score = self.scorer(batch)
         prompts = None if examples is None else batch.prompts
         return Final(score.total, batch.texts, lengths, score.terms, prompts)
+
+    def planned(self, random: np.random.Generator) -> np.random.Generator:
+        """The generator from which a reset draws before it is certain: a copy where a constraint may still refuse."""
+        return random if self.constraint is None else np.random.Generator(copy.copy(random.bit_generator))
 
     def draw_example(self, random: np.random.Generator) -> Example:
         """A prompt of the split, each as likely."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,29 @@ from text_gym.tasks.task import Task
 from text_gym.validation import whole_number
 
 Step = tuple[Observation, FloatArray, BoolArray, BoolArray, dict[str, Any]]
+
+
+@dataclass
+class Episodes:
+    """The current episodes, a row for each environment."""
+
+    tokens: IntArray  # [n, T]
+    lengths: IntArray  # [n]
+    ended: BoolArray  # [n], to be reset
+    disallowed: IntArray  # [n], tokens taken against the mask
+    examples: list[Example] | None  # in tasks with prompts
+    prompts: IntArray | None  # [n, P], in tasks with prompts
+
+    def copy(self) -> Episodes:
+        """The same episodes, free to be changed."""
+        return Episodes(
+            self.tokens.copy(),
+            self.lengths.copy(),
+            self.ended.copy(),
+            self.disallowed.copy(),
+            None if self.examples is None else self.examples.copy(),
+            None if self.prompts is None else self.prompts.copy(),
+        )
 
 
 class TextGenVectorEnv(VectorEnv[Any, Any, AnyArray]):
@@ -68,18 +92,18 @@ class TextGenVectorEnv(VectorEnv[Any, Any, AnyArray]):
         self.action_space = batch_space(self.single_action_space, n)
         self.observation_space = batch_space(self.single_observation_space, n)
         self._started = False
-        self._tokens: IntArray = np.full((n, rules.limit), rules.pad, dtype=np.int64)  # [n, T]
         self._row_starts = np.arange(n) * rules.limit
-        self._lengths: IntArray = np.zeros(n, dtype=np.int64)
-        self._ended: BoolArray = np.zeros(n, dtype=np.bool_)
-        self._disallowed: IntArray = np.zeros(n, dtype=np.int64)
         self._mask: Mask = np.broadcast_to(rules.later_mask, (n, rules.size))  # the last one
-        self._generators: list[np.random.Generator | None] = [None] * n
-        self._examples: list[Example] | None = None
-        self._prompts: IntArray | None = None  # [n, P]
-        if rules.task.conditional:
-            self._examples = [Example((), (), {})] * n
-            self._prompts = np.full((n, rules.task.prompt_length), rules.pad, dtype=np.int64)
+        self._generators: dict[int, np.random.Generator] = {}  # in tasks with prompts, one for each environment
+        conditional = rules.task.conditional
+        self._episodes = Episodes(
+            tokens=np.full((n, rules.limit), rules.pad, dtype=np.int64),
+            lengths=np.zeros(n, dtype=np.int64),
+            ended=np.zeros(n, dtype=np.bool_),
+            disallowed=np.zeros(n, dtype=np.int64),
+            examples=[Example((), (), {})] * n if conditional else None,
+            prompts=np.full((n, rules.task.prompt_length), rules.pad, dtype=np.int64) if conditional else None,
+        )
 
     @property
     def task(self) -> Task:
@@ -96,50 +120,60 @@ class TextGenVectorEnv(VectorEnv[Any, Any, AnyArray]):
         examples = [rules.find_example(p) for p in _for_each(given, "prompt", len(rows))]
         examples += [rules.numbered_example(i) for i in _for_each(given, "prompt_index", len(rows))]
         disallowed = [whole_number("disallowed", d, least=0) for d in _for_each(given, "disallowed", len(rows))]
-        fresh = {row: seeding.np_random(seeds[row])[0] for row in rows.tolist() if seeds[row] is not None}
-        super().reset(seed=seed if isinstance(seed, int) else None)
-        for row, generator in fresh.items():
-            self._generators[row] = generator
-        self._started = False  # until everything has gone well
-        self._restart(rows, examples)
+        # The plan: copies of all that a reset changes, until nothing can refuse it any more.
+        random, generators = rules.planned(self.np_random), self._generators.copy()
+        if rules.task.conditional:
+            for row in rows.tolist():
+                generators[row] = self._plan_generator(row, seeds[row], random)
+            examples = examples or [rules.draw_example(generators[row]) for row in rows.tolist()]
+        episodes = self._episodes.copy()
+        self._begin(episodes, rows, examples)
         for row, prefix in zip(rows.tolist(), prefixes, strict=False):
-            self._tokens[row, : len(prefix)] = prefix
-            self._lengths[row] = len(prefix)
-        self._disallowed[rows] = disallowed or 0
+            episodes.tokens[row, : len(prefix)] = prefix
+            episodes.lengths[row] = len(prefix)
+        episodes.disallowed[rows] = disallowed or 0
+        mask = self._next_masks(episodes)
+        # From here on nothing fails.
+        self.np_random.bit_generator.state = random.bit_generator.state
+        super().reset(seed=seed if isinstance(seed, int) else None)
+        self._generators = generators
+        self._episodes = episodes
+        self._mask = mask
+        self._started = True
         here = np.zeros(self.num_envs, dtype=np.bool_)
         here[rows] = True
-        infos = {"action_mask": self._next_masks(), "_action_mask": here}
-        self._started = True
-        return rules.observe(self._tokens, self._prompts), infos
+        return rules.observe(episodes.tokens, episodes.prompts), {"action_mask": mask, "_action_mask": here}
 
     def step(self, actions: npt.ArrayLike) -> Step:
         """Append a token to each sequence."""
-        rules, rewards, infos = self.rules, np.zeros(self.num_envs), {}
-        waiting = np.flatnonzero(self._ended) if self._ended.any() else None  # for their reset
+        rules, episodes, rewards, infos = self.rules, self._episodes, np.zeros(self.num_envs), {}
+        waiting = np.flatnonzero(episodes.ended) if episodes.ended.any() else None  # for their reset
         chosen = self._checked(actions, waiting)
         self._started = False  # until everything has gone well
-        flat = self._tokens.reshape(-1)  # the same memory, all rows in one
+        flat = episodes.tokens.reshape(-1)  # the same memory, all rows in one
         if waiting is None:
             self._count_disallowed(slice(None), chosen)
-            self._lengths, done = rules.append(flat, self._row_starts + self._lengths, self._lengths, chosen)
+            places = self._row_starts + episodes.lengths
+            episodes.lengths, done = rules.append(flat, places, episodes.lengths, chosen)
         else:
-            live, done = np.flatnonzero(~self._ended), np.zeros(self.num_envs, dtype=np.bool_)
+            live, done = np.flatnonzero(~episodes.ended), np.zeros(self.num_envs, dtype=np.bool_)
             self._count_disallowed(live, chosen[live])
-            places = self._row_starts[live] + self._lengths[live]
-            self._lengths[live], done[live] = rules.append(flat, places, self._lengths[live], chosen[live])
+            places = self._row_starts[live] + episodes.lengths[live]
+            episodes.lengths[live], done[live] = rules.append(flat, places, episodes.lengths[live], chosen[live])
         rows = np.flatnonzero(done)
         if len(rows):
             infos = self._finish(rows, done, rewards)
         if waiting is not None:
             self._restart(waiting)
-        self._ended = done.copy()
+        episodes.ended = done.copy()
         if len(rows) and self.autoreset_mode is AutoresetMode.SAME_STEP:
             infos = self._as_final(infos, rows, done)
             self._restart(rows)
-        infos["action_mask"], infos["_action_mask"] = self._next_masks(), np.ones(self.num_envs, dtype=np.bool_)
+        self._mask = self._next_masks(episodes)
+        infos["action_mask"], infos["_action_mask"] = self._mask, np.ones(self.num_envs, dtype=np.bool_)
         self._started = True
         truncated = np.zeros(self.num_envs, dtype=np.bool_)
-        return rules.observe(self._tokens, self._prompts), rewards, done, truncated, infos
+        return rules.observe(episodes.tokens, episodes.prompts), rewards, done, truncated, infos
 
     def _checked(self, actions: npt.ArrayLike, waiting: IntArray | None) -> IntArray:
         """The actions as an array; those of copies that wait for their reset do not matter."""
@@ -168,37 +202,45 @@ class TextGenVectorEnv(VectorEnv[Any, Any, AnyArray]):
 
     def _count_disallowed(self, live: IntArray | slice, chosen: IntArray) -> None:
         if self.rules.restricts:
-            self._disallowed[live] += self._mask[np.arange(self.num_envs)[live], chosen] == 0
+            self._episodes.disallowed[live] += self._mask[np.arange(self.num_envs)[live], chosen] == 0
 
-    def _restart(self, rows: IntArray, examples: Sequence[Example] = ()) -> None:
-        """Begin new episodes in these rows, with the examples given for them or new ones."""
-        self._tokens[rows] = self.rules.pad
-        self._lengths[rows] = 0
-        self._ended[rows] = False
-        self._disallowed[rows] = 0
-        if self._examples is not None and self._prompts is not None:
-            for i, row in enumerate(rows.tolist()):
-                self._examples[row] = examples[i] if examples else self.rules.draw_example(self._generator(row))
-                self._prompts[row] = self.rules.prompt_row(self._examples[row])
+    def _restart(self, rows: IntArray) -> None:
+        """Begin new episodes in the rows that have ended."""
+        examples: list[Example] = []
+        if self.rules.task.conditional:
+            examples = [self.rules.draw_example(self._generators[row]) for row in rows.tolist()]
+        self._begin(self._episodes, rows, examples)
 
-    def _generator(self, row: int) -> np.random.Generator:
-        """The random numbers of one copy."""
-        generator = self._generators[row]
-        if generator is None:
-            generator = self._generators[row] = seeding.np_random(int(self.np_random.integers(2**63)))[0]
-        return generator
+    def _begin(self, episodes: Episodes, rows: IntArray, examples: Sequence[Example]) -> None:
+        """Put empty prefixes in these rows, and the prompts of the examples."""
+        episodes.tokens[rows] = self.rules.pad
+        episodes.lengths[rows] = 0
+        episodes.ended[rows] = False
+        episodes.disallowed[rows] = 0
+        if episodes.examples is not None and episodes.prompts is not None:
+            for row, example in zip(rows.tolist(), examples, strict=True):
+                episodes.examples[row] = example
+                episodes.prompts[row] = self.rules.prompt_row(example)
+
+    def _plan_generator(self, row: int, seed: int | None, random: np.random.Generator) -> np.random.Generator:
+        """The random numbers that an environment draws from after a reset with this seed."""
+        if seed is not None:
+            return seeding.np_random(seed)[0]
+        if row in self._generators:
+            return self.rules.planned(self._generators[row])
+        return seeding.np_random(int(random.integers(2**63)))[0]
 
     def _finish(self, rows: IntArray, done: BoolArray, rewards: FloatArray) -> dict[str, Any]:
         """Score the rows that ended, writing their rewards; their infos as arrays for all copies."""
         everyone = len(rows) == self.num_envs
-        tokens = self._tokens.copy() if everyone else self._tokens[rows]
-        examples = None if self._examples is None else [self._examples[i] for i in rows.tolist()]
-        final = self.rules.finish(tokens, self._lengths[rows], examples)
+        tokens = self._episodes.tokens.copy() if everyone else self._episodes.tokens[rows]
+        examples = None if self._episodes.examples is None else [self._episodes.examples[i] for i in rows.tolist()]
+        final = self.rules.finish(tokens, self._episodes.lengths[rows], examples)
         rewards[rows] = final.rewards
         values: dict[str, AnyArray] = {
             "text": np.array(final.texts, dtype=object),
             "length": final.lengths,
-            "disallowed": self._disallowed[rows],
+            "disallowed": self._episodes.disallowed[rows],
         }
         if final.prompts is not None:
             values["prompt"] = np.array(final.prompts, dtype=object)
@@ -216,7 +258,7 @@ class TextGenVectorEnv(VectorEnv[Any, Any, AnyArray]):
 
     def _as_final(self, infos: dict[str, Any], rows: IntArray, done: BoolArray) -> dict[str, Any]:
         """The infos of episodes that are reset in the step they end in."""
-        last = self.rules.observe(self._tokens, self._prompts)
+        last = self.rules.observe(self._episodes.tokens, self._episodes.prompts)
         final_obs = np.full(self.num_envs, None, dtype=object)
         for row in rows.tolist():
             final_obs[row] = {k: v[row] for k, v in last.items()} if isinstance(last, dict) else last[row]
@@ -224,11 +266,11 @@ class TextGenVectorEnv(VectorEnv[Any, Any, AnyArray]):
         infos["_action_mask"] = done.copy()
         return {"final_obs": final_obs, "_final_obs": done.copy(), "final_info": infos, "_final_info": done.copy()}
 
-    def _next_masks(self) -> Mask:
-        if self.rules.restricts:
-            live = ~self._ended
-            self._mask = self.rules.masks(self._tokens, self._lengths, live, self._disallowed, self._examples)
-        return self._mask
+    def _next_masks(self, episodes: Episodes) -> Mask:
+        if not self.rules.restricts:
+            return self._mask
+        live = ~episodes.ended
+        return self.rules.masks(episodes.tokens, episodes.lengths, live, episodes.disallowed, episodes.examples)
 
     def _rows_to_reset(self, reset_mask: Any) -> IntArray:
         if reset_mask is None:
@@ -257,14 +299,15 @@ class TextGenVectorEnv(VectorEnv[Any, Any, AnyArray]):
 
     def snapshot(self) -> dict[str, Any]:
         """The options with which reset() comes back to this position."""
-        if not self._started or self._ended.any():
-            ended = np.flatnonzero(self._ended).tolist()
+        episodes = self._episodes
+        if not self._started or episodes.ended.any():
+            ended = np.flatnonzero(episodes.ended).tolist()
             raise ResetNeededError(f"copies {ended[:8]} have ended; take a snapshot while all are under way")
-        options: dict[str, Any] = {"prefix": self._tokens.copy(), "disallowed": self._disallowed.tolist()}
-        if self._examples is not None:
-            numbers = [example.number for example in self._examples]
+        options: dict[str, Any] = {"prefix": episodes.tokens.copy(), "disallowed": episodes.disallowed.tolist()}
+        if episodes.examples is not None:
+            numbers = [example.number for example in episodes.examples]
             if None in numbers:  # a prompt of the caller's own
-                options["prompt"] = [np.array(example.prompt, dtype=np.int64) for example in self._examples]
+                options["prompt"] = [np.array(example.prompt, dtype=np.int64) for example in episodes.examples]
             else:
                 options["prompt_index"] = numbers
         return options
@@ -273,7 +316,7 @@ class TextGenVectorEnv(VectorEnv[Any, Any, AnyArray]):
         """In mode "ansi" the texts so far."""
         if self.render_mode is None:
             return None
-        ends = zip(self._tokens.tolist(), self._lengths.tolist(), strict=True)
+        ends = zip(self._episodes.tokens.tolist(), self._episodes.lengths.tolist(), strict=True)
         return tuple(self.rules.vocab.decode(row[:end]) for row, end in ends)
 
 

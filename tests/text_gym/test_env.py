@@ -18,6 +18,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.env_util import make_vec_env
 
 import text_gym
+from tests.helpers.constraints import ConstraintBugError, until_a_seven
 from tests.helpers.tasks import WITHOUT_FILES
 from text_gym.env import TextGenEnv
 from text_gym.errors import InvalidActionError, MaskError, OptionError, ResetNeededError, RewardError
@@ -130,14 +131,15 @@ def test_starting_anywhere_equals_getting_there():
     """Reset to a snapshot, and everything goes on as if the tokens had been written."""
     for arguments in ({"reward": "bleu"}, {"task": "answers", "reward": "bleu"}):
         walked, jumped = make(**arguments).unwrapped, make(**arguments).unwrapped
-        walked.reset(seed=5)
+        here, _ = walked.reset(seed=5)
         random = np.random.default_rng(0)
         for step in range(3):
             there, _ = jumped.reset(options=walked.snapshot())
-            here = walked.rules.observe(walked._tokens, walked._prompt)
             assert str(there) == str(here)
             token = int(random.integers(1, 30))
-            assert str(jumped.step(token)) == str(walked.step(token)), step
+            result = walked.step(token)
+            assert str(jumped.step(token)) == str(result), step
+            here = result[0]
 
 
 def test_a_snapshot_keeps_the_example_where_prompts_repeat(write):
@@ -192,6 +194,57 @@ def test_a_refused_reset_changes_nothing(options, words):
     with pytest.raises(text_gym.TextGymError, match=words):
         env.reset(options=options)
     assert env.step(env.task.vocab.eos)[4]["length"] == 2
+
+
+def randomness(env):
+    return env.np_random.bit_generator.state, env.np_random_seed
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize(("token", "error"), [(7, MaskError), (8, ConstraintBugError)])
+@pytest.mark.parametrize("task", ["answers", "grammar"])
+def test_a_reset_that_the_constraint_refuses_changes_nothing(task, token, error, seed):
+    """A twin that was never asked goes on in the same way: the same episode, and the same prompts after it."""
+    arguments = {"task": task, "constraint": until_a_seven, "reward": "length", "render_mode": "ansi"}
+    env, twin = make(**arguments).unwrapped, make(**arguments).unwrapped
+    for e in (env, twin):
+        e.reset(seed=11)
+        e.step(5)
+    generator = env.np_random
+    with pytest.raises(error):
+        env.reset(seed=seed, options={"prefix": [token]})
+    assert env.np_random is generator
+    assert randomness(env) == randomness(twin)
+    assert env.render() == twin.render()
+    assert str(env.snapshot()) == str(twin.snapshot())
+    assert (env.action_masks() == twin.action_masks()).all()
+    assert str(env.step(6)) == str(twin.step(6))
+    for _ in range(20):
+        assert str(env.reset()) == str(twin.reset())
+    assert randomness(env) == randomness(twin)
+
+
+def test_a_refused_first_reset_leaves_no_episode_and_its_random_numbers_unused(answers):
+    env = make(task=answers, constraint=until_a_seven, reward="length").unwrapped
+    env.np_random, twin = np.random.default_rng(4), np.random.default_rng(4)
+    with pytest.raises(MaskError):
+        env.reset(options={"prefix": [7]})
+    assert randomness(env) == (twin.bit_generator.state, -1)
+    with pytest.raises(ResetNeededError):
+        env.step(5)
+    env.reset()
+    assert env.np_random.bit_generator.state != twin.bit_generator.state
+
+
+@pytest.mark.parametrize("bits", [np.random.PCG64, np.random.MT19937, np.random.Philox, np.random.SFC64])
+def test_a_constraint_does_not_change_what_is_drawn(answers, bits):
+    """Neither with a generator of the caller's own nor with a seed."""
+    free, bound = (make(task=answers, **options).unwrapped for options in ({}, {"constraint": until_a_seven}))
+    for env in (free, bound):
+        env.np_random = np.random.Generator(bits(2))
+    for seed in (None, None, 5, None):
+        assert str(free.reset(seed=seed)[0]) == str(bound.reset(seed=seed)[0])
+        assert str(randomness(free)) == str(randomness(bound))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.constraints import ConstraintBugError, until_a_seven
 from text_gym.errors import InvalidActionError, MaskError, OptionError, ResetNeededError, RewardError
 from text_gym.vector_env import TextGenVectorEnv
 
@@ -83,8 +84,8 @@ def test_it_equals_sync_vector_env(name, mode):
         assert result[0] in ours.observation_space
         ends += int(result[2].sum())
         result = (result[0], result[4])
-        if mode == "Disabled" and ours.unwrapped._ended.any():
-            ended = ours.unwrapped._ended.copy()
+        ended = expected[2].copy()
+        if mode == "Disabled" and ended.any():
             again = [e.reset(options={"reset_mask": ended.copy()}) for e in (ours, theirs)]
             assert_same(again[0][0], again[1][0])
             assert_same(again[0][1], again[1][1])
@@ -303,3 +304,76 @@ def test_a_dead_end_in_one_copy_is_told():
     envs.reset()
     with pytest.raises(MaskError, match="nothing may follow"):
         envs.step([4, 3, 4])
+
+
+def assert_same_future(envs, twin, mode, steps=30):
+    """The same observations, infos and random numbers from here on, over resets too."""
+    random = np.random.default_rng(0)
+    for _ in range(steps):
+        actions = random.choice([0, 4, 5, 6], size=envs.num_envs)
+        result, expected = envs.step(actions), twin.step(actions)
+        assert str(result) == str(expected)
+        ended = result[2]
+        if mode == "Disabled" and ended.any():
+            again = [e.reset(options={"reset_mask": ended}) for e in (envs, twin)]
+            assert str(again[0]) == str(again[1])
+    assert str(envs.reset()) == str(twin.reset())
+    assert envs.np_random.bit_generator.state == twin.np_random.bit_generator.state
+    assert envs.np_random_seed == twin.np_random_seed
+
+
+@pytest.mark.parametrize("seed", [None, 5, [6, None, 8]])
+@pytest.mark.parametrize(("token", "error"), [(7, MaskError), (8, ConstraintBugError)])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_reset_that_the_constraint_refuses_keeps_the_running_episodes(mode, token, error, seed):
+    """Prefixes, prompts and random numbers: a twin that was never asked goes on in the same way."""
+    envs, twin = (
+        gym.make_vec(
+            "TextGen-v0", num_envs=3, task="answers", reward="length", constraint=until_a_seven, autoreset_mode=mode
+        ).unwrapped
+        for _ in range(2)
+    )
+    for e in (envs, twin):
+        e.reset(seed=1)
+        e.step([5, 5, 0])  # one has ended: it is reset now, in the next step, or by hand
+    with pytest.raises(error):
+        envs.reset(seed=seed, options={"prefix": [[], [token], [4]]})
+    with pytest.raises(error):
+        envs.reset(seed=seed, options={"prefix": [token], "reset_mask": np.array([False, False, True])})
+    with pytest.raises(OptionError, match="whole number"):
+        envs.reset(seed=seed, options={"disallowed": "many"})
+    if mode == "Disabled":
+        for e in (envs, twin):
+            e.reset(options={"reset_mask": np.array([False, False, True])})
+    assert_same_future(envs, twin, mode)
+
+
+def test_a_refused_first_reset_leaves_no_episode_and_its_random_numbers_unused(answers):
+    envs, twin = (TextGenVectorEnv(2, task=answers, reward="length", constraint=until_a_seven) for _ in range(2))
+    for e in (envs, twin):
+        e.np_random = np.random.default_rng(4)
+    with pytest.raises(MaskError):
+        envs.reset(options={"prefix": [[], [7]]})
+    assert envs.np_random.bit_generator.state == twin.np_random.bit_generator.state
+    with pytest.raises(ResetNeededError):
+        envs.step([5, 5])
+    with pytest.raises(OptionError, match="first reset"):
+        envs.reset(options={"reset_mask": np.array([True, False])})
+    assert str(envs.reset()) == str(twin.reset())
+    assert_same_future(envs, twin, "NextStep")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_step_that_the_constraint_fails_ends_all_episodes_and_a_refused_reset_does_not_bring_them_back(mode):
+    envs = TextGenVectorEnv(2, mode, task="answers", reward="length", constraint=until_a_seven)
+    envs.reset(seed=0)
+    with pytest.raises(MaskError):
+        envs.step([4, 7])
+    with pytest.raises(ResetNeededError):
+        envs.step([4, 4])
+    with pytest.raises(MaskError):
+        envs.reset(options={"prefix": [7]})
+    with pytest.raises(ResetNeededError):
+        envs.step([4, 4])
+    envs.reset()
+    assert envs.step([4, 5])[0]["prefix"][:, 0].tolist() == [4, 5]
