@@ -64,6 +64,16 @@ def test_the_controls_have_the_update_rule_of_what_they_control():
     assert all(entry.spec.baseline == "mle" for entry in found.values())
 
 
+def test_the_controls_of_reinforce_have_its_settings():
+    options = {
+        "temperature": 0.7, "top_k": 3, "kl_weight": 0.1, "kl_target": 0.02, "baseline": "grpo", "rollouts": 0,
+        "group_size": 4, "critic_learning_rate": 0.1,
+    }  # fmt: skip
+    found = entries(agents=("mle", "reinforce"), options={"reinforce": options})
+    for label in ("constant", "random"):
+        assert found[label].recipe.options.items() >= options.items()
+
+
 def test_one_control_serves_agents_with_the_same_update_rule():
     asked = replace(small("x"), preset="fast", options={})
     found = {entry.spec.label: entry for entry in plan(asked)}

@@ -7,9 +7,12 @@ import gymnasium as gym
 import pytest
 import torch
 from transformers import (
+    AutoModelForSequenceClassification,
+    BertForSequenceClassification,
     BertModel,
     GPT2Config,
     GPT2ForSequenceClassification,
+    PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForSequenceClassification,
 )
@@ -18,7 +21,7 @@ import text_gym
 from tests.helpers.batches import batch_of
 from tests.helpers.classifiers import WORDS, own_logits, save_bert, tokenizer_of
 from text_gym.errors import DependencyError, OptionError, RewardError
-from text_gym.rewards import Scorer, classifier
+from text_gym.rewards import Scorer
 
 TEXTS = ["the dogs run", "mary sings", "a big cat sleeps and mary sings", "mary sings", "kite"]
 
@@ -67,13 +70,16 @@ def test_scores_do_not_depend_on_what_else_is_in_the_batch(folder, sentences):
 
 
 def test_each_different_text_is_read_once_and_texts_of_like_length_together(folder, sentences, monkeypatch):
-    read = []
-    encoded = classifier._Reader._encoded
-    monkeypatch.setattr(
-        classifier._Reader, "_encoded", lambda self, rows, *how: read.append(rows) or encoded(self, rows, *how)
-    )
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    read, forward = [], BertForSequenceClassification.forward
+
+    def spy(self, input_ids, **others):
+        read.append(tokenizer.batch_decode(input_ids, skip_special_tokens=True))
+        return forward(self, input_ids, **others)
+
+    monkeypatch.setattr(BertForSequenceClassification, "forward", spy)
     scores(sentences, TEXTS, model=folder, batch_size=2)
-    assert read == [[("kite",), ("mary sings",)], [("the dogs run",), ("a big cat sleeps and mary sings",)]]
+    assert read == [["kite", "mary sings"], ["the dogs run", "a big cat sleeps and mary sings"]]
 
 
 def test_labels_by_name_number_and_default(three, folder, sentences):
@@ -214,12 +220,15 @@ def test_a_decoder_without_padding_reads_batches_and_nothing_at_all(tmp_path, se
     )
 
 
-def test_environments_share_one_classifier(folder, sentences):
+def test_environments_share_one_classifier(folder, sentences, monkeypatch):
+    loaded, load = [], AutoModelForSequenceClassification.from_pretrained
+    spy = lambda *arguments, **options: loaded.append(arguments) or load(*arguments, **options)  # noqa: E731
+    monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", spy)
     name = f"classifier(model={folder!r})"
     envs = gym.make_vec("TextGen-v0", num_envs=2, task=sentences, reward=name, vectorization_mode="sync")
     rewards = [env.unwrapped.rules.scorer.rewards[name] for env in envs.envs]
-    assert rewards[0]._reader is rewards[1]._reader
-    assert not rewards[0]._reader.model.training
+    assert rewards[0] is not rewards[1]
+    assert len(loaded) == 1
     reward = text_gym.make_reward(name)
     env = gym.make("TextGen-v0", task=sentences, reward=reward)
     assert env.unwrapped.rules.scorer.rewards["classifier"] is reward

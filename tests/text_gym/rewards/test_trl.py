@@ -11,7 +11,7 @@ import text_gym
 from tests.helpers.batches import batch_of
 from text_gym.errors import DataError, OptionError, RewardError
 from text_gym.rewards import Scorer
-from text_gym.rewards.trl import from_trl, text_of, trl_records, trl_reward
+from text_gym.rewards.trl import WordNumbers, from_trl, text_of, trl_records, trl_reward
 
 
 @pytest.fixture
@@ -137,19 +137,23 @@ def test_where_no_reward_applies_trl_is_told_so(asked):
 
 
 def test_words_are_remembered_no_longer_than_a_call():
-    seen = []
+    seen, asked = [], []
 
     class Read(text_gym.Reward):
         def score(self, batch):
             seen.append([batch.vocab.decode(row) for row in batch.tokens])
+            asked.append([batch.vocab.decode(example.prompt) for example in batch.examples])
             assert batch.vocab.decode_rows(batch.tokens, batch.content_lengths) == batch.texts
             return [0.0] * len(batch)
 
     reward = trl_reward(Read())
     reward(completions=["a b", "c"], prompts=["d", "e"])
     reward(completions=["f"], prompts=["a"])
-    assert seen == [["a b", "c"], ["f"]]
-    assert set(reward.task.vocab._words.values()) == {"f", "a"}
+    assert (seen, asked) == ([["a b", "c"], ["f"]], [["d", "e"], ["a"]])
+    assert reward.task.vocab.decode(WordNumbers().encode("f a")) == "f a"
+    for word in "bcde":
+        with pytest.raises(KeyError):
+            reward.task.vocab.decode(WordNumbers().encode(word))
 
 
 def test_a_part_of_the_batch_keeps_its_texts(asked):
