@@ -11,17 +11,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from itertools import chain
-from typing import Any, Literal, NamedTuple, TypeGuard
+from typing import Literal, NamedTuple, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
-from text_gym.arrays import FloatArray, IntArray
+from text_gym.arrays import AnyArray, FloatArray, IntArray
 from text_gym.errors import OptionError
 from text_gym.validation import whole_number
 
 Smoothing = Literal["method1"] | None
-Sentences = Sequence[Sequence[Hashable]] | npt.NDArray[np.integer[Any]]
+Sentences = Sequence[Sequence[Hashable]] | AnyArray
 
 EPSILON = 0.1  # method1 puts it in place of a count of zero, as NLTK does
 _LARGEST_ID = 2**31  # ids beyond it go through a dictionary, so that n-gram keys fit 64 bits

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, pairwise
-from typing import Any, NamedTuple, overload
+from typing import NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from text_gym.arrays import BoolArray, IntArray
+from text_gym.arrays import AnyArray, BoolArray, IntArray
 from text_gym.errors import OptionError
 from text_gym.vocab import Vocabulary
 
@@ -51,8 +51,8 @@ class Sequences:
     @overload
     def __getitem__(self, index: int) -> npt.NDArray[np.int32]: ...
     @overload
-    def __getitem__(self, index: npt.NDArray[Any]) -> Sequences: ...
-    def __getitem__(self, index: int | npt.NDArray[Any]) -> npt.NDArray[np.int32] | Sequences:
+    def __getitem__(self, index: AnyArray) -> Sequences: ...
+    def __getitem__(self, index: int | AnyArray) -> npt.NDArray[np.int32] | Sequences:
         """One sequence by its number, or a selection of them by an array of numbers."""
         if isinstance(index, np.ndarray):
             rows = np.flatnonzero(index) if index.dtype == np.bool_ else index
@@ -98,7 +98,7 @@ class Example(NamedTuple):
 
     prompt: tuple[int, ...]
     references: tuple[tuple[int, ...], ...]
-    columns: dict[str, Any]
+    columns: dict[str, object]
     number: int | None = None
     """Its place in its split; None for a prompt that is not from the data."""
 
@@ -119,7 +119,7 @@ class Examples:
         references: Sequences,
         prompts: Sequences | None = None,
         per_prompt: npt.ArrayLike | None = None,
-        columns: Mapping[str, Sequence[Any]] | None = None,
+        columns: Mapping[str, Sequence[object]] | None = None,
     ) -> None:
         """Take all references in a row, and how many of them belong to each prompt (one if not said)."""
         self.references = references
@@ -184,8 +184,7 @@ class Batch:
     @cached_property
     def valid_mask(self) -> BoolArray:
         """True at real tokens, EOS included, [n, T]."""
-        mask: BoolArray = np.arange(self.tokens.shape[1]) < self.lengths[:, None]
-        return mask
+        return np.arange(self.tokens.shape[1]) < self.lengths.reshape(-1, 1)
 
     @cached_property
     def content_lengths(self) -> IntArray:
@@ -222,7 +221,7 @@ class Batch:
         return [[self.vocab.decode(r) for r in e.references] for e in self.examples]
 
     @cached_property
-    def columns(self) -> dict[str, Any]:
+    def columns(self) -> dict[str, object]:
         """What else the data say of each row's prompt, by name; nothing for tasks without prompts."""
         names = self.examples[0].columns if self.examples else ()
         return {name: [example.columns.get(name) for example in self.examples or ()] for name in names}

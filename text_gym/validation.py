@@ -49,13 +49,13 @@ def finite_number(name: str, value: Any) -> float:
     return number
 
 
-def check_switch(name: str, value: Any) -> None:
+def check_switch(name: str, value: object) -> None:
     """Refuse what is neither True nor False."""
     if not isinstance(value, bool):
         raise OptionError(f"{name}={value!r} must be True or False")
 
 
-def check_options(what: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
+def check_options(what: str, factory: Callable[..., object], options: Mapping[str, object]) -> None:
     """Refuse options that the factory does not take, or lacks, before anything is built."""
     try:
         signature = inspect.signature(factory)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 import operator
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Protocol, SupportsIndex, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -61,7 +61,7 @@ class Splitter:
             raise OptionError(f"tokenizer {pattern!r} has groups; write (?:...) instead of (...)")
         return compiled.findall
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[type[Splitter], tuple[str, str]]:
         return Splitter, (self.pattern, self.joiner)
 
 
@@ -147,6 +147,17 @@ class Vocabulary:
         return np.array([*self.tokens, ""], dtype=object)
 
 
+class Tokenizer(Protocol):
+    """A tokenizer with ids of its own, such as a Hugging Face one."""
+
+    @property
+    def encode(self) -> Callable[..., Iterable[SupportsIndex]]:
+        """Give the ids of a text."""
+
+    def decode(self, ids: list[int], /) -> str:
+        """Give the text of ids."""
+
+
 class TokenizerVocabulary(Vocabulary):
     """The vocabulary of an object with encode(text) and decode(ids), such as a Hugging Face tokenizer.
 
@@ -154,12 +165,12 @@ class TokenizerVocabulary(Vocabulary):
     convert_ids_to_tokens() calls them, where the tokenizer has it, and else by their numbers, as <7>.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         """Wrap the tokenizer; its size is read from len() or vocab_size."""
         for method in ("encode", "decode"):
             if not callable(getattr(tokenizer, method, None)):
                 raise OptionError(f"the tokenizer {tokenizer!r} has no {method}() method")
-        size = len(tokenizer) if hasattr(tokenizer, "__len__") else getattr(tokenizer, "vocab_size", None)
+        size = len(tokenizer) if isinstance(tokenizer, Sized) else getattr(tokenizer, "vocab_size", None)
         if not isinstance(size, int) or size < 1:
             raise OptionError(f"the tokenizer {tokenizer!r} says its size neither by len() nor by vocab_size")
         self.tokenizer = tokenizer
@@ -229,13 +240,13 @@ def has_tokenizer(name: str) -> bool:
     return not folder.is_dir() or any(True for pattern in TOKENIZER_FILES for _ in folder.glob(pattern))
 
 
-def load_tokenizer(name: str) -> Any:
-    """The tokenizer of a Hugging Face model, from the model's name or its folder."""
+def load_tokenizer(name: str) -> Tokenizer:
+    """Load the tokenizer of a Hugging Face model, from the model's name or its folder."""
     transformers = import_extra("transformers", f"tokenizer='hf:{name}'", "hf")
     why, source = "there is none in the folder", model_source(name, f"tokenizer='hf:{name}'")
     if has_tokenizer(name):  # without files, transformers would make one up
         try:
-            return transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            return cast(Tokenizer, transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False))
         except Exception as problem:  # each kind of tokenizer fails in its own way
             why = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
     raise OptionError(
@@ -243,13 +254,14 @@ def load_tokenizer(name: str) -> Any:
     )
 
 
-def _names(tokenizer: Any, size: int) -> list[str]:
+def _names(tokenizer: Tokenizer, size: int) -> list[str]:
     """What a tokenizer calls its tokens."""
     plain = [f"<{i}>" for i in range(size)]
-    if not callable(getattr(tokenizer, "convert_ids_to_tokens", None)):
+    name_all = getattr(tokenizer, "convert_ids_to_tokens", None)
+    if not callable(name_all):
         return plain
     try:
-        names = list(tokenizer.convert_ids_to_tokens(list(range(size))))
+        names = list(name_all(list(range(size))))
     except (IndexError, KeyError, TypeError, ValueError, OverflowError):
         return plain
     return [name if isinstance(name, str) else other for name, other in zip(names, plain, strict=True)]
@@ -270,7 +282,7 @@ def _unique(names: list[str]) -> list[str]:
     return names
 
 
-def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+def _parameters(function: Callable[..., object]) -> frozenset[str]:
     try:
         return frozenset(inspect.signature(function).parameters)
     except (TypeError, ValueError):

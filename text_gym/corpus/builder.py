@@ -7,16 +7,16 @@ which id each of them gets.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from text_gym.arrays import BoolArray, IntArray
-from text_gym.corpus.readers import Record, read_records
+from text_gym.corpus.readers import CutUp, Record, Tokens, read_records
 from text_gym.errors import DataError
 from text_gym.sequences import SPLITS, Examples, Sequences
 from text_gym.vocab import UNK
@@ -71,7 +71,7 @@ class RawCorpus:
     a tokenizer that gives ids of its own keeps them.
     """
 
-    def __init__(self, cut_up: Callable[[str], list[Any]], limits: Limits) -> None:
+    def __init__(self, cut_up: CutUp, limits: Limits) -> None:
         """Begin empty."""
         self._cut_up, self._limits = cut_up, limits
         self._salt = limits.seed.to_bytes(16, "little")
@@ -79,7 +79,7 @@ class RawCorpus:
         self.empty = self.too_long = 0
         self._prompts, self._references = _Rows(), _Rows()
         self._per_prompt, self._keys, self._files = array("q"), array("Q"), array("b")
-        self._columns: dict[str, list[Any]] = {}
+        self._columns: dict[str, list[object]] = {}
         self._conditional: bool | None = None
 
     def read(self, path: Path, split: int) -> None:
@@ -146,12 +146,12 @@ class RawCorpus:
             self._references.add(self._ids(reference))
         self._per_prompt.append(len(record.references))
 
-    def _ids(self, tokens: Sequence[Any]) -> Iterable[int]:
+    def _ids(self, tokens: Tokens) -> Iterable[int]:
         if tokens and isinstance(tokens[0], str):
-            return map(self.numbers.__getitem__, tokens)
-        return tokens
+            return map(self.numbers.__getitem__, cast("Sequence[str]", tokens))
+        return cast("Sequence[int]", tokens)
 
-    def _add_columns(self, columns: dict[str, Any]) -> None:
+    def _add_columns(self, columns: dict[str, object]) -> None:
         """Keep the other fields of a record; those it lacks are None."""
         done = len(self._files)
         for name in columns.keys() - self._columns.keys():

@@ -9,11 +9,10 @@ import os
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from text_gym.arrays import AnyArray
 from text_gym.files import replace_file
 
 VERSION = 1  # of what is stored; raise it when the way of reading changes
@@ -33,7 +32,7 @@ def worth_keeping(files: Iterable[Path]) -> bool:
     return sum(file.stat().st_size for file in files) >= SMALLEST
 
 
-def key_of(files: Mapping[str, Path], options: Mapping[str, Any]) -> str:
+def key_of(files: Mapping[str, Path], options: Mapping[str, object]) -> str:
     """A hash of what the files contain and how they are read; their names do not matter."""
     digest = hashlib.blake2b(digest_size=16)
     described = {k: v for k, v in options.items() if k not in files}
@@ -47,7 +46,7 @@ def key_of(files: Mapping[str, Path], options: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def load(key: str) -> dict[str, npt.NDArray[Any]] | None:
+def load(key: str) -> dict[str, AnyArray] | None:
     """What was stored under a key; None if nothing, or nothing readable."""
     try:
         with (folder() / f"{key}.npz").open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -56,7 +55,7 @@ def load(key: str) -> dict[str, npt.NDArray[Any]] | None:
         return None
 
 
-def store(key: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+def store(key: str, arrays: Mapping[str, AnyArray]) -> None:
     """Keep arrays under a key, whole or not at all; a full or read-only disk is no error."""
     with contextlib.suppress(OSError):
         folder().mkdir(parents=True, exist_ok=True)

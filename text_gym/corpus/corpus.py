@@ -8,18 +8,18 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeGuard
 
 import numpy as np
-import numpy.typing as npt
 
+from text_gym.arrays import AnyArray
 from text_gym.corpus import cache
 from text_gym.corpus.builder import RawCorpus, frequent_words, hold_out
 from text_gym.corpus.readers import ABC_TOKEN, SUFFIXES, check_encoding
 from text_gym.errors import DataError, OptionError
 from text_gym.sequences import SPLITS, Examples, Sequences
 from text_gym.validation import finite_number, whole_number
-from text_gym.vocab import EOS, HUGGING_FACE, UNK, Splitter, TokenizerVocabulary, Vocabulary, load_tokenizer
+from text_gym.vocab import EOS, HUGGING_FACE, UNK, Splitter, Tokenizer, TokenizerVocabulary, Vocabulary, load_tokenizer
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 class CorpusOptions:
     """How a file becomes a task; the keyword arguments of `make_task("file.txt", ...)`."""
 
-    tokenizer: Any = None
+    tokenizer: str | Tokenizer | None = None
     """"word" (the default), "char", a regular expression, "hf:" and the name or the folder of a Hugging Face model, or
     an object with encode and decode."""
     joiner: str | None = None
@@ -111,7 +111,7 @@ class Corpus(NamedTuple):
     report: Report
 
 
-def is_file(held_out: Any) -> bool:
+def is_file(held_out: object) -> TypeGuard[str | os.PathLike[str]]:
     """Whether valid= or test= names a file, and not a share."""
     return isinstance(held_out, str | os.PathLike)
 
@@ -122,13 +122,13 @@ def read_corpus(path: str | Path, options: CorpusOptions) -> Corpus:
     files |= {split: Path(f) for split in SPLITS[1:] if is_file(f := getattr(options, split))}
     for file in files.values():
         _check_file(file)
-    splitter = _splitter(options, files["train"])
+    cutter = _cutter(options, files["train"])
     corpus = key = None
-    if options.cache and splitter is not None and cache.worth_keeping(files.values()):
+    if options.cache and isinstance(cutter, Splitter) and cache.worth_keeping(files.values()):
         key = cache.key_of(files, asdict(options))
-        corpus = _unpack(cache.load(key), splitter)
+        corpus = _unpack(cache.load(key), cutter)
     if corpus is None:
-        corpus = _read_files(files, options, splitter)
+        corpus = _read_files(files, options, cutter)
         if key is not None:
             cache.store(key, _pack(corpus))
     if corpus.report.too_long or any(corpus.report.unknown.values()) or corpus.report.unfilled:
@@ -145,37 +145,34 @@ def _check_file(path: Path) -> None:
         raise DataError(f"{path} is empty; a corpus has a sequence a line")
 
 
-def _splitter(options: CorpusOptions, path: Path) -> Splitter | None:
-    """How words are cut; None for a tokenizer that has ids of its own."""
-    pattern = options.tokenizer
-    if pattern is None:
-        pattern = ABC_TOKEN if path.suffix == ".abc" else "word"
-    words = isinstance(pattern, str) and not pattern.startswith(HUGGING_FACE)
-    return Splitter(pattern, options.joiner) if words else None
+def _cutter(options: CorpusOptions, path: Path) -> Splitter | TokenizerVocabulary:
+    """What cuts text into words, or the vocabulary of a tokenizer that has ids of its own."""
+    tokenizer = options.tokenizer
+    if tokenizer is None:
+        tokenizer = ABC_TOKEN if path.suffix == ".abc" else "word"
+    if not isinstance(tokenizer, str):
+        return TokenizerVocabulary(tokenizer)
+    if tokenizer.startswith(HUGGING_FACE):
+        return TokenizerVocabulary(load_tokenizer(tokenizer.removeprefix(HUGGING_FACE)))
+    return Splitter(tokenizer, options.joiner)
 
 
-def _tokenizer(options: CorpusOptions) -> Any:
-    """A tokenizer that has ids of its own."""
-    given = options.tokenizer
-    return load_tokenizer(given.removeprefix(HUGGING_FACE)) if isinstance(given, str) else given
-
-
-def _read_files(files: Mapping[str, Path], options: CorpusOptions, splitter: Splitter | None) -> Corpus:
+def _read_files(files: Mapping[str, Path], options: CorpusOptions, cutter: Splitter | TokenizerVocabulary) -> Corpus:
     """Read, hold out, and renumber by frequency."""
-    own_vocab = None if splitter is not None else TokenizerVocabulary(_tokenizer(options))
-    raw = RawCorpus(own_vocab.encode if own_vocab is not None else splitter.split, options)  # type: ignore[union-attr]
+    raw = RawCorpus(cutter.split if isinstance(cutter, Splitter) else cutter.encode, options)
     for split, file in files.items():
         raw.read(file, SPLITS.index(split))
     shares = {split: share for split in SPLITS[1:] if not is_file(share := getattr(options, split))}
     which = hold_out(raw.keys(), raw.files(), shares)  # [records] the number of each one's split
     vocab: Vocabulary
-    if own_vocab is not None:
-        vocab, new_ids = own_vocab, None
+    new_ids = None
+    if isinstance(cutter, TokenizerVocabulary):
+        vocab = cutter
     else:
         if EOS in raw.numbers:
             raise DataError(f"{files['train']} contains {EOS!r}, which marks the end here; write it differently")
         kept = frequent_words(list(raw.numbers), raw.counts(which == 0), options.min_count, options.max_vocab)
-        vocab = Vocabulary([EOS, UNK, *kept], 0, 1, splitter)
+        vocab = Vocabulary([EOS, UNK, *kept], 0, 1, cutter)
         new_ids = np.array([vocab.ids.get(word, 1) for word in raw.numbers], dtype=np.int32)
     splits = {split: raw.examples(which == number, new_ids) for number, split in enumerate(SPLITS)}
     unfilled = tuple(split for split, share in shares.items() if share and not len(splits[split]))
@@ -189,9 +186,9 @@ def _report(raw: RawCorpus, splits: Mapping[str, Examples], vocab: Vocabulary, u
     return Report(len(raw.files()), raw.empty, raw.too_long, tokens, unknown, unfilled)
 
 
-def _pack(corpus: Corpus) -> dict[str, npt.NDArray[Any]]:
+def _pack(corpus: Corpus) -> dict[str, AnyArray]:
     """A corpus as plain arrays."""
-    arrays: dict[str, npt.NDArray[Any]] = {}
+    arrays: dict[str, AnyArray] = {}
     for split, examples in corpus.splits.items():
         arrays |= {
             f"{split}.flat": examples.references.flat,
@@ -211,7 +208,7 @@ def _pack(corpus: Corpus) -> dict[str, npt.NDArray[Any]]:
     return arrays | {"texts": np.frombuffer(json.dumps(texts).encode(), dtype=np.uint8)}
 
 
-def _unpack(arrays: Mapping[str, npt.NDArray[Any]] | None, splitter: Splitter) -> Corpus | None:
+def _unpack(arrays: Mapping[str, AnyArray] | None, splitter: Splitter) -> Corpus | None:
     """The corpus that was packed; None if this is not one."""
     if arrays is None:
         return None

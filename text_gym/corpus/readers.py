@@ -5,9 +5,9 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from text_gym.errors import DataError, OptionError
 
@@ -22,16 +22,18 @@ ABC_TOKEN = (
 )
 """A token of ABC notation."""
 
-CutUp = Callable[[str], list[Any]]
+Tokens = Sequence[str | int]
+"""Words, or ids where a tokenizer of its own gives them."""
+CutUp = Callable[[str], Tokens]
 
 
 class Record(NamedTuple):
     """What one line, or one tune, says."""
 
     text: str
-    prompt: list[Any] | None  # tokens, or ids where a tokenizer of its own gives them
-    references: list[list[Any]]
-    columns: dict[str, Any]
+    prompt: Tokens | None
+    references: list[Tokens]
+    columns: dict[str, object]
 
 
 def read_records(path: Path, cut_up: CutUp, encoding: str) -> Iterator[Record]:
@@ -109,19 +111,20 @@ def _json_records(path: Path, lines: Iterator[tuple[int, str]], cut_up: CutUp) -
         yield Record(prompt, list(cut_up(prompt)), [cut_up(t) for t in texts], others)
 
 
-def _field(record: dict[str, Any], name: str, path: Path, number: int) -> str:
+def _field(record: dict[str, object], name: str, path: Path, number: int) -> str:
     if name not in record:
         found = ", ".join(record) or "none"
         raise DataError(
             f"{path}, line {number}: no field {name!r} (found: {found}). A line is "
             '{"text": ...}, or {"prompt": ..., "reference": ...} or {"prompt": ..., "references": [...]}.'
         )
-    if not isinstance(record[name], str):
-        raise DataError(f"{path}, line {number}: {name!r} must be a string, not {record[name]!r}")
-    return str(record[name])
+    text = record[name]
+    if not isinstance(text, str):
+        raise DataError(f"{path}, line {number}: {name!r} must be a string, not {text!r}")
+    return text
 
 
-def _references(record: dict[str, Any], path: Path, number: int) -> list[str]:
+def _references(record: dict[str, object], path: Path, number: int) -> list[str]:
     if "references" not in record:
         return [_field(record, "reference", path, number)]
     listed = record["references"]

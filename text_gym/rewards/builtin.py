@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from text_gym.arrays import FloatArray
 from text_gym.bleu import Bleu, Smoothing, check_bleu_options, sentence_bleu
@@ -15,6 +15,8 @@ from text_gym.rewards.reward import Reward
 from text_gym.sequences import SPLITS, Batch, Example
 from text_gym.tasks.task import Task
 from text_gym.validation import finite_number, whole_number
+
+UnsignedArray = npt.NDArray[np.uint64]
 
 
 class _TaskReward(Reward):
@@ -179,8 +181,7 @@ class LikelihoodReward(_TaskReward):
     def score(self, batch: Batch) -> FloatArray:
         """Ask the source."""
         total = self.prepared_task.log_prob(batch.tokens, batch.lengths)
-        per_token: FloatArray = np.maximum(total / np.maximum(batch.lengths, 1), self.floor)
-        return per_token
+        return np.maximum(total / np.maximum(batch.lengths, 1), self.floor)
 
 
 class LengthReward(Reward):
@@ -238,7 +239,7 @@ class RandomReward(Reward):
     def score(self, batch: Batch) -> FloatArray:
         """Mix each row's tokens; the same sequence always gets the same score."""
         with np.errstate(over="ignore"):
-            state = np.full(len(batch), _mixed(np.uint64(self.seed % 2**64)), dtype=np.uint64)
+            state = _mixed(np.full(len(batch), self.seed % 2**64, dtype=np.uint64))
             for t in range(int(batch.content_lengths.max(initial=0))):
                 inside = t < batch.content_lengths
                 mixed = _mixed(state ^ _mixed(batch.tokens[:, t].astype(np.uint64)))
@@ -246,7 +247,7 @@ class RandomReward(Reward):
         return (state >> np.uint64(11)).astype(np.float64) / 2**53
 
 
-def rouge_l(sentence: Sequence[Any], reference: Sequence[Any]) -> float:
+def rouge_l(sentence: Sequence[Hashable], reference: Sequence[Hashable]) -> float:
     """The F-measure of the longest common subsequence.
 
     >>> rouge_l("a b c".split(), "a c d".split())
@@ -256,12 +257,12 @@ def rouge_l(sentence: Sequence[Any], reference: Sequence[Any]) -> float:
     return 2 * common / (len(sentence) + len(reference)) if common else 0.0
 
 
-def longest_common_subsequence(a: Sequence[Any], b: Sequence[Any]) -> int:
+def longest_common_subsequence(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
     """Its length, one step for each token of b over a whole number that holds a column of the table.
 
     The bits of `column` that are 0 mark where the table grows (Hyyrö 2004, doi:10.1007/11587646).
     """
-    where: dict[Any, int] = {}
+    where: dict[Hashable, int] = {}
     for i, token in enumerate(a):
         where[token] = where.get(token, 0) | 1 << i
     column = (1 << len(a)) - 1
@@ -292,7 +293,7 @@ def _repeated(sentence: Sequence[int], n: int) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def _mixed(values: Any) -> Any:
+def _mixed(values: UnsignedArray) -> UnsignedArray:
     """SplitMix64's finaliser: every bit of the result depends on every bit of the input."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
@@ -20,6 +20,10 @@ from text_gym.sequences import Batch
 from text_gym.tasks.task import Task
 from text_gym.validation import suggest, whole_number
 from text_gym.vocab import model_source
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import BatchEncoding
 
 Form = Literal["probability", "logit", "log_odds"]
 POSITIVE = ("positive", "pos")
@@ -187,14 +191,16 @@ class _Reader:
         crowded = [length >= longest for length in lengths]
         return [("", row[1]) if full else row for row, full in zip(rows, crowded, strict=True)], crowded
 
-    def _encoded(self, rows: list[tuple[str, ...]], longest: int, cut: str) -> Any:
+    def _encoded(self, rows: list[tuple[str, ...]], longest: int, cut: str) -> BatchEncoding:
         """The ids of rows and which of them are real, on the device."""
         if not self.tokenizer("")["input_ids"]:  # nothing at all is no input for a model
             names = ("bos_token", "eos_token", "unk_token", "pad_token")
             blank = next(filter(None, (getattr(self.tokenizer, name) for name in names)))
             rows = [row if any(map(str.strip, row)) else (blank, *row[1:]) for row in rows]
         columns = [list(column) for column in zip(*rows, strict=True)]
-        encoded = self.tokenizer(*columns, padding=True, truncation=cut, max_length=longest, return_tensors="pt")
+        encoded: BatchEncoding = self.tokenizer(
+            *columns, padding=True, truncation=cut, max_length=longest, return_tensors="pt"
+        )
         return encoded.to(self.device)
 
     def _longest(self, asked: int | None) -> int:
@@ -221,14 +227,13 @@ class _Reader:
             odds = logit - np.logaddexp.reduce(np.delete(logits, number, axis=1), axis=1)
         if form == "log_odds":
             return odds
-        probability: FloatArray = np.exp(-np.logaddexp(0, -odds))
-        return probability
+        return np.exp(-np.logaddexp(0, -odds))
 
 
 _READERS: weakref.WeakValueDictionary[str, _Reader] = weakref.WeakValueDictionary()
 
 
-def _device(name: str) -> Any:
+def _device(name: str) -> torch.device:
     import torch
 
     try:

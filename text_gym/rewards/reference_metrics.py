@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 
@@ -184,12 +183,12 @@ class MeteorReward(_ComparingReward):
 class _NoSynonyms:
     """A WordNet in which no word has a synonym."""
 
-    def synsets(self, word: str) -> list[Any]:
+    def synsets(self, word: str) -> list[object]:
         """None."""
         return []
 
 
-def _wordnet() -> Any:
+def _wordnet() -> object:
     """WordNet, where it has been downloaded."""
     wordnet = import_extra("nltk.corpus", "reward 'meteor'", "metrics").wordnet
     try:

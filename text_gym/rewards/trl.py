@@ -8,7 +8,7 @@ TRL itself is not imported here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from text_gym.errors import DataError, OptionError, RewardError
-from text_gym.rewards.functions import FunctionReward
-from text_gym.rewards.reward import Reward
+from text_gym.rewards.functions import FunctionReward, RewardFunction
+from text_gym.rewards.reward import Reward, Scores
 from text_gym.rewards.scorer import RewardSpec, Scorer
 from text_gym.sequences import SPLITS, Batch, Example, Examples, Sequences
 from text_gym.tasks import Task, make_task
@@ -51,7 +51,7 @@ def trl_reward(
 
 
 def from_trl(
-    function: Callable[..., Any], conversational: bool = False, system: str | None = None, name: str | None = None
+    function: RewardFunction, conversational: bool = False, system: str | None = None, name: str | None = None
 ) -> Reward:
     """One of TRL's reward functions as a reward here; only those that read conversations need it.
 
@@ -71,7 +71,7 @@ def from_trl(
     return ConversationReward(function, system, name) if conversational else FunctionReward(function, name)
 
 
-def trl_records(task: str | Task, split: str = "train", conversational: bool = False) -> list[dict[str, Any]]:
+def trl_records(task: str | Task, split: str = "train", conversational: bool = False) -> list[dict[str, object]]:
     """A split's prompts with their references and columns, for `datasets.Dataset.from_list`.
 
     >>> trl_records("answers")[1]
@@ -92,12 +92,12 @@ def trl_records(task: str | Task, split: str = "train", conversational: bool = F
 class ConversationReward(FunctionReward):
     """A function of conversations: the prompt is the user's message, the text the assistant's."""
 
-    def __init__(self, function: Callable[..., Any], system: str | None = None, name: str | None = None) -> None:
+    def __init__(self, function: RewardFunction, system: str | None = None, name: str | None = None) -> None:
         """Take the function, and a system message to begin with."""
         super().__init__(function, name)
         self._opening = [] if system is None else [{"role": "system", "content": system}]
 
-    def column(self, name: str, batch: Batch) -> Any:
+    def column(self, name: str, batch: Batch) -> object:
         """Texts as conversations, everything else as it is."""
         if name == "completions":
             return [[{"role": "assistant", "content": text}] for text in batch.texts]
@@ -121,10 +121,10 @@ class TrlReward:
 
     def __call__(
         self,
-        completions: Sequence[Any],
-        prompts: Sequence[Any] | None = None,
-        completion_ids: Any = None,
-        **columns: Any,
+        completions: Sequence[str | Conversation],
+        prompts: Sequence[str | Conversation] | None = None,
+        completion_ids: object = None,
+        **columns: object,
     ) -> list[float | None]:
         """Score completions, each with its prompt; the ids are those of TRL's tokenizer, and not used.
 
@@ -142,7 +142,7 @@ class TrlReward:
                 log(f"{self.__name__}/{name}", float(values.mean()))
         return [float(v) if said else None for v, said in zip(score.total, self.scorer.applied, strict=True)]
 
-    def _batch(self, texts: list[str], prompts: list[str], columns: dict[str, Any]) -> Batch:
+    def _batch(self, texts: list[str], prompts: list[str], columns: dict[str, object]) -> Batch:
         """The texts as rewards see them."""
         vocab, eos = self.task.vocab, self.task.vocab.eos
         rows = Sequences.from_lists([_ids(vocab, text.strip()) for text in texts])
@@ -157,7 +157,7 @@ class TrlReward:
         given = given or [[] for _ in texts]
         return WrittenBatch(tokens, lengths, vocab, examples, texts, prompts, given, columns)
 
-    def _given_references(self, n: int, columns: Mapping[str, Any]) -> list[list[str]] | None:
+    def _given_references(self, n: int, columns: Mapping[str, object]) -> list[list[str]] | None:
         """Each row's references in the data set, if it has them."""
         names = REFERENCE_COLUMNS if self._references is None else (self._references,)
         found = [columns[name] for name in names if name in columns]
@@ -165,9 +165,11 @@ class TrlReward:
             if self._references is None:
                 return None
             raise DataError(f"the data set has no column {self._references!r}." + suggest(self._references, columns))
-        references = [[row] if isinstance(row, str) else row for row in found[0]]
+        column = found[0]
+        rows = list(column) if isinstance(column, Iterable) and not isinstance(column, str) else []
+        references = [[row] if isinstance(row, str) else row for row in rows]
         texts = all(isinstance(row, list) and all(isinstance(text, str) for text in row) for row in references)
-        if isinstance(found[0], str) or len(references) != n or not texts:
+        if len(references) != n or not texts:
             raise DataError("a column of references holds a text or a list of texts for each completion")
         return references
 
@@ -192,21 +194,21 @@ class WrittenBatch(Batch):
     """What each row answers."""
     references: list[list[str]] = field(default_factory=list)
     """What would be right answers."""
-    columns: dict[str, Any] = field(default_factory=dict)
+    columns: dict[str, object] = field(default_factory=dict)
     """Whatever else TRL passed, a list for each of the data set's columns."""
 
     def take(self, rows: npt.ArrayLike) -> WrittenBatch:
         """Some of its rows, by their numbers or a mask."""
         part = super().take(rows)
         chosen = np.arange(len(self))[np.asarray(rows)].tolist()
-
-        def of(column: Any) -> Any:
-            each_row = isinstance(column, list) and len(column) == len(self)
-            return [column[i] for i in chosen] if each_row else column
-
-        columns = {name: of(column) for name, column in self.columns.items()}
-        written = of(self.texts), of(self.prompts), of(self.references)
-        return WrittenBatch(part.tokens, part.lengths, part.vocab, part.examples, *written, columns)
+        columns = dict(self.columns)
+        for name, column in columns.items():
+            if isinstance(column, list) and len(column) == len(self):
+                columns[name] = [column[i] for i in chosen]
+        texts = [self.texts[i] for i in chosen]
+        prompts = [self.prompts[i] for i in chosen]
+        references = [self.references[i] for i in chosen]
+        return WrittenBatch(part.tokens, part.lengths, part.vocab, part.examples, texts, prompts, references, columns)
 
 
 class WordNumbers(Vocabulary):
@@ -232,7 +234,7 @@ class WordNumbers(Vocabulary):
         """None are listed."""
         return {}
 
-    def encode_tokens(self, tokens: Any) -> list[int]:
+    def encode_tokens(self, tokens: Iterable[str]) -> list[int]:
         """Hash each word, and remember it."""
         known = {self._number(word): word for word in tokens}
         self._words |= known
@@ -281,7 +283,7 @@ class _Noted(Reward):
         """Keep the reward."""
         self.reward, self.name, self.applied = reward, reward.name, list[bool]()
 
-    def score(self, batch: Batch) -> Sequence[float | None] | npt.NDArray[Any]:
+    def score(self, batch: Batch) -> Scores:
         """What the reward says."""
         scores = self.reward.score(batch)
         listed = isinstance(scores, list | tuple)
@@ -289,7 +291,7 @@ class _Noted(Reward):
         return scores
 
 
-def _check_lengths(n: int, columns: Mapping[str, Any]) -> None:
+def _check_lengths(n: int, columns: Mapping[str, object]) -> None:
     """Refuse prompts and columns that are not as many as the completions."""
     for name, column in columns.items():
         if isinstance(column, list | tuple) and len(column) != n:
@@ -302,7 +304,7 @@ def _task_of_words() -> Task:
     return Task("trl", WordNumbers(), 1, dict.fromkeys(SPLITS, Examples(nothing, nothing)), prompt_length=1)
 
 
-def text_of(message: Any, role: str) -> str:
+def text_of(message: str | Conversation, role: str) -> str:
     """A text, or what the last message of this role in a conversation says.
 
     >>> text_of([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}], "user")

@@ -119,8 +119,7 @@ class Grammar:
 
     def is_valid(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> BoolArray:
         """Whether each sentence belongs to the language."""
-        valid: BoolArray = np.isfinite(self.log_prob(tokens, lengths))
-        return valid
+        return self.log_prob(tokens, lengths) > -np.inf
 
     def allowed(self, prefixes: IntArray, lengths: IntArray) -> BoolArray:
         """The tokens after which each prefix can still become a sentence, [n, V]."""
@@ -190,8 +189,10 @@ class Automaton:
                 arcs.append((number, word, probability, numbers[after]))
         source, word_ids, probabilities, target = zip(*arcs, strict=True)
         self._stop = np.array(stops)
-        self._source, self._word = np.array(source), np.array(word_ids)
-        self._probability, self._target = np.array(probabilities), np.array(target)
+        self._source: IntArray = np.array(source)
+        self._word: IntArray = np.array(word_ids)
+        self._probability: FloatArray = np.array(probabilities)
+        self._target: IntArray = np.array(target)
         self._arc_of = np.full((len(stops) + 1, len(vocab) + 1), -1, dtype=np.int32)
         self._arc_of[self._source, self._word] = np.arange(len(arcs))
         self._fewest, self._most = fewest, most
@@ -218,8 +219,8 @@ class Automaton:
 
     def _arcs_with_mass(self, words_before: int) -> FloatArray:
         """Each arc's probability times that of ending within bounds after it."""
-        weighted: FloatArray = self._probability * self._mass[self._target, words_before + 1]
-        return weighted
+        ahead: FloatArray = self._mass[self._target, words_before + 1]
+        return self._probability * ahead
 
     def _per_state(self, values: FloatArray) -> FloatArray:
         return np.bincount(self._source, weights=values, minlength=len(self._stop)).astype(np.float64)
@@ -256,8 +257,8 @@ class Automaton:
         ends = np.append(starts[1:], len(self._source))
         weights = np.diff(total)
         last = np.maximum.accumulate(np.where(weights > 0, np.arange(len(weights)), 0))
-        nearest: IntArray = np.minimum(arc, last[np.maximum(ends[state] - 1, 0)])
-        return nearest
+        furthest: IntArray = last[np.maximum(ends[state] - 1, 0)]
+        return np.minimum(arc, furthest)
 
     def log_prob(self, tokens: IntArray, words: IntArray) -> FloatArray:
         """The log-probability of the first `words` tokens of each row as a sentence."""

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from text_gym.corpus.corpus import CorpusOptions
 from text_gym.errors import DataError, OptionError
@@ -23,11 +22,11 @@ from text_gym.validation import suggest, whole_number
 
 WORDS = r"</?\w+>|\w+(?:['\u2019-]\w+)*|[^\w\s]"
 """A token, where no other tokenizer is asked for: a tag, a word, or a mark of punctuation."""
-DEFAULTS: dict[str, Any] = {"tokenizer": WORDS, "max_vocab": 20_000, "long_lines": "cut", "cut_prompts": "end"}
+DEFAULTS: dict[str, object] = {"tokenizer": WORDS, "max_vocab": 20_000, "long_lines": "cut", "cut_prompts": "end"}
 OWN = ("limit", "lowercase")  # options of these tasks beside those of corpora
 
 
-def imdb_task(folder: str, classifier: str | None = None, prompt_words: int = 64, **options: Any) -> Task:
+def imdb_task(folder: str, classifier: str | None = None, prompt_words: int = 64, **options: object) -> Task:
     """Films' reviews to be continued so that a classifier finds them positive (IMDB's files in a folder).
 
     Args:
@@ -42,32 +41,32 @@ def imdb_task(folder: str, classifier: str | None = None, prompt_words: int = 64
     return _task("imdb", splits, reward, {"max_length": 49, "valid": 0.1} | options)
 
 
-def commongen_task(folder: str, **options: Any) -> Task:
+def commongen_task(folder: str, **options: object) -> Task:
     """Sentences with all of a few given concepts (CommonGen's files in a folder)."""
     reward = {"meteor": 1.0, "repetition": 1.0}
     sizes = {"max_length": 21, "max_prompt_length": 20}
     return _task("commongen", published.commongen(_checked(folder)), reward, sizes | options)
 
 
-def cnn_dailymail_task(folder: str, **options: Any) -> Task:
+def cnn_dailymail_task(folder: str, **options: object) -> Task:
     """News articles to be summed up (CNN/DailyMail's files in a folder)."""
     sizes = {"max_length": 101, "max_prompt_length": 512}
     return _task("cnn_dailymail", published.cnn_dailymail(_checked(folder)), "meteor", sizes | options)
 
 
-def totto_task(folder: str, **options: Any) -> Task:
+def totto_task(folder: str, **options: object) -> Task:
     """Cells of tables to be said in a sentence (ToTTo's files in a folder)."""
     sizes = {"max_length": 51, "max_prompt_length": 512}
     return _task("totto", published.totto(_checked(folder)), "meteor", sizes | options)
 
 
-def iwslt_task(folder: str, source: str = "en", target: str = "de", **options: Any) -> Task:
+def iwslt_task(folder: str, source: str = "en", target: str = "de", **options: object) -> Task:
     """Talks to be translated (IWSLT's files in a folder; source and target are languages)."""
     sizes = {"max_length": 129, "max_prompt_length": 128}
     return _task("iwslt", published.iwslt(_checked(folder), source, target), "ter", sizes | options)
 
 
-def narrativeqa_task(folder: str, **options: Any) -> Task:
+def narrativeqa_task(folder: str, **options: object) -> Task:
     """Questions to be answered from a story's summary (NarrativeQA's files in a folder)."""
     sizes = {"max_length": 51, "max_prompt_length": 512}
     return _task("narrativeqa", published.narrativeqa(_checked(folder)), "rouge", sizes | options)
@@ -80,7 +79,7 @@ def _checked(folder: str | Path) -> Path:
     return path
 
 
-def _task(name: str, splits: published.Splits, reward: str | Mapping[str, float], options: dict[str, Any]) -> Task:
+def _task(name: str, splits: published.Splits, reward: str | Mapping[str, float], options: dict[str, object]) -> Task:
     """A task of a data set's records, its reward the benchmark's."""
     known = {*CorpusOptions.__dataclass_fields__, *OWN} - {"encoding", "test"}
     known -= {"valid"} if "valid" in splits else set()
@@ -88,9 +87,9 @@ def _task(name: str, splits: published.Splits, reward: str | Mapping[str, float]
         if option not in known:
             raise OptionError(f"task {name!r} has no option {option!r}." + suggest(option, known))
     options = DEFAULTS | options
-    limit, lowercase = options.pop("limit", None), options.pop("lowercase", False)
-    if limit is not None:
-        whole_number("limit", limit, least=2)
+    asked = options.pop("limit", None)
+    limit = None if asked is None else whole_number("limit", asked, least=2)
+    lowercase = bool(options.pop("lowercase", False))
     with TemporaryDirectory(prefix="text_gym_") as place:
         files = {split: Path(place) / f"{name}_{split}.jsonl" for split in SPLITS if split in splits}
         for split, file in files.items():

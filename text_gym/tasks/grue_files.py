@@ -9,15 +9,27 @@ import csv
 import html
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from hashlib import sha1
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from text_gym.corpus.readers import read_lines
 from text_gym.errors import DataError
+
+Json = dict[str, Any]
+"""A parsed JSON object."""
+
+
+class TableCell(TypedDict):
+    """A cell of a table in ToTTo."""
+
+    value: str
+    is_header: bool
+    column_span: int
+    row_span: int
 
 
 class Published(NamedTuple):
@@ -25,7 +37,7 @@ class Published(NamedTuple):
 
     prompt: str
     references: list[str]
-    columns: dict[str, Any] = {}
+    columns: dict[str, object] = {}
 
 
 Splits = dict[str, Callable[[], Iterable[Published]]]
@@ -105,7 +117,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     yield from read_lines(path, "utf-8")
 
 
-def _objects(path: Path, *fields: str) -> Iterator[dict[str, Any]]:
+def _objects(path: Path, *fields: str) -> Iterator[Json]:
     """The objects of a .jsonl file, each with these fields."""
     for number, line in _lines(path):
         try:
@@ -187,7 +199,7 @@ def _tables(path: Path) -> Iterator[Published]:
         yield Published(prompt, references, {"example_id": record.get("example_id"), "overlap_subset": seen})
 
 
-def linearized(record: Mapping[str, Any]) -> str:
+def linearized(record: Json) -> str:
     """The titles and marked cells of a table, each cell with the headers above it and before it.
 
     >>> cells = [[{"value": "Year", "is_header": True, "column_span": 1, "row_span": 1}],
@@ -211,10 +223,10 @@ def linearized(record: Mapping[str, Any]) -> str:
 
 
 def _grid(
-    table: list[list[dict[str, Any]]],
-) -> tuple[dict[tuple[int, int], Any], dict[tuple[int, ...], tuple[int, int]]]:
+    table: list[list[TableCell]],
+) -> tuple[dict[tuple[int, int], TableCell], dict[tuple[int, ...], tuple[int, int]]]:
     """Which cell covers each place of a table, and where the cell of each number in each row begins."""
-    grid: dict[tuple[int, int], Any] = {}
+    grid: dict[tuple[int, int], TableCell] = {}
     corners: dict[tuple[int, ...], tuple[int, int]] = {}
     for r, cells in enumerate(table):
         column = 0
@@ -227,7 +239,7 @@ def _grid(
     return grid, corners
 
 
-def _headers(cells: Iterable[Any]) -> list[str]:
+def _headers(cells: Iterable[TableCell | None]) -> list[str]:
     """What the headers among some cells say, each once."""
     return list(dict.fromkeys(cell["value"] for cell in cells if cell is not None and cell["is_header"]))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ from text_gym.tasks.oracle_files import NAMES, load_parameters, shapes_of
 from text_gym.tasks.task import Task, sampled_task
 from text_gym.validation import whole_number
 from text_gym.vocab import Vocabulary
+
+if TYPE_CHECKING:
+    from text_gym.language_model import LSTM
 
 Parameters = Mapping[str, npt.NDArray[np.float32]]
 
@@ -82,7 +85,7 @@ class Oracle:
         return {name: random.standard_normal(shapes[name], dtype=np.float32) for name in NAMES}
 
     @cached_property
-    def model(self) -> Any:
+    def model(self) -> LSTM:
         """The weights as a `text_gym.language_model.LSTM`, frozen."""
         import torch
 

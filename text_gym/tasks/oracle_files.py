@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from text_gym.arrays import AnyArray
 from text_gym.errors import DataError
 
 NAMES = ("embedding", "Wi", "Ui", "bi", "Wf", "Uf", "bf", "Wo", "Uo", "bo", "Wc", "Uc", "bc", "W_out", "b_out")
@@ -56,7 +57,7 @@ def load_parameters(path: str | Path) -> dict[str, npt.NDArray[np.float32]]:
     return _checked(arrays, path)
 
 
-def _load_npz(path: Path) -> dict[str, Any]:
+def _load_npz(path: Path) -> dict[str, AnyArray]:
     with np.load(path, allow_pickle=False) as archive:
         for name in NAMES:
             if name in archive.files and archive.zip.getinfo(f"{name}.npy").file_size > LARGEST:
@@ -72,7 +73,7 @@ def shapes_of(vocab_size: int, embedding: int, hidden: int) -> dict[str, tuple[i
     return shapes | {"W_out": (hidden, vocab_size), "b_out": (vocab_size,)}
 
 
-def _checked(arrays: dict[str, Any], path: Path) -> dict[str, npt.NDArray[np.float32]]:
+def _checked(arrays: dict[str, AnyArray], path: Path) -> dict[str, npt.NDArray[np.float32]]:
     missing = [name for name in NAMES if name not in arrays]
     if missing:
         raise DataError(f"{path} lacks the arrays {', '.join(missing)} of an oracle")
@@ -89,7 +90,7 @@ def _checked(arrays: dict[str, Any], path: Path) -> dict[str, npt.NDArray[np.flo
     return {name: arrays[name].astype(np.float32) for name in NAMES}
 
 
-def load_arrays(file: BinaryIO) -> Sequence[npt.NDArray[Any]]:
+def load_arrays(file: BinaryIO) -> Sequence[AnyArray]:
     """Unpickle a list of arrays of numbers; anything else is refused before it runs."""
     content = file.read()
     for count, (step, argument, _) in enumerate(pickletools.genops(content), 1):
@@ -109,10 +110,11 @@ class _Dtype:
     """Stands in for numpy.dtype: a code such as "f4", and a byte order."""
 
     def __init__(self, code: object, *_: object) -> None:
-        self.code, self.order = code, "<"
+        self.code = code
+        self.order = "<"
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.order = state[1]
+    def __setstate__(self, state: tuple[object, ...]) -> None:
+        self.order = str(state[1])
 
 
 class _Array:
@@ -121,10 +123,10 @@ class _Array:
     def __init__(self, *_: object) -> None:
         self.state: tuple[Any, ...] = ()
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
+    def __setstate__(self, state: tuple[object, ...]) -> None:
         self.state = state
 
-    def array(self) -> npt.NDArray[Any]:
+    def array(self) -> AnyArray:
         """The array itself."""
         _, shape, dtype, by_columns, content = self.state
         if not isinstance(dtype, _Dtype) or dtype.code not in ("f2", "f4", "f8") or dtype.order not in "<>=":
@@ -144,7 +146,7 @@ def _to_bytes(text: object, *_: object) -> bytes:
 class _ArraysOnly(pickle.Unpickler):
     """Finds stand-ins under the few names that a pickled array mentions."""
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         """The stand-in, or an error."""
         if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
             return _Array

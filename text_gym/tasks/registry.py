@@ -7,12 +7,11 @@ import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from text_gym.corpus.corpus import CorpusOptions
 from text_gym.corpus.readers import SUFFIXES
 from text_gym.errors import OptionError, TaskError
-from text_gym.registry import Registry, parse_call
+from text_gym.registry import Options, Registry, parse_call
 from text_gym.tasks.files import file_task
 from text_gym.tasks.task import Task
 from text_gym.validation import check_options
@@ -35,7 +34,7 @@ TASKS: Registry[Callable[..., Task]] = Registry(
 _made: weakref.WeakValueDictionary[str, Task] = weakref.WeakValueDictionary()
 
 
-def make_task(spec: str | Path | Task = "grammar", **options: Any) -> Task:
+def make_task(spec: str | Path | Task = "grammar", **options: object) -> Task:
     """Make a task from a name, a path to a .txt, .jsonl or .abc file, or "module:factory".
 
     Options follow the name in brackets or come as arguments. They are the task's own: see
@@ -66,7 +65,7 @@ def make_task(spec: str | Path | Task = "grammar", **options: Any) -> Task:
     return task
 
 
-def find_task(spec: str | Path) -> tuple[str, Callable[..., Task], dict[str, Any]]:
+def find_task(spec: str | Path) -> tuple[str, Callable[..., Task], Options]:
     """The name, the factory and the options that a spec stands for."""
     if isinstance(spec, Path):
         return str(spec), partial(file_task, spec), {}
@@ -87,7 +86,7 @@ def option_names(spec: str | Path) -> frozenset[str] | None:
     return None if any(p.kind is p.VAR_KEYWORD for p in parameters) else frozenset(p.name for p in parameters)
 
 
-def _memory_key(name: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> str | None:
+def _memory_key(name: str, factory: Callable[..., Task], options: Mapping[str, object]) -> str | None:
     """What tells one task from another; None where that cannot be told."""
     plain = (str, int, float, bool, Path, type(None))
     if ":" in name or not all(isinstance(value, plain) for value in options.values()):

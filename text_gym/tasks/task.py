@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from text_gym.arrays import BoolArray, FloatArray, IntArray
+from text_gym.corpus.corpus import Report
 from text_gym.errors import OptionError, TaskError
 from text_gym.sequences import SPLITS, Batch, Example, Examples, Sequences
 from text_gym.validation import suggest, whole_number
@@ -27,6 +28,22 @@ class Source(Protocol):
         """The log-probability of each sequence, in nats."""
 
 
+class KnownLanguage(Source, Protocol):
+    """A source that knows more; a task finds out which of these methods its own has."""
+
+    def is_valid(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> BoolArray:
+        """Whether each sequence belongs to the language, [n]."""
+
+    def steps(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> IntArray:
+        """The steps that each sequence takes through the language, numbers of at least 0, [n, T]."""
+
+    def entropy(self) -> float:
+        """The exact entropy, in nats a sequence."""
+
+    def allowed(self, prefixes: IntArray, lengths: IntArray) -> BoolArray:
+        """The tokens that keep each prefix inside the language, [n, V]."""
+
+
 class Task:
     """A text-generation problem. Once made it does not change, and copies share it.
 
@@ -36,7 +53,7 @@ class Task:
         max_length: The most tokens of a sequence, EOS included.
         prompt_length: The most tokens of a prompt; 0 for tasks without prompts.
         source: The known source of the data, or None.
-        default_reward: The reward of an environment that is not given one: a name, or any other spec of rewards.
+        default_reward: The reward of an environment that is not given one: a name, or several with their weights.
         report: For files, what was read and what was left out.
     """
 
@@ -48,8 +65,8 @@ class Task:
         splits: Mapping[str, Examples] | Callable[[str], Examples],
         prompt_length: int = 0,
         source: Source | None = None,
-        default_reward: Any = "bleu",
-        report: Any = None,
+        default_reward: str | Mapping[str, float] = "bleu",
+        report: Report | None = None,
     ) -> None:
         """Take the parts; `splits` may be a function, called once for each split when it is first used."""
         if source is not None and source.vocab.tokens != vocab.tokens:
@@ -71,7 +88,7 @@ class Task:
         kind = "conditional, " if self.conditional else ""
         return f"Task({self.name!r}, {kind}{len(self.vocab)} tokens, max_length={self.max_length})"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Task:
+    def __deepcopy__(self, memo: dict[int, object]) -> Task:
         """Itself: a task does not change, and Gymnasium copies what an EnvSpec holds."""
         return self
 
@@ -123,23 +140,19 @@ class Task:
 
     def sample(self, n: int, seed: int | np.random.Generator | None = None) -> Batch:
         """Draw n sequences from the known source."""
-        drawn: Batch = self._known_source("sample").sample(n, seed)
-        return drawn
+        return self._known_source("sample").sample(n, seed)
 
     def log_prob(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> FloatArray:
         """The exact log-probability of each sequence under the known source, in nats, [n]."""
-        scores: FloatArray = self._known_source("log_prob").log_prob(tokens, lengths)
-        return scores
+        return self._known_source("log_prob").log_prob(tokens, lengths)
 
     def is_valid(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> BoolArray:
         """Whether each sequence belongs to the source's language, [n]."""
-        valid: BoolArray = self._known_source("is_valid").is_valid(tokens, lengths)
-        return valid
+        return self._known_source("is_valid").is_valid(tokens, lengths)
 
     def steps(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> IntArray:
         """The steps that each sequence takes through the source's language, numbers of at least 0, [n, T]."""
-        steps: IntArray = self._known_source("steps").steps(tokens, lengths)
-        return steps
+        return self._known_source("steps").steps(tokens, lengths)
 
     def entropy(self) -> float:
         """The exact entropy of the source, in nats a sequence."""
@@ -147,20 +160,20 @@ class Task:
 
     def allowed(self, prefixes: IntArray, lengths: IntArray) -> BoolArray:
         """The tokens that keep each prefix inside the source's language, [n, V]."""
-        mask: BoolArray = self._known_source("allowed").allowed(prefixes, lengths)
-        return mask
+        return self._known_source("allowed").allowed(prefixes, lengths)
 
     def knows(self, ability: str) -> bool:
         """Whether the task has a known source that can do this, for example "is_valid"."""
         return hasattr(self.source, ability)
 
-    def _known_source(self, ability: str) -> Any:
+    def _known_source(self, ability: str) -> KnownLanguage:
+        """The source, once it is known to have this method."""
         if not self.knows(ability):
             raise TaskError(
                 f"task {self.name!r} has no known source with {ability}(); of the built-in tasks, "
                 "'grammar' has one with every ability and 'oracle' one with sample() and log_prob()"
             )
-        return self.source
+        return cast(KnownLanguage, self.source)
 
 
 def sampled_task(name: str, source: Source, max_length: int, seed: int, sizes: tuple[int, int, int]) -> Task:
