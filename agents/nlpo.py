@@ -17,7 +17,7 @@ import torch
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
-from torch import Tensor, nn
+from torch import nn
 
 from agents.common.kl import KLSettings
 from agents.networks.policies import frozen_copy
@@ -25,7 +25,7 @@ from agents.ppo import MaskablePPO
 from agents.sb3.actor_critic import PrefixExtractor
 from agents.sb3.settings import IMDB, PRESETS, PPOSettings
 from text_gym.errors import OptionError
-from text_gym.language_model import LanguageModel
+from text_gym.language_model import LanguageModel, nucleus_mask
 from text_gym.validation import finite_number, whole_number
 
 
@@ -152,22 +152,7 @@ class LikelyTokens(VecEnvWrapper):
         features = self._reader(obs_as_tensor(here, self.device))
         possible = torch.from_numpy(allowed).to(self.device)
         logits = self._reader.logits(features).masked_fill(~possible, -torch.inf)
-        kept = nucleus(logits, self.top_p, self.kept)
+        kept = nucleus_mask(logits, self.top_p, self.kept)
         if self.eos is not None:
             kept[:, self.eos] = True
         return (kept & possible).cpu().numpy()
-
-
-def nucleus(logits: Tensor, top_p: float, kept: int) -> Tensor:
-    """The fewest tokens with so much probability together, and never fewer than `kept`: a mask [n, V].
-
-    >>> nucleus(torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log(), top_p=0.7, kept=1)
-    tensor([[ True,  True, False, False]])
-    """
-    if top_p >= 1:
-        return torch.ones_like(logits, dtype=torch.bool)
-    probabilities, order = logits.softmax(dim=1).sort(dim=1, descending=True, stable=True)
-    before = probabilities.cumsum(dim=1) - probabilities
-    chosen = before < top_p
-    chosen[:, :kept] = True
-    return torch.zeros_like(chosen).scatter(1, order, chosen)

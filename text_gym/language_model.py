@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple, TypeAlias, cast
 
 import torch
@@ -21,13 +21,19 @@ LOGITS_AT_ONCE = (1 << 21, 1 << 27)
 CACHED_AT_ONCE = (1 << 25, 1 << 30)
 """How many numbers the states of sequences that are drawn together have, at most: 128 MiB and 4 GiB."""
 
-# The C library of Linux returns large freed blocks to the system, and clearing their pages anew in every step
-# takes as long as half of the arithmetic. Freeing one block raises the size from which it does so (`man mallopt`,
-# M_MMAP_THRESHOLD). The block is never written, so it costs nothing.
-torch.empty(30 << 20, dtype=torch.uint8)
-
 State: TypeAlias = "Tensor | tuple[State, ...]"
 """What a model remembers of n prefixes: a tensor [n, ...], or a tuple of states."""
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Let the C library of Linux keep large freed blocks for the next step, in the whole process.
+
+    Otherwise it returns them to the system, and clearing their pages anew in every step takes as long as half of the
+    arithmetic. Freeing one block raises the size from which it does so (`man mallopt`, M_MMAP_THRESHOLD). The block is
+    never written, so it costs nothing.
+    """
+    torch.empty(30 << 20, dtype=torch.uint8)
 
 
 class LanguageModel(nn.Module, ABC):
@@ -161,15 +167,33 @@ class Sampling(NamedTuple):
             least = logits.topk(self.top_k, dim=1).values[:, -1:]
             logits = logits.masked_fill(logits < least, -torch.inf)
         if self.top_p < 1:
-            ordered, order = logits.sort(dim=1, descending=True)
-            probabilities = ordered.softmax(dim=1)
-            before = probabilities.cumsum(dim=1) - probabilities
-            dropped = torch.zeros_like(before, dtype=torch.bool).scatter(1, order, before >= self.top_p)
-            logits = logits.masked_fill(dropped, -torch.inf)
+            logits = logits.masked_fill(~nucleus_mask(logits, self.top_p), -torch.inf)
         return logits
 
 
 WHOLE_SOFTMAX = Sampling()
+
+
+def nucleus_mask(logits: Tensor, top_p: float, min_tokens: int = 1) -> Tensor:
+    """True at the fewest likeliest tokens with at least this much probability together, [n, V].
+
+    Of equally likely tokens, those with smaller ids come first.
+
+    >>> nucleus_mask(torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log(), top_p=0.7)
+    tensor([[ True,  True, False, False]])
+
+    Args:
+        logits: [n, V].
+        top_p: The probability; 1 for all tokens.
+        min_tokens: At least so many of the likeliest tokens are True.
+    """
+    if top_p >= 1:
+        return torch.ones_like(logits, dtype=torch.bool)
+    probabilities, order = logits.softmax(dim=1).sort(dim=1, descending=True, stable=True)
+    before = probabilities.cumsum(dim=1) - probabilities
+    kept = before < top_p
+    kept[:, :min_tokens] = True
+    return torch.zeros_like(kept).scatter(1, order, kept)
 
 
 @lru_cache(maxsize=64)

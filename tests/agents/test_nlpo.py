@@ -11,8 +11,9 @@ from text_gym.errors import OptionError
 
 pytest.importorskip("sb3_contrib")
 
-from agents.nlpo import NLPO, LikelyTokens, NLPOSettings, nucleus
+from agents.nlpo import NLPO, LikelyTokens, NLPOSettings
 from agents.ppo import MaskablePPO
+from tests.helpers.models import smallest_nucleus
 
 ORACLE = "oracle(vocab_size=9, max_length=4)"
 SMALL = {"copies": 8, "embedding": 8, "hidden": 8, "initial_std": 0.7, "batch_size": 16, "learning_rate": 1e-2}
@@ -30,30 +31,7 @@ def weights_of(agent):
     return torch.cat([p.detach().flatten() for p in agent.model.policy.parameters()])
 
 
-def smallest_nucleus(probabilities, top_p, kept):
-    """The likeliest tokens, one after another, until they have the mass and are enough."""
-    chosen, mass = set(), 0.0
-    for token in sorted(range(len(probabilities)), key=lambda t: (-probabilities[t], t)):
-        if mass >= top_p and len(chosen) >= kept:
-            break
-        chosen.add(token)
-        mass += probabilities[token]
-    return chosen
-
-
 # Masks.
-
-
-@pytest.mark.parametrize("top_p", [0.05, 0.3, 0.6, 0.9, 0.999])
-@pytest.mark.parametrize("kept", [1, 3, 20])
-def test_the_nucleus_by_brute_force(top_p, kept):
-    logits = torch.randn(60, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2
-    logits[3, 2:] = logits[4, 1:] = -torch.inf  # the environment allows no more
-    for row, mask in zip(logits, nucleus(logits, top_p, kept), strict=True):
-        chosen = smallest_nucleus(row.softmax(0).tolist(), top_p, kept)
-        possible = set(row.isfinite().nonzero()[:, 0].tolist())
-        assert set(mask.nonzero()[:, 0].tolist()) & possible == chosen & possible
-    assert nucleus(logits, 1.0, kept).all()
 
 
 def spied(agent):

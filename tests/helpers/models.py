@@ -39,3 +39,14 @@ def probability(model, sequence):
         total += logits.log_softmax(1)[0, token].item()
         logits, state = model.step(torch.tensor([token]), state)
     return total
+
+
+def smallest_nucleus(probabilities, top_p, kept):
+    """The likeliest tokens, one after another, until they have the mass and are enough."""
+    chosen, mass = set(), 0.0
+    for token in sorted(range(len(probabilities)), key=lambda t: (-probabilities[t], t)):
+        if mass >= top_p and len(chosen) >= kept:
+            break
+        chosen.add(token)
+        mass += probabilities[token]
+    return chosen

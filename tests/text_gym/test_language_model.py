@@ -58,6 +58,24 @@ def by_hand(logits, sampling):
     return result
 
 
+@pytest.mark.parametrize("top_p", [0.05, 0.3, 0.6, 0.9, 0.999])
+@pytest.mark.parametrize("min_tokens", [1, 3, 20])
+def test_the_nucleus_by_brute_force(top_p, min_tokens):
+    logits = torch.randn(60, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2
+    logits[3, 2:] = logits[4, 1:] = -torch.inf  # the environment allows no more
+    for row, mask in zip(logits, nucleus_mask(logits, top_p, min_tokens), strict=True):
+        chosen = smallest_nucleus(row.softmax(0).tolist(), top_p, min_tokens)
+        possible = set(row.isfinite().nonzero()[:, 0].tolist())
+        assert set(mask.nonzero()[:, 0].tolist()) & possible == chosen & possible
+    assert nucleus_mask(logits, 1.0, min_tokens).all()
+
+
+def test_of_equally_likely_tokens_those_with_smaller_ids_are_in_the_nucleus():
+    assert nucleus_mask(torch.zeros(1, 30), 0.5).tolist() == [[True] * 15 + [False] * 15]
+    adjusted = Sampling(top_p=0.5).adjust(torch.zeros(1, 30))
+    assert adjusted.isfinite().tolist() == [[True] * 15 + [False] * 15]
+
+
 @pytest.mark.parametrize(
     "sampling", [Sampling(0), Sampling(-1), Sampling(top_k=-1), Sampling(top_p=0), Sampling(top_p=2)]
 )
