@@ -19,11 +19,11 @@ from stable_baselines3 import A2C as SB3_A2C
 from stable_baselines3 import PPO as SB3_PPO
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.vec_env import VecEnv
-from torch import Tensor, nn
+from torch import nn
 
 from agents.common.agent import Agent
 from agents.common.kl import AdaptiveKL
-from agents.networks.policies import Restricted, frozen_copy, make_policy
+from agents.networks.policies import frozen_copy, make_policy
 from agents.sb3.actor_critic import TextPolicy
 from agents.sb3.buffers import CopiesBuffer, DictCopiesBuffer, KLPenalty
 from agents.sb3.settings import IMDB, PRESETS, A2CSettings, ActorCriticSettings, PPOSettings
@@ -68,7 +68,7 @@ class ActorCritic(Agent[Any]):
                 "language_model": partial(make_policy, settings, self.task.vocab, device=self.device),
                 "critic": settings.critic,
                 "critic_layers": settings.critic_layers,
-                "forbidden": self._forbidden(),
+                "logit_mask": None if self.masks else self.logit_mask,
             },
             "device": self.device,
         }
@@ -105,11 +105,6 @@ class ActorCritic(Agent[Any]):
         """The copies, for Stable-Baselines3's callbacks."""
         return self.envs
 
-    def _forbidden(self) -> tuple[Tensor, Tensor, int] | None:
-        """What the policy may never write, as it is with the other learners; masks say so by themselves."""
-        restricted: Any = None if self.masks else self.restricted(None)  # type: ignore[arg-type]
-        return restricted.forbidden if isinstance(restricted, Restricted) else None
-
     def _buffer(self) -> dict[str, Any]:
         """The rollout buffer."""
         return {"rollout_buffer_class": DictCopiesBuffer if self.task.conditional else CopiesBuffer}
@@ -125,8 +120,8 @@ class ActorCritic(Agent[Any]):
         random, model = self.numpy_random(step), self.model
         model.set_logger(self.logger)
         model._update_current_progress_remaining(min(step, self.settings.iterations), max(1, self.settings.iterations))
-        penalty = None if self.masks else self.logit_penalty()
-        episodes, stay_near = _Episodes(), KLPenalty(self.at_start, self.kl, penalty, self.pays_unmasked)
+        logit_mask = None if self.masks else self.logit_mask
+        episodes, stay_near = _Episodes(), KLPenalty(self.at_start, self.kl, logit_mask, self.pays_unmasked)
         callbacks = CallbackList([episodes, stay_near])
         callbacks.init_callback(model)
         self.envs.seed(int(random.integers(2**31)))

@@ -269,8 +269,8 @@ class Reinforce(Agent[PolicyGradientSettings]):
     def _penalty(self, drawn: Drawn, examples: list[Example] | None) -> Tensor:
         """Compute the entropy and KL penalty of each token, [n, T], and adapt the KL weight."""
         penalty = drawn.log_probs * float(self.settings.ent_coef)
-        prompts, limits = self.prompt_tokens(examples), self.logit_penalty()
-        ratio = log_ratios(self.policy, self.reference, drawn, prompts, limits, self.settings.sampling)
+        prompts, sampling = self.prompt_tokens(examples), self.settings.sampling
+        ratio = log_ratios(self.policy, self.reference, drawn, prompts, self.logit_mask, sampling)
         kl, weight = float(ratio.sum() / drawn.lengths.sum()), self.kl.weight
         self.kl.adapt(kl)  # for the next update
         self.logger.record("train/kl_to_start", kl)
@@ -342,8 +342,8 @@ class Reinforce(Agent[PolicyGradientSettings]):
         weights = advantages.float()
         if self.settings.loss == "mean":
             weights = weights / drawn.lengths.sum()
-        prompts, limits, sampling = self.prompt_tokens(examples), self.logit_penalty(), self.settings.sampling
-        return weighted_nll(self.policy, drawn.tokens, weights, prompts, penalty=limits, sampling=sampling)[0]
+        prompts, mask, sampling = self.prompt_tokens(examples), self.logit_mask, self.settings.sampling
+        return weighted_nll(self.policy, drawn.tokens, weights, prompts, logit_mask=mask, sampling=sampling)[0]
 
     def _teacher_loss(self, random: np.random.Generator) -> Tensor:
         """Compute the negative log-likelihood of a batch of real sequences, summed or averaged as the loss is."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import gymnasium as gym
@@ -11,10 +12,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from agents.networks.policies import Restricted, Tempered
+from agents.networks.policies import LogitMask, Restricted, Tempered
 from text_gym.arrays import AnyArray, FloatArray, IntArray
 from text_gym.errors import OptionError
-from text_gym.language_model import LOGITS_AT_ONCE, Drawn, LanguageModel, Sampling, draw_tokens, generate
+from text_gym.language_model import (
+    LOGITS_AT_ONCE,
+    Drawn,
+    LanguageModel,
+    Sampling,
+    draw_tokens,
+    generate,
+    keep_freed_memory,
+)
 from text_gym.rules import Rules
 from text_gym.sequences import Batch, Example, make_batch
 from text_gym.validation import whole_number
@@ -36,6 +45,7 @@ class TextGenerator:
 
     def __init__(self, env: Env, seed: int, device: str = "auto") -> None:
         """Read the task; subclasses create the policy."""
+        keep_freed_memory()
         self.env = env
         self.rules: Rules = rules_of(env)
         self.task = self.rules.task
@@ -50,16 +60,16 @@ class TextGenerator:
 
     def restricted(self, policy: LanguageModel) -> LanguageModel:
         """Return the policy as it samples: without banned tokens, and without EOS before min_length."""
-        if not self.restricts:
-            return policy
-        rules = self.rules
-        early, later = (self.tensor(mask == 0) for mask in (rules.early_mask, rules.later_mask))
-        return Restricted(policy, early, later, rules.min_length)
+        return policy if self.logit_mask is None else Restricted(policy, self.logit_mask)
 
-    def logit_penalty(self) -> Tensor | None:
-        """Return what is added to the logits at each position, 0 or -inf, [T, V]; None if nothing is banned."""
-        restricted = self.restricted(self.policy)
-        return restricted.penalty(self.rules.limit) if isinstance(restricted, Restricted) else None
+    @cached_property
+    def logit_mask(self) -> LogitMask | None:
+        """The mask added to the policy's logits when it samples; None if nothing is banned."""
+        if not self.restricts:
+            return None
+        early = self.tensor(self.rules.early_mask == 0)
+        later = self.tensor(self.rules.later_mask == 0)
+        return LogitMask.of_banned(early, later, self.rules.min_length)
 
     def sample(
         self,

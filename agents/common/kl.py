@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from agents.common.losses import as_drawn, log_probs_after, weighted_nll
+from agents.networks.policies import LogitMask
 from text_gym.errors import OptionError
 from text_gym.language_model import WHOLE_SOFTMAX, Drawn, LanguageModel, Sampling
 from text_gym.validation import finite_number
@@ -69,7 +70,7 @@ def log_ratios(
     reference: LanguageModel,
     drawn: Drawn,
     prompts: Tensor | None = None,
-    penalty: Tensor | None = None,
+    logit_mask: LogitMask | None = None,
     sampling: Sampling = WHOLE_SOFTMAX,
 ) -> Tensor:
     """How much likelier each token was than the reference would have drawn it, as a logarithm, [n, T]; 0 after the end.
@@ -84,14 +85,13 @@ def log_ratios(
         reference: The language model to compare with.
         drawn: The sequences, and their log-probabilities in what they were really drawn from.
         prompts: [n, P], read first.
-        penalty: [T, V], added to the logits of both at each place.
+        logit_mask: Added to the logits of both.
         sampling: How the sequences were drawn.
     """
-    valid = drawn.valid_mask
     if sampling.top_k or sampling.top_p < 1:
-        return drawn.log_probs - _among_what_could_be_drawn(policy, reference, drawn, valid, prompts, penalty, sampling)
-    weights = valid.to(drawn.log_probs.dtype)
-    nll = weighted_nll(reference, drawn.tokens, weights, prompts, penalty=penalty, sampling=sampling)[1]
+        return drawn.log_probs - _among_what_could_be_drawn(policy, reference, drawn, prompts, logit_mask, sampling)
+    weights = drawn.valid_mask.to(drawn.log_probs.dtype)
+    nll = weighted_nll(reference, drawn.tokens, weights, prompts, logit_mask=logit_mask, sampling=sampling)[1]
     return drawn.log_probs + nll
 
 
@@ -99,20 +99,21 @@ def _among_what_could_be_drawn(
     policy: LanguageModel,
     reference: LanguageModel,
     drawn: Drawn,
-    valid: Tensor,
     prompts: Tensor | None,
-    penalty: Tensor | None,
+    logit_mask: LogitMask | None,
     sampling: Sampling,
 ) -> Tensor:
     """The reference's log-probability of each token among those that the policy could draw there, [n, T]."""
+    valid = drawn.valid_mask
     ours, theirs = (model.features(drawn.tokens, prompts)[valid] for model in (policy, reference))  # each [N, H]
-    targets, places = drawn.tokens[valid], valid.nonzero()[:, 1]
+    targets = drawn.tokens[valid]  # [N]
+    positions = valid.nonzero()[:, 1]  # [N]
 
     def among_them(others: Tensor, part: slice) -> Tensor:
-        limits = 0.0 if penalty is None else penalty[places[part]]
-        logits = policy.output(ours[part]).to(torch.promote_types(ours.dtype, torch.float32)) + limits
+        mask = 0.0 if logit_mask is None else logit_mask.at(positions[part])
+        logits = policy.output(ours[part]).to(torch.promote_types(ours.dtype, torch.float32)) + mask
         possible = as_drawn(logits, targets[part], sampling) > -torch.inf
-        return ((others + limits) / sampling.temperature).masked_fill(~possible, -torch.inf)
+        return ((others + mask) / sampling.temperature).masked_fill(~possible, -torch.inf)
 
     log_probs = torch.zeros_like(drawn.log_probs)
     log_probs[valid] = log_probs_after(reference.output, theirs, targets, among_them).to(log_probs.dtype)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.networks.huggingface import LinearOutput
+from agents.networks.policies import LogitMask
 from text_gym.language_model import WHOLE_SOFTMAX, LanguageModel, Sampling
 
 CHUNK_BYTES = (8 << 20, 1 << 30)  # of logits at a time: on a CPU so that they stay in its cache, and on a GPU
@@ -29,8 +30,8 @@ class _WeightedNLL(torch.autograd.Function):
         bias: Tensor,
         targets: Tensor,
         row_weights: Tensor,
-        penalty: Tensor | None,
-        places: Tensor,
+        logit_mask: LogitMask | None,
+        positions: Tensor,
         sampling: Sampling,
     ) -> tuple[Tensor, Tensor]:
         rows, size = len(hidden), len(weight)
@@ -46,8 +47,8 @@ class _WeightedNLL(torch.autograd.Function):
             part = slice(begin, begin + chunk)
             logits, slopes = rooms[:, : len(hidden[part])]
             torch.addmm(bias, hidden[part], columns, out=logits)  # [chunk, V]
-            if penalty is not None:
-                logits += penalty[places[part]]
+            if logit_mask is not None:
+                logits += logit_mask.at(positions[part])
             logits = as_drawn(logits, targets[part], sampling)
             torch.softmax(logits, dim=1, out=slopes)
             # The likeliest token's probability is at least 1 / V, so its logarithm is safe.
@@ -78,7 +79,7 @@ def weighted_nll(
     weights: Tensor,
     prompts: Tensor | None = None,
     inputs: Tensor | None = None,
-    penalty: Tensor | None = None,
+    logit_mask: LogitMask | None = None,
     sampling: Sampling = WHOLE_SOFTMAX,
 ) -> tuple[Tensor, Tensor]:
     """Weighted sum of the negative log-probabilities of tokens, with gradient; and each of them, without.
@@ -89,7 +90,7 @@ def weighted_nll(
         weights: [n, T], constants.
         prompts: [n, P], read first.
         inputs: [n, T], what the model reads in place of the tokens.
-        penalty: [T, V], added to the logits at each place.
+        logit_mask: Added to the logits.
         sampling: How the tokens were drawn; the probabilities are those that they were drawn with.
 
     Returns:
@@ -99,18 +100,20 @@ def weighted_nll(
     hidden = model.features(tokens if inputs is None else inputs, prompts)[counted]  # [N, H]
     targets = tokens[counted]  # [N]
     row_weights = weights[counted]  # [N]
-    places = counted.nonzero()[:, 1]  # [N]
+    positions = counted.nonzero()[:, 1]  # [N]
     output = model.output
     linear = output if isinstance(output, (nn.Linear, LinearOutput)) else None
     if linear is not None and hidden.dtype == linear.weight.dtype and hidden.dtype in (torch.float32, torch.float64):
         weight = linear.weight
         bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias
         loss, each = _WeightedNLL.apply(  # type: ignore[no-untyped-call]
-            hidden, weight, bias, targets, row_weights.to(hidden.dtype), penalty, places, sampling
+            hidden, weight, bias, targets, row_weights.to(hidden.dtype), logit_mask, positions, sampling
         )
     else:
         logits = output(hidden).float()
-        each = nll_of_logits(logits if penalty is None else logits + penalty[places], targets, sampling)
+        if logit_mask is not None:
+            logits = logits + logit_mask.at(positions)
+        each = nll_of_logits(logits, targets, sampling)
         loss = (each * row_weights.to(each.dtype)).sum()
     losses = weights.new_zeros(weights.shape, dtype=each.dtype)
     losses[counted] = each.detach()

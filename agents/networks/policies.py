@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -150,53 +150,58 @@ class Tempered(LanguageModel):
         return self.model.state_size(length)
 
 
-class Restricted(LanguageModel):
-    """A language model that cannot generate banned tokens, nor EOS before the least length.
+class LogitMask(NamedTuple):
+    """What is added to logits so that banned tokens are never sampled: 0 where a token is allowed, else -inf."""
 
-    Args:
-        model: The model, which is wrapped and not copied.
-        early: True at the tokens that are banned at positions before `min_length`, [V].
-        later: The same from there on, [V].
-        min_length: How many tokens a sequence has at least before EOS.
-    """
+    early: Tensor
+    """[V], at positions before min_length."""
+    later: Tensor
+    """[V], at all other positions."""
+    min_length: int
+    """The first position that `later` is for."""
 
-    def __init__(self, model: LanguageModel, early: Tensor, later: Tensor, min_length: int) -> None:
-        """Turn what is banned into numbers that are added to logits."""
-        super().__init__()
-        self.model, self.min_length = model, min_length
+    @classmethod
+    def of_banned(cls, early: Tensor, later: Tensor, min_length: int) -> LogitMask:
+        """Create a mask from boolean tensors [V] that are True at banned tokens."""
         zeros = torch.zeros(len(early), device=early.device)
-        self._early, self._later = (zeros.masked_fill(mask, -torch.inf) for mask in (early, later))
-        self.forbidden = self._early, self._later, min_length  # what is added to logits, and where it changes
+        return cls(zeros.masked_fill(early, -torch.inf), zeros.masked_fill(later, -torch.inf), min_length)
 
-    def penalty(self, length: int) -> Tensor:
-        """What is added to the logits of each place: 0, or minus infinity, [T, V]."""
-        early = torch.arange(length, device=self._early.device) < self.min_length
-        return torch.where(early[:, None], self._early, self._later)
+    def at(self, positions: Tensor) -> Tensor:
+        """Mask [n, V] at positions [n]; [V] if it is the same at all of them."""
+        if not self.min_length:
+            return self.later
+        return torch.where((positions < self.min_length)[:, None], self.early, self.later)
+
+
+class Restricted(LanguageModel):
+    """A language model with a mask added to its logits, so that it never samples banned tokens."""
+
+    def __init__(self, model: LanguageModel, logit_mask: LogitMask) -> None:
+        """Wrap a model; nothing is copied."""
+        super().__init__()
+        self.model, self.logit_mask = model, logit_mask
 
     def start(self, n: int, prompts: Tensor | None = None) -> tuple[Tensor, tuple[State, Tensor]]:
-        """Logits [n, V] without banned tokens; the state is the model's and the position [n]."""
+        """Masked logits [n, V]; the state is the model's and the position [n] of the next token."""
         logits, state = self.model.start(n, prompts)
-        place = torch.zeros(n, dtype=torch.long, device=logits.device)
-        return logits + (self._early if self.min_length else self._later), (state, place)
+        position = torch.zeros(n, dtype=torch.long, device=logits.device)
+        return logits + self.logit_mask.at(position), (state, position)
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, tuple[State, Tensor]]:
-        """Logits [n, V] without banned tokens; the state is the model's and the position [n]."""
-        inner, place = cast("tuple[State, Tensor]", state)
+        """Masked logits [n, V]; the state is the model's and the position [n] of the next token."""
+        inner, position = cast("tuple[State, Tensor]", state)
         logits, inner = self.model.step(tokens, inner)
-        place = place + 1
-        if not self.min_length:
-            return logits + self._later, (inner, place)
-        penalty = torch.where((place < self.min_length)[:, None], self._early, self._later)
-        return logits + penalty, (inner, place)
+        position = position + 1
+        return logits + self.logit_mask.at(position), (inner, position)
 
     def features(self, tokens: Tensor, prompts: Tensor | None = None) -> Tensor:
         """Features [n, T, H] of the model."""
         return self.model.features(tokens, prompts)
 
     def output(self, features: Tensor) -> Tensor:
-        """Logits [n, T, V] without banned tokens; the features [n, T, H] have to begin at the first position."""
+        """Masked logits [n, T, V]; the features [n, T, H] have to begin at the first position."""
         _, length, _ = features.shape
-        return self.model.output(features) + self.penalty(length)
+        return self.model.output(features) + self.logit_mask.at(torch.arange(length, device=features.device))
 
     def state_size(self, length: int) -> int:
         """Numbers in the state of one sequence after `length` tokens."""

@@ -21,7 +21,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from agents.networks.policies import PolicySettings, make_policy, width_of_features
+from agents.networks.policies import LogitMask, PolicySettings, make_policy, width_of_features
 from text_gym.errors import OptionError
 from text_gym.language_model import LanguageModel, draw_tokens
 from text_gym.validation import check_options
@@ -90,22 +90,19 @@ class Categorical(CategoricalDistribution):
 
 
 class LanguageActor(nn.Module):
-    """The output of the extractor's language model, with nothing for what may not be written."""
+    """The output of the extractor's language model, with a mask that bans tokens."""
 
-    def __init__(self, extractor: PrefixExtractor, forbidden: tuple[Tensor, Tensor, int] | None) -> None:
-        """Take the extractor, and penalties [V] before and from a least length, with that length."""
+    def __init__(self, extractor: PrefixExtractor, logit_mask: LogitMask | None) -> None:
+        """Take the extractor, and the mask that is added to its logits."""
         super().__init__()
         self._extractor: Any = (extractor,)  # in a tuple, because its parameters are the policy's already
-        self._forbidden = forbidden
+        self._logit_mask = logit_mask
 
     def forward(self, features: Tensor) -> Tensor:
         """Features [n, H] of the extractor's last call to logits [n, V]."""
         (extractor,) = self._extractor
         logits: Tensor = extractor.logits(features)
-        if self._forbidden is None:
-            return logits
-        early, later, min_length = self._forbidden
-        return logits + torch.where((extractor.places < min_length)[:, None], early, later)
+        return logits if self._logit_mask is None else logits + self._logit_mask.at(extractor.places)
 
 
 class LanguageActorCritic:
@@ -116,7 +113,7 @@ class LanguageActorCritic:
         language_model: What the actor is: fields of PolicySettings, or a function that makes a model.
         critic: "shared" for values from the actor's own features, "separate" for a model of the critic's own.
         critic_layers: Sizes of the layers between features and value.
-        forbidden: Penalties [V] of tokens before and from a least length, and that length.
+        logit_mask: Added to the logits of the actor.
         **options: As Stable-Baselines3 gives them.
     """
 
@@ -126,7 +123,7 @@ class LanguageActorCritic:
         language_model: ModelSource | None = None,
         critic: str = "shared",
         critic_layers: tuple[int, ...] = (64,),
-        forbidden: tuple[Tensor, Tensor, int] | None = None,
+        logit_mask: LogitMask | None = None,
         **options: Any,
     ) -> None:
         """Let Stable-Baselines3 build the policy around the language model."""
@@ -138,7 +135,7 @@ class LanguageActorCritic:
                 "or a function that makes a model"
             )
         self._own: dict[str, Any] = {"language_model": language_model, "critic": critic}
-        self._own |= {"critic_layers": critic_layers, "forbidden": forbidden}
+        self._own |= {"critic_layers": critic_layers, "logit_mask": logit_mask}
         source = language_model or {}
         built: dict[str, Any] = {
             "net_arch": {"pi": [], "vf": list(critic_layers)},
@@ -154,7 +151,7 @@ class LanguageActorCritic:
         super()._build(lr_schedule)  # type: ignore[misc]
         policy: Any = self
         self._check_model()
-        policy.action_net = LanguageActor(policy.features_extractor, self._own["forbidden"])
+        policy.action_net = LanguageActor(policy.features_extractor, self._own["logit_mask"])
         if not policy.share_features_extractor:
             policy.vf_features_extractor.model = without_output(policy.vf_features_extractor.model)
         rate = policy.optimizer.param_groups[0]["lr"]

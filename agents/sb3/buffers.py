@@ -10,12 +10,14 @@ import torch
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import obs_as_tensor
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents.common.kl import AdaptiveKL
 from agents.common.losses import log_probs_after
+from agents.networks.policies import LogitMask
 from text_gym.arrays import AnyArray, IntArray
 from text_gym.errors import OptionError
+from text_gym.language_model import LanguageModel
 
 
 class WholeCopies:
@@ -73,15 +75,15 @@ def written(buffer: Any, pad: int) -> Written:
 
 @torch.no_grad()
 def transition_log_probs(
-    model: Any, sequences: Written, masks: AnyArray | None = None, penalty: Tensor | None = None
+    model: LanguageModel, sequences: Written, masks: AnyArray | None = None, logit_mask: LogitMask | None = None
 ) -> AnyArray:
     """A language model's log-probability of every token that a rollout appended, [steps, copies].
 
     Args:
-        model: Has features() and `output`.
+        model: The language model.
         sequences: What was written.
         masks: True at the tokens among which it was chosen, [steps, copies, V]; all if not given.
-        penalty: [T, V], added to the logits at each place.
+        logit_mask: Added to the logits.
     """
     device = next(model.parameters()).device
     tokens = torch.from_numpy(sequences.tokens).to(device)
@@ -90,8 +92,8 @@ def transition_log_probs(
     model.eval()
 
     def limited(logits: Tensor, part: slice) -> Tensor:
-        if penalty is not None:
-            logits = logits + penalty[places[part]]
+        if logit_mask is not None:
+            logits = logits + logit_mask.at(places[part])
         if masks is not None:
             allowed = torch.from_numpy(masks.reshape(len(rows), -1)[part] > 0).to(device)
             logits = logits.masked_fill(~allowed, -torch.inf)
@@ -113,16 +115,16 @@ class KLPenalty(BaseCallback):
     Args:
         reference: A language model that does not learn, for the policy of `agents.sb3.actor_critic` to stay near.
         kl: The weight, and how it is adapted.
-        penalty: [T, V], what the policy's logits had added at each place, so that the reference has it too.
+        logit_mask: The mask added to the policy's logits, to be added to the reference's too.
         unmasked: Whether steps pay for the ratio without masks, as NLPO does, and the weight follows that.
     """
 
     def __init__(
-        self, reference: nn.Module, kl: AdaptiveKL, penalty: Tensor | None = None, unmasked: bool = False
+        self, reference: LanguageModel, kl: AdaptiveKL, logit_mask: LogitMask | None = None, unmasked: bool = False
     ) -> None:
         """Keep the parts."""
         super().__init__()
-        self.reference, self.kl, self.penalty, self.unmasked = reference, kl, penalty, unmasked
+        self.reference, self.kl, self.logit_mask, self.unmasked = reference, kl, logit_mask, unmasked
 
     def _init_callback(self) -> None:
         """Refuse what has no language model to compare."""
@@ -140,11 +142,11 @@ class KLPenalty(BaseCallback):
         buffer, model = algorithm.rollout_buffer, algorithm.policy.language_model
         sequences = written(buffer, algorithm.policy.features_extractor.pad)
         masks = self._masks(buffer)
-        ratios = buffer.log_probs - transition_log_probs(self.reference, sequences, masks, self.penalty)
+        ratios = buffer.log_probs - transition_log_probs(self.reference, sequences, masks, self.logit_mask)
         self.logger.record("train/kl_to_start", float(ratios.mean()))
         self.logger.record("train/kl_weight", self.kl.weight)
         if self.unmasked and masks is not None:
-            ours, theirs = (transition_log_probs(m, sequences, None, self.penalty) for m in (model, self.reference))
+            ours, theirs = (transition_log_probs(m, sequences, None, self.logit_mask) for m in (model, self.reference))
             ratios = ours - theirs
             self.logger.record("train/kl_unmasked", float(ratios.mean()))
         if self.kl.weight:

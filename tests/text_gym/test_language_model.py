@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers.models import assert_counts_fit, probability, seeded, small_model
+from tests.helpers.models import assert_counts_fit, probability, seeded, small_model, smallest_nucleus
 from text_gym.errors import OptionError
-from text_gym.language_model import WHOLE_SOFTMAX, Sampling, complete, draw_tokens, generate, map_state
+from text_gym.language_model import WHOLE_SOFTMAX, Sampling, complete, draw_tokens, generate, map_state, nucleus_mask
 
 
 def draws_of(logits, n, sampling=WHOLE_SOFTMAX):

@@ -7,7 +7,7 @@ import torch
 
 from agents.common import losses as objectives
 from agents.common.kl import AdaptiveKL, log_ratios
-from agents.networks.policies import Restricted
+from agents.networks.policies import LogitMask, Restricted
 from agents.networks.transformer import Transformer
 from tests.helpers.models import seeded, small_model
 from text_gym.language_model import Drawn, Sampling, generate
@@ -31,8 +31,8 @@ def limited(model, min_length=0, banned=()):
     later[list(banned)] = True
     early = later.clone()
     early[EOS] = True
-    restricted = Restricted(model, early, later, min_length)
-    return restricted, restricted.penalty(LENGTH)
+    mask = LogitMask.of_banned(early, later, min_length)
+    return Restricted(model, mask), mask
 
 
 def likely(logits, place, sampling, min_length, banned):
@@ -91,9 +91,9 @@ def test_it_is_the_exact_one(monkeypatch, sampling, limits, chunk_bytes):
     """Token by token, and on the average over many sequences within four standard errors."""
     monkeypatch.setattr(objectives, "CHUNK_BYTES", (chunk_bytes, chunk_bytes))
     policy, reference = small_model(SIZE, seed=1, scale=0.8), small_model(SIZE, seed=2, scale=0.8)
-    restricted, penalty = limited(policy, **limits)
+    restricted, mask = limited(policy, **limits)
     drawn = generate(restricted, 2000, LENGTH, EOS, seeded(0), sampling)
-    ratios = log_ratios(policy, reference, drawn, None, penalty, sampling)
+    ratios = log_ratios(policy, reference, drawn, None, mask, sampling)
     assert (ratios[torch.arange(LENGTH) >= drawn.lengths[:, None]] == 0).all()
     known = {}
     for row, tokens in enumerate(drawn.tokens[:200].tolist()):
@@ -120,12 +120,12 @@ def test_a_policy_does_not_diverge_from_itself(sampling, limits, kind):
     torch.manual_seed(0)
     model = small_model(SIZE, seed=1) if kind == "lstm" else Transformer(SIZE, width=8, inner=8).eval()
     model = model.double()
-    restricted, penalty = limited(model, **limits)
+    restricted, mask = limited(model, **limits)
     prompts = torch.randint(SIZE + 1, (300, 2), generator=seeded(1))
     for asked in (None, prompts):
         drawn = generate(restricted, 300, LENGTH, EOS, seeded(0), sampling, asked)
         assert (drawn.log_probs < -0.01).any(), "the test would see nothing"
-        assert log_ratios(model, model, drawn, asked, penalty, sampling).abs().max() < 1e-12
+        assert log_ratios(model, model, drawn, asked, mask, sampling).abs().max() < 1e-12
 
 
 def test_in_single_precision_it_is_zero_but_for_rounding():

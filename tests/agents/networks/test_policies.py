@@ -9,6 +9,7 @@ import torch
 
 from agents import MLE, Reinforce, ScheduledSampling
 from agents.networks.policies import (
+    LogitMask,
     PolicySettings,
     Restricted,
     Tempered,
@@ -88,7 +89,7 @@ def test_a_restricted_policy_is_the_policy_given_that_nothing_forbidden_is_writt
     """Token by token, it is what enumeration gives for the renormalised distribution."""
     model = small_model(3, seed=1)
     none, eos = torch.zeros(3, dtype=torch.bool), torch.tensor([False, False, True])
-    drawn = generate(Restricted(model, eos, none, 2), 4000, 3, EOS, seeded(0))
+    drawn = generate(Restricted(model, LogitMask.of_banned(eos, none, 2)), 4000, 3, EOS, seeded(0))
     written = [tuple(t for t in row if t != 3) for row in drawn.tokens.tolist()]
     assert all(allowed(s) for s in written)
     own = {s: probability(model, s) for s in SEQUENCES}
@@ -117,7 +118,7 @@ def test_the_gradient_under_restrictions_is_the_exact_one():
     kept = [s for s in SEQUENCES if allowed(s)]
     tokens = torch.tensor([[*s, *[3] * (3 - len(s))] for s in kept])
     logits = model.output(model.features(tokens))
-    logits = logits + agent.logit_penalty().double()
+    logits = logits + agent.logit_mask.at(torch.arange(3)).double()
     logs = logits.log_softmax(dim=2).gather(2, tokens.clamp(max=2)[:, :, None])[:, :, 0].where(tokens < 3, 0.0).sum(1)
     assert logs.exp().sum().item() == pytest.approx(1)
     exact = torch.autograd.grad((logs.exp() * torch.tensor(worth(tokens))).sum(), list(model.parameters()))

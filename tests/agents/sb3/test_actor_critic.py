@@ -15,7 +15,7 @@ from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
 from stable_baselines3.common.logger import configure
 
 from agents.mle import MLE
-from agents.networks.policies import PolicySettings, Restricted, make_policy
+from agents.networks.policies import LogitMask, PolicySettings, Restricted, make_policy
 from agents.sb3.actor_critic import PrefixExtractor, TextPolicy, longest_of_their_kind
 from agents.sb3.vec_env import TextGenVecEnv
 from tests.helpers.models import seeded
@@ -146,13 +146,12 @@ def test_its_log_probabilities_are_the_language_models(kind, forbid):
     """Token by token, and where some tokens are banned and EOS has a least length, as they are written."""
     early, later = torch.zeros(2, SIZE, dtype=torch.bool)
     early[[0, 5]] = later[5] = True
-    restricted = Restricted(None, early, later, 2)
-    model = ppo(kind=kind, **({"forbidden": restricted.forbidden} if forbid else {}))
+    logit_mask = LogitMask.of_banned(early, later, min_length=2)
+    model = ppo(kind=kind, **({"logit_mask": logit_mask} if forbid else {}))
     policy = model.policy
     policy.set_training_mode(False)
     sequences = torch.tensor([[1, 2, 3, 4], [8, 0, 0, 7], [6, 6, 6, 0], [2, 5, 0, 1]])
-    restricted.model = policy.language_model
-    by = restricted if forbid else policy.language_model
+    by = Restricted(policy.language_model, logit_mask) if forbid else policy.language_model
     with torch.no_grad():
         expected = by.log_prob(sequences, torch.ones(4, 4, dtype=torch.bool))
         for t in range(LENGTH):
@@ -175,7 +174,7 @@ def test_its_log_probabilities_are_the_language_models(kind, forbid):
 @pytest.mark.parametrize("forbid", [False, True])
 def test_tokens_are_drawn_as_often_as_they_are_likely(forbid):
     later = torch.zeros(SIZE).masked_fill(torch.arange(SIZE) == 5, -torch.inf)
-    policy = ppo(**({"forbidden": (later, later, 0)} if forbid else {})).policy
+    policy = ppo(**({"logit_mask": LogitMask(later, later, 0)} if forbid else {})).policy
     observations = torch.tensor([[3, 7, SIZE, SIZE]]).repeat(20_000, 1)
     with torch.no_grad():
         shares = (read_alone(policy.language_model, observations[0]) + (later if forbid else 0)).softmax(0)
@@ -255,7 +254,7 @@ def test_it_begins_as_the_agent_that_it_begins_with(task, critic):
 def test_stable_baselines3_saves_and_loads_it(kind, options, tmp_path):
     envs = copies(task=ORACLE, reward="length")
     later = torch.zeros(SIZE).masked_fill(torch.arange(SIZE) == 5, -torch.inf)
-    model = ppo(envs, kind, forbidden=(later, later, 0), **options).learn(64)
+    model = ppo(envs, kind, logit_mask=LogitMask(later, later, 0), **options).learn(64)
     model.save(tmp_path / "model")
     model.policy.save(tmp_path / "policy")
     loaded = PPO.load(tmp_path / "model", envs)

@@ -13,7 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import obs_as_tensor
 
 from agents.common.kl import AdaptiveKL
-from agents.networks.policies import PolicySettings, frozen_copy, make_policy
+from agents.networks.policies import LogitMask, PolicySettings, frozen_copy, make_policy
 from agents.sb3.actor_critic import TextPolicy
 from agents.sb3.buffers import CopiesBuffer, DictCopiesBuffer, KLPenalty, Written, transition_log_probs, written
 from agents.sb3.vec_env import TextGenVecEnv
@@ -193,18 +193,20 @@ def test_transition_log_probs_by_hand(prompted, chunk, monkeypatch):
     masks = random.random((3, 2, size)) < 0.5
     for step, copy in np.ndindex(3, 2):
         masks[step, copy, tokens[rows[step, copy], places[step, copy]]] = True
-    penalty = torch.randn(3, size, generator=seeded(0))
-    penalty[0, 4] = -torch.inf
+    early, later = torch.randn(2, size, generator=seeded(0))
+    early[4] = -torch.inf
+    logit_mask = LogitMask(early, later, min_length=2)
     sequences = Written(tokens, prompts, rows, places)
     for mask in (None, masks, masks.astype(np.float32)):
-        for extra in (None, penalty):
+        for extra in (None, logit_mask):
             found = transition_log_probs(model, sequences, mask, extra)
             assert found.shape == (3, 2)
             for step, copy in np.ndindex(3, 2):
                 row, place = rows[step, copy], places[step, copy]
+                added = early if place < 2 else later
                 wanted = by_hand(
                     model, tokens[row, :place], None if prompts is None else prompts[row], tokens[row, place],
-                    None if extra is None else extra[place], None if mask is None else mask[step, copy],
+                    None if extra is None else added, None if mask is None else mask[step, copy],
                 )  # fmt: skip
                 assert found[step, copy] == pytest.approx(wanted, abs=1e-5)
 
@@ -346,16 +348,16 @@ def test_a_policy_is_at_no_distance_from_itself(masked):
     assert after.kept["rewards"] == pytest.approx(before.kept["rewards"], abs=1e-5)
 
 
-def test_the_reference_has_the_policys_own_penalty():
+def test_the_reference_has_the_policys_own_mask():
     """Where tokens are forbidden, both are within what may be written, so that the distance to itself is zero."""
     early, later = torch.zeros(2, SIZE)
     early[[0, 5]] = later[5] = -torch.inf
+    logit_mask = LogitMask(early, later, min_length=2)
     envs = envs_of(task=ORACLE, reward="length")
-    options = {"language_model": {"hidden": 6, "initial_std": 0.8}, "forbidden": (early, later, 2)}
+    options = {"language_model": {"hidden": 6, "initial_std": 0.8}, "logit_mask": logit_mask}
     model = PPO(TextPolicy, envs, seed=0, n_steps=10, batch_size=40, n_epochs=1, policy_kwargs=options)
     reference = frozen_copy(model.policy.language_model)
-    penalty = torch.stack([early, early, later, later])
-    for given, expected in ((penalty, pytest.approx(0, abs=1e-6)), (None, pytest.approx(0.2, abs=0.15))):
+    for given, expected in ((logit_mask, pytest.approx(0, abs=1e-6)), (None, pytest.approx(0.2, abs=0.15))):
         after = Around()
         model.learn(40, callback=[KLPenalty(reference, AdaptiveKL(0.1), given), after])
         assert after.metrics["train/kl_to_start"] == expected
