@@ -207,8 +207,7 @@ class Reinforce(Agent[PolicyGradientSettings]):
         settings = self.settings
         # Sample sequences, and value each of them after each of its tokens.
         examples = self.sample_groups(generator) if self.task.conditional else None
-        drawn = self.draw(settings.batch_size, generator, examples, settings.sampling)
-        values = self.rollout_values(drawn, examples, generator)  # [n, T + 1]
+        drawn, values = self.sample_and_value(settings.batch_size, generator, examples)  # values: [n, T + 1]
         # What the baseline, the entropy bonus and the KL penalty leave of the value of each token.
         advantages = self.advantages(drawn, values, examples)  # [n, T]
         # Minus the advantages times the log-probabilities.
@@ -226,10 +225,13 @@ class Reinforce(Agent[PolicyGradientSettings]):
         size = self.settings.group_size
         return [e for e in self.sample_examples(self.settings.batch_size // size, generator) for _ in range(size)]
 
-    def rollout_values(self, drawn: Drawn, examples: list[Example] | None, generator: torch.Generator) -> Tensor:
-        """Estimate the value of each sequence before its first token and after each token, [n, T + 1]."""
+    def sample_and_value(
+        self, n: int, generator: torch.Generator, examples: list[Example] | None
+    ) -> tuple[Drawn, Tensor]:
+        """Sample sequences, and estimate the value of each before its first token and after each token, [n, T + 1]."""
         settings = self.settings
-        return rollout_values(
+        drawn = self.draw(n, generator, examples, settings.sampling)
+        values = rollout_values(
             self.restricted(self.policy if self.rollout_policy is None else self.rollout_policy),
             drawn.tokens,
             drawn.lengths,
@@ -242,6 +244,7 @@ class Reinforce(Agent[PolicyGradientSettings]):
             chunk=settings.rollout_batch_size,
             sampling=settings.sampling,
         )
+        return drawn, values
 
     def score(self, tokens: Tensor, lengths: Tensor, examples: list[Example] | None) -> Tensor:
         """Compute the rewards of finished sequences, [m]."""

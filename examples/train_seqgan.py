@@ -34,7 +34,7 @@ def main(rounds: int, vocab_size: int, train_size: int, seed: int) -> None:
     print("SeqGAN, in nats per token; step 0 is maximum likelihood:")
     seqgan = SeqGAN(
         env, seed=seed, preset="demo", start=start, progress=False,
-        generator_steps=1, reward_form="probability", **PUBLISHED,
+        g_steps=1, discriminator={"reward": "probability"}, **PUBLISHED,
     )  # fmt: skip
     seqgan.learn(rounds, callback=Watch(every=max(1, rounds // 5), n=2000))
     print("As many of the same updates, on a reward that is always 0.5. Did the discriminator help?")

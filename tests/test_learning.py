@@ -26,7 +26,7 @@ def study(seed):
     start = MLE(env, preset="demo", **quiet).learn()
     seqgan = SeqGAN(env, preset="demo", start=start, **quiet).learn()
     alike = {name: getattr(seqgan.settings, name) for name in ("batch_size", "learning_rate", "teacher_forcing")}
-    updates = seqgan.settings.rounds * seqgan.settings.generator_steps
+    updates = seqgan.settings.rounds * seqgan.settings.g_steps
     models = {
         "mle": start,
         "pg-bleu": Reinforce(env, preset="demo", start=start, **quiet).learn(),

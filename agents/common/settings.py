@@ -23,7 +23,9 @@ class NoSettings:
 
 
 def changed(settings: S, changes: Mapping[str, Any], owner: str, prefix: str = "") -> S:
-    """Return the settings with some values replaced; a group takes a dict of the values that change, or a whole one.
+    """Return the settings with some values replaced.
+
+    A group takes a dict of the values that change, or a whole group; one that has a `kind` takes its kind alone.
 
     Args:
         settings: A frozen dataclass.
@@ -37,6 +39,8 @@ def changed(settings: S, changes: Mapping[str, Any], owner: str, prefix: str = "
         if name not in known:
             raise OptionError(f"{owner} has no hyper-parameter {prefix + name!r}." + suggest(name, known))
         group = known[name]
+        if _is_group(group) and isinstance(value, str) and hasattr(group, "kind"):
+            value = {"kind": value}
         if _is_group(group) and isinstance(value, Mapping):
             value = changed(group, value, owner, f"{prefix}{name}.")
         elif _is_group(group) and not isinstance(value, type(group)):

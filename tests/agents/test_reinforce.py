@@ -137,15 +137,15 @@ def test_the_batch_mean_at_each_position_is_biased_by_its_own_share_only():
 
 def test_the_gradients_of_entropy_and_divergence_are_the_exact_ones():
     agent = tiny_agent(
-        baseline="leave_one_out", rollouts=0, loss="sum", entropy_weight=0.7, kl_weight=0.4, batch_size=500
+        baseline="leave_one_out", rollouts=0, loss="sum", ent_coef=0.7, kl={"weight": 0.4}, batch_size=500
     )
     with torch.no_grad():
         for number, parameter in enumerate(agent.policy.parameters()):
             parameter += 0.3 * torch.randn(parameter.shape, generator=seeded(number))
 
     def objective(tokens, valid, logs):
-        before = agent.at_start.double().log_prob(tokens, valid).sum(1)
-        agent.at_start.float()
+        before = agent.reference.double().log_prob(tokens, valid).sum(1)
+        agent.reference.float()
         rewards = torch.tensor(worth(tokens))
         # The expectation of minus log p has the gradient of minus p * (log p); the score term is in it.
         return rewards - 0.7 * logs - 0.4 * (logs - before)
@@ -162,7 +162,7 @@ def test_a_constant_reward_teaches_nothing_under_leave_one_out():
     env = gym.make("TextGen-v0", reward="constant")
     agent = Reinforce(env, seed=0, progress=False, rollouts=0, batch_size=8)
     for batch in range(30):
-        drawn, values = agent.write_and_value(8, seeded(batch), None)
+        drawn, values = agent.sample_and_value(8, seeded(batch), None)
         assert agent.advantages(drawn, values, None).abs().max() == 0
 
 
@@ -196,8 +196,8 @@ def test_teacher_forcing_weighs_as_the_loss_does(loss):
 
 
 def test_the_divergence_of_a_policy_from_itself_is_zero():
-    agent = tiny_agent(kl_weight=1.0, rollouts=0, batch_size=64)
-    drawn, values = agent.write_and_value(64, seeded(0), None)
+    agent = tiny_agent(kl={"weight": 1.0}, rollouts=0, batch_size=64)
+    drawn, values = agent.sample_and_value(64, seeded(0), None)
     agent.advantages(drawn, values, None)
     assert agent.logger.name_to_value["train/kl_to_start"] == pytest.approx(0, abs=1e-5)
 
@@ -222,8 +222,8 @@ def test_the_divergence_reported_is_the_exact_one(sampling):
     with torch.no_grad():
         for number, parameter in enumerate(agent.policy.parameters()):
             parameter += 0.3 * torch.randn(parameter.shape, generator=seeded(number))
-        exact = exact_divergence(agent.policy, agent.at_start, Sampling(**sampling))
-    drawn, values = agent.write_and_value(20_000, seeded(0), None)
+        exact = exact_divergence(agent.policy, agent.reference, Sampling(**sampling))
+    drawn, values = agent.sample_and_value(20_000, seeded(0), None)
     agent.advantages(drawn, values, None)
     found = agent.logger.name_to_value["train/kl_to_start"] * drawn.lengths.double().mean().item()
     assert found == pytest.approx(exact, rel=0.05)
@@ -248,7 +248,7 @@ def exact_divergence(policy, reference, sampling):
 def test_an_adapted_weight_follows_the_divergence():
     rows = metrics_of(
         Reinforce(
-            tiny_env(), seed=0, progress=False, rollouts=0, learning_rate=1e-2, kl_weight=0.1, kl_target=0.002
+            tiny_env(), seed=0, progress=False, rollouts=0, learning_rate=1e-2, kl={"weight": 0.1, "target": 0.002}
         ), 12,
     )  # fmt: skip
     weight = 0.1
@@ -267,7 +267,7 @@ def test_sequences_that_end_early_pay_once():
         return [1.0] * len(tokens)
 
     agent = Reinforce(tiny_env(count), seed=0, progress=False, rollouts=3, batch_size=40, baseline="none")
-    drawn, values = agent.write_and_value(40, seeded(0), None)
+    drawn, values = agent.sample_and_value(40, seeded(0), None)
     lengths = drawn.lengths
     assert lengths.min() < 3
     assert sum(calls) == 40 + 3 * int((lengths - 1).sum())
@@ -323,8 +323,8 @@ def test_it_begins_where_start_is_and_leaves_start_alone():
     "settings",
     [
         {},
-        {"kl_weight": 0.1, "rollout_rate": 0.5, "baseline": "moving_average", "teacher_forcing": 0.5},
-        {"kl_weight": 0.1, "kl_target": 0.01, "baseline": "critic", "temperature": 0.8, "top_k": 2},
+        {"kl": {"weight": 0.1}, "rollout_ema_rate": 0.5, "baseline": "moving_average", "teacher_forcing": 0.5},
+        {"kl": {"weight": 0.1, "target": 0.01}, "baseline": "critic", "temperature": 0.8, "top_k": 2},
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, settings):
@@ -358,7 +358,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, settings):
 def test_a_run_that_is_loaded_still_knows_its_start(tmp_path):
     """Which is not in the settings; the divergence from it goes on, and so does what is learned."""
     start = Reinforce(tiny_env(), seed=9, progress=False, rollouts=0, learning_rate=3e-2).learn(3)
-    options = {"rollouts": 0, "kl_weight": 0.1, "batch_size": 8}
+    options = {"rollouts": 0, "kl": {"weight": 0.1}, "batch_size": 8}
     agent = Reinforce(tiny_env(), seed=2, progress=False, start=start, folder=tmp_path, **options).learn(2)
     again = Reinforce.load(tmp_path, tiny_env(), progress=False)
     assert metrics_of(again, 1)[0]["train/kl_to_start"] == metrics_of(agent, 1)[0]["train/kl_to_start"]
@@ -374,10 +374,10 @@ def tensors(part):
 
 
 def test_a_slow_completer_follows_the_policy():
-    agent = tiny_agent(rollout_rate=0.25, rollouts=1, batch_size=16)
-    before = [p.clone() for p in agent.completer.parameters()]
+    agent = tiny_agent(rollout_ema_rate=0.25, rollouts=1, batch_size=16)
+    before = [p.clone() for p in agent.rollout_policy.parameters()]
     agent.learn(1)
-    for slow, old, live in zip(agent.completer.parameters(), before, agent.policy.parameters(), strict=True):
+    for slow, old, live in zip(agent.rollout_policy.parameters(), before, agent.policy.parameters(), strict=True):
         assert torch.allclose(slow, old + 0.25 * (live - old), atol=1e-6)
 
 
@@ -388,10 +388,10 @@ def test_mistakes_are_told():
         ({"batch_size": 1}, "at least 2"),
         ({"loss": "max"}, "loss='max'"),
         ({"rollouts": -1}, "rollouts must be"),
-        ({"rollout_rate": 0}, "rollout_rate"),
-        ({"kl_weight": -1}, "kl_weight"),
-        ({"kl_target": 0.1}, "needs a kl_weight above 0"),
-        ({"kl_target": 0, "kl_weight": 0.1}, "kl_target=0 must be above 0"),
+        ({"rollout_ema_rate": 0}, "rollout_ema_rate"),
+        ({"kl": {"weight": -1}}, "kl.weight"),
+        ({"kl": {"target": 0.1}}, "needs a kl.weight above 0"),
+        ({"kl": {"target": 0, "weight": 0.1}}, "kl.target=0 must be above 0"),
         ({"temperature": 0}, "temperature=0 must be"),
         ({"temperature": 1e-4}, "temperature of at least 0.001"),
         ({"top_p": 1.5}, "top_p <= 1"),
@@ -401,7 +401,7 @@ def test_mistakes_are_told():
         ({"baseline": "grpo", "rollouts": 0, "batch_size": 1}, "at least 2"),
         ({"group_size": 3}, "no multiple of group_size=3"),
         ({"learning_rate": 0}, "learning_rate"),
-        ({"normalize": "no"}, "normalize='no' must be True or False"),
+        ({"normalize_advantage": "no"}, "normalize_advantage"),
     ]:
         with pytest.raises(OptionError, match=words):
             ReinforceSettings(**settings)

@@ -18,7 +18,6 @@ from agents import MLE, Reinforce, SeqGAN
 from agents.common.checkpoint import CheckpointError
 from agents.mle import PRESETS as MLE_PRESETS
 from agents.networks.discriminators import Discriminator
-from agents.seqgan import PRESETS, SeqGANSettings
 from text_gym.errors import OptionError
 from text_gym.sequences import Batch, Sequences
 
@@ -27,11 +26,10 @@ SMALL = {
     "hidden": 8,
     "rollouts": 2,
     "batch_size": 8,
-    "filters": ((1, 4), (2, 4)),
-    "discriminator_embedding": 4,
-    "pretraining_passes": 2,
-    "pretraining_epochs": 1,
-    "pass_size": 64,
+    "discriminator": {"filters": ((1, 4), (2, 4)), "embedding": 4},
+    "pretrain_d_steps": 2,
+    "pretrain_epochs": 1,
+    "d_samples": 64,
     "rounds": 3,
     "progress": False,
 }
@@ -51,7 +49,7 @@ def test_without_its_loop_it_is_reinforce_on_the_discriminator(env):
     start = MLE(env, seed=0, embedding=8, hidden=8, progress=False).learn(1)
     judge = SeqGAN(env, seed=1, **SMALL).learn(0).discriminator
     options = {"seed": 2, "start": start, "rollouts": 2, "batch_size": 8, "progress": False}
-    ours = SeqGAN(env, **(SMALL | options), judge=judge, discriminator_passes=0).learn(3)
+    ours = SeqGAN(env, **(SMALL | options), start_discriminator=judge, d_steps=0).learn(3)
     rewarded = gym.make("TextGen-v0", task=env.unwrapped.task, reward=judge)
     theirs = Reinforce(rewarded, **options).learn(3)
     for mine, other in zip(ours.policy.parameters(), theirs.policy.parameters(), strict=True):
@@ -60,15 +58,13 @@ def test_without_its_loop_it_is_reinforce_on_the_discriminator(env):
 
 def test_a_round_updates_and_passes_as_often_as_told(env, monkeypatch):
     calls = []
-    agent = SeqGAN(
-        env, seed=0, **(SMALL | {"generator_steps": 3, "discriminator_passes": 2, "discriminator_epochs": 4})
-    )
+    agent = SeqGAN(env, seed=0, **(SMALL | {"g_steps": 3, "d_steps": 2, "d_epochs": 4}))
     train = Discriminator.train_epoch
     monkeypatch.setattr(agent, "update", lambda *_: calls.append("update"))
 
-    def epoch(self, real, written, batch_size, generator):
+    def epoch(self, real, written, generator):
         calls.append((len(real), len(written), hash(written.numpy().tobytes())))
-        return train(self, real, written, batch_size, generator)
+        return train(self, real, written, generator)
 
     monkeypatch.setattr(Discriminator, "train_epoch", epoch)
     agent.learn(0)
@@ -85,7 +81,7 @@ def test_what_is_given_is_not_trained_again(env, tmp_path):
     agent = SeqGAN(env, seed=1, start=start, folder=tmp_path, **SMALL).learn(0)
     assert not (tmp_path / "pretraining").exists()
     assert (agent.sample(9, seed=0).tokens == start.sample(9, seed=0).tokens).all()
-    again = SeqGAN(env, seed=2, start=start, judge=agent.discriminator, **SMALL)
+    again = SeqGAN(env, seed=2, start=start, start_discriminator=agent.discriminator, **SMALL)
     before = numbers_of(again)
     assert (numbers_of(again.learn(0)) == before).all()
     assert (numbers_of(again.learn(1)) != before).any()
@@ -97,7 +93,7 @@ def test_it_reports_how_the_discriminator_does_on_sequences_it_has_not_learned_f
     agent, seen = SeqGAN(env, seed=0, **SMALL), {}
     agent.learn(2, callback=lambda *_: seen.update(agent.logger.name_to_value) or True)
     task = env.unwrapped.task
-    right = agent.discriminator.judge(agent.discriminator.rows(task.batch("valid")))
+    right = agent.discriminator.share_real(agent.discriminator.rows(task.batch("valid")))
     assert seen["discriminator/right_on_real"] == pytest.approx(right)
     assert seen["discriminator/accuracy"] == pytest.approx((right + seen["discriminator/right_on_written"]) / 2)
     assert {"train/reward", "train/entropy", "discriminator/loss"} <= seen.keys()
@@ -109,14 +105,19 @@ def test_it_reports_how_the_discriminator_does_on_sequences_it_has_not_learned_f
     "settings",
     [
         {},
-        {"kl_weight": 0.1, "kl_target": 0.01, "rollout_rate": 0.5, "discriminator": "recurrent", "baseline": "critic"},
+        {
+            "kl": {"weight": 0.1, "target": 0.01},
+            "rollout_ema_rate": 0.5,
+            "discriminator": {"kind": "recurrent", "embedding": 4},
+            "baseline": "critic",
+        },
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(env, tmp_path, settings):
-    whole = SeqGAN(env, seed=3, folder=tmp_path / "whole", **SMALL, **settings).learn()
-    SeqGAN(env, seed=3, folder=tmp_path / "parts", **SMALL, **settings).learn(0)
+    whole = SeqGAN(env, seed=3, folder=tmp_path / "whole", **(SMALL | settings)).learn()
+    SeqGAN(env, seed=3, folder=tmp_path / "parts", **(SMALL | settings)).learn(0)
     for _ in range(3):
-        parts = SeqGAN(env, seed=3, folder=tmp_path / "parts", **SMALL, **settings).learn(1)
+        parts = SeqGAN(env, seed=3, folder=tmp_path / "parts", **(SMALL | settings)).learn(1)
     assert (numbers_of(parts) == numbers_of(whole)).all()
     loaded = SeqGAN.load(tmp_path / "whole", env)
     assert (numbers_of(loaded.learn(1)) == numbers_of(parts.learn(1))).all()
@@ -127,7 +128,7 @@ import sys, gymnasium as gym, text_gym
 from agents.seqgan import SeqGAN
 env = gym.make("TextGen-v0", task=text_gym.make_task("grammar", train_size=400, valid_size=100, test_size=100))
 agent = SeqGAN(env, seed=5, preset="demo", folder=sys.argv[1], progress=False, embedding=8, hidden=8, threads=1,
-               rounds=3, pretraining_passes=3, pretraining_epochs=3, rollouts=1, batch_size=16).learn()
+               rounds=3, pretrain_d_steps=3, pretrain_epochs=3, rollouts=1, batch_size=16).learn()
 print(agent.steps_done, repr(float(agent.log_prob(agent.sample(9, seed=0).tokens).sum())), agent.sample(3).texts)
 """
 
@@ -143,7 +144,7 @@ def how_far(folder):
             except FileNotFoundError:  # replaced meanwhile
                 return how_far(folder)
             if run == folder:
-                passes, rounds = saved["state"]["trained"]["passes_done"], saved["step"]
+                passes, rounds = saved["state"]["trained"]["d_steps_pretrained"], saved["step"]
             else:
                 epochs = saved["step"]
     return epochs, passes, rounds
@@ -172,7 +173,7 @@ def same_run(env, folder, **settings):
 
 
 def test_a_pretraining_that_ended_early_and_was_killed_then_still_gives_the_best_weights(env, tmp_path, monkeypatch):
-    settings = {"pretraining": "demo", "pretraining_epochs": 40, "hidden": 16, "embedding": 16}
+    settings = {"pretrain_preset": "demo", "pretrain_epochs": 40, "hidden": 16, "embedding": 16}
     monkeypatch.setitem(MLE_PRESETS, "demo", {"schedule": ((40, 0.1),), "patience": 2, "dropout": 0.0})
     whole = same_run(env, tmp_path / "whole", **settings).learn(1)
 
@@ -208,7 +209,7 @@ def test_ctrl_c_in_the_discriminators_pretraining_ends_after_the_pass(env, tmp_p
     train = Discriminator.train_epoch
 
     def interrupt(self, *arguments):
-        if not agent.passes_done:
+        if not agent.d_steps_pretrained:
             os.kill(os.getpid(), signal.SIGINT)
         return train(self, *arguments)
 
@@ -216,13 +217,13 @@ def test_ctrl_c_in_the_discriminators_pretraining_ends_after_the_pass(env, tmp_p
         patched.setattr(Discriminator, "train_epoch", interrupt)
         with pytest.raises(KeyboardInterrupt):
             agent.learn()
-    assert (agent.passes_done, agent.steps_done) == (1, 0)
+    assert (agent.d_steps_pretrained, agent.steps_done) == (1, 0)
     assert (numbers_of(agent.learn()) == numbers_of(whole)).all()
     assert (numbers_of(same_run(env, tmp_path / "parts")) == numbers_of(whole)).all()
 
 
 def test_its_pretraining_is_logged_apart_from_its_rounds(env, tmp_path):
-    same_run(env, tmp_path, discriminator_passes=0).learn(1)
+    same_run(env, tmp_path, d_steps=0).learn(1)
     with (tmp_path / "progress.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["pretraining/pass"] for row in rows] == ["1", "2", ""]
@@ -233,7 +234,8 @@ def test_its_pretraining_is_logged_apart_from_its_rounds(env, tmp_path):
 
 def test_a_run_that_goes_on_keeps_the_curves_it_had(env, tmp_path, monkeypatch):
     agent = same_run(env, tmp_path)
-    monkeypatch.setattr(agent, "checkpoint", lambda save=agent.checkpoint: save() if agent.passes_done < 2 else 1 / 0)
+    save = agent.checkpoint
+    monkeypatch.setattr(agent, "checkpoint", lambda: save() if agent.d_steps_pretrained < 2 else 1 / 0)
     with pytest.raises(ZeroDivisionError):
         agent.learn()
     same_run(env, tmp_path).learn()
@@ -253,7 +255,7 @@ def test_over_several_passes_all_real_sequences_are_seen(env, monkeypatch):
         return train(self, real, *arguments)
 
     monkeypatch.setattr(Discriminator, "train_epoch", watch)
-    agent = SeqGAN(env, seed=0, **(SMALL | {"pretraining_passes": 20})).learn(0)
+    agent = SeqGAN(env, seed=0, **(SMALL | {"pretrain_d_steps": 20})).learn(0)
     everything = set(map(tuple, agent.discriminator.rows(env.unwrapped.task.batch("train")).tolist()))
     assert len(seen) > 0.95 * len(everything)
     assert len(set(seeds)) == 20  # and dropout differs
@@ -264,7 +266,8 @@ def test_a_perfect_policy_leaves_the_discriminator_nothing_to_learn(write):
     lines = [{"prompt": f"q{i}", "references": [f"r{j}" for j in range(8 if i < 4 else 1)]} for i in range(12)]
     path = write("uneven.jsonl", "\n".join(map(json.dumps, lines)))
     env = gym.make("TextGen-v0", task=str(path), valid=0.0, test=0.0, min_count=1)
-    agent = SeqGAN(env, seed=0, pretraining_epochs=0, pretraining_passes=0, filters=((1, 16), (3, 32)), progress=False)
+    filters = {"filters": ((1, 16), (3, 32))}
+    agent = SeqGAN(env, seed=0, pretrain_epochs=0, pretrain_d_steps=0, discriminator=filters, progress=False)
     random = np.random.default_rng(0)
 
     def perfect(n, generator, examples):
@@ -272,9 +275,9 @@ def test_a_perfect_policy_leaves_the_discriminator_nothing_to_learn(write):
         tokens, lengths = Sequences.from_lists(chosen).padded(agent.rules.limit, agent.task.vocab.pad, agent.rules.eos)
         return Batch(tokens, lengths, agent.task.vocab, examples)
 
-    agent.write = perfect
+    agent.generate = perfect
     for step in range(150):
-        agent.train_discriminator(np.random.default_rng(step))
+        agent.update_discriminator(np.random.default_rng(step))
     real = agent.task.batch("train")
     scores, many = agent.discriminator.score(real), np.array([len(e.references) > 1 for e in real.examples])
     assert abs(scores[many].mean() - scores[~many].mean()) < 0.15
@@ -295,8 +298,8 @@ def test_conditional_seqgan_raises_what_its_discriminator_says():
     env = gym.make("TextGen-v0", task=text_gym.make_task("answers", size=100))
     agent = SeqGAN(
         env, seed=0, progress=False, embedding=16, hidden=32, rollouts=0, batch_size=64, learning_rate=1e-2,
-        filters=((1, 32), (2, 32), (4, 32)), discriminator_learning_rate=3e-3, pretraining_epochs=10,
-        pretraining_passes=5, generator_steps=40, discriminator_passes=0, discriminator_l2=0.0,
+        discriminator={"filters": ((1, 32), (2, 32), (4, 32)), "learning_rate": 3e-3, "l2": 0.0},
+        pretrain_epochs=10, pretrain_d_steps=5, g_steps=40, d_steps=0,
     )  # fmt: skip
     agent.learn(0)
     before = agent.discriminator.score(agent.sample(400, seed=0))
@@ -306,48 +309,51 @@ def test_conditional_seqgan_raises_what_its_discriminator_says():
 
 
 def test_the_published_schedule():
-    settings = SeqGANSettings(**PRESETS["paper"])
-    assert (settings.rounds, settings.generator_steps, settings.discriminator_passes) == (200, 1, 5)
-    assert (settings.discriminator_epochs, settings.pretraining_passes, settings.rollouts) == (3, 50, 16)
+    settings = SeqGAN.choose_settings("paper")
+    discriminator = settings.discriminator
+    assert (settings.rounds, settings.g_steps, settings.d_steps) == (200, 1, 5)
+    assert (settings.d_epochs, settings.pretrain_d_steps, settings.rollouts) == (3, 50, 16)
     assert (settings.baseline, settings.loss, settings.batch_size, settings.learning_rate) == ("none", "sum", 64, 0.01)
-    assert (settings.embedding, settings.hidden, settings.rollout_rate) == (32, 32, None)
-    assert (settings.discriminator_learning_rate, settings.discriminator_l2) == (1e-4, 0.2)
-    assert (settings.discriminator_dropout, settings.discriminator_embedding) == (0.25, 64)
-    assert sum(count for _, count in settings.filters) == 1720
+    assert (settings.embedding, settings.hidden, settings.rollout_ema_rate) == (32, 32, None)
+    assert (discriminator.learning_rate, discriminator.l2) == (1e-4, 0.2)
+    assert (discriminator.dropout, discriminator.embedding) == (0.25, 64)
+    assert sum(count for _, count in discriminator.filters) == 1720
 
 
 def test_mistakes_are_told(env):
     for settings, words in [
         ({"discriminator": "cmn"}, "Did you mean 'cnn'"),
-        ({"reward_form": "odds"}, "reward_form 'odds'"),
-        ({"pretraining": "papre"}, "Did you mean 'paper'"),
-        ({"filters": ((2, 3),)}, "width 1"),
-        ({"filters": 3}, "pairs of a width"),
-        ({"pretraining": 3}, "no preset of mle"),
-        ({"bfloat16": "no"}, "bfloat16"),
-        ({"discriminator": "transformer", "discriminator_embedding": 6}, "multiple of 4"),
-        ({"discriminator_dropout": 1}, "discriminator_dropout"),
-        ({"discriminator_learning_rate": 0}, "discriminator_learning_rate"),
-        ({"discriminator_l2": -1}, "discriminator_l2"),
-        ({"pass_size": 0}, "pass_size"),
-        ({"pretraining_epochs": -1}, "pretraining_epochs"),
+        ({"discriminator": {"reward": "odds"}}, "discriminator.reward 'odds'"),
+        ({"pretrain_preset": "papre"}, "Did you mean 'paper'"),
+        ({"discriminator": {"filters": ((2, 3),)}}, "width 1"),
+        ({"discriminator": {"filters": 3}}, "pairs of a width"),
+        ({"pretrain_preset": 3}, "no preset of mle"),
+        ({"discriminator": {"bfloat16": "no"}}, "discriminator.bfloat16"),
+        ({"discriminator": {"kind": "transformer", "embedding": 6}}, "multiple of 4"),
+        ({"discriminator": {"dropout": 1}}, "discriminator.dropout"),
+        ({"discriminator": {"learning_rate": 0}}, "discriminator.learning_rate"),
+        ({"discriminator": {"l2": -1}}, "discriminator.l2"),
+        ({"d_samples": 0}, "d_samples"),
+        ({"discriminator": {"droput": 0}}, "no hyper-parameter 'discriminator.droput'. Did you mean 'dropout'"),
+        ({"discriminator": 3}, "group of hyper-parameters; give a dict"),
+        ({"pretrain_epochs": -1}, "pretrain_epochs"),
     ]:
         with pytest.raises(OptionError, match=words):
-            SeqGANSettings(**settings)
+            SeqGAN.choose_settings(**settings)
     with pytest.raises(OptionError, match="no sequences for the discriminator"):
-        SeqGAN(gym.make("TextGen-v0", task="grammar(train_size=0)"), reward_form="logit")
+        SeqGAN(gym.make("TextGen-v0", task="grammar(train_size=0)"))
     with pytest.raises(OptionError, match="give max_length to make_task"):
         SeqGAN(gym.make("TextGen-v0", task=env.unwrapped.task, max_length=5), seed=0, **SMALL)
     with pytest.raises(OptionError, match="start must be an agent"):
         SeqGAN(env, start="mle")
     judge = SeqGAN(env, seed=0, **SMALL).discriminator
     with pytest.raises(OptionError, match="another kind or size"):
-        SeqGAN(env, seed=0, **(SMALL | {"filters": ((1, 9),)}), judge=judge)
+        SeqGAN(env, seed=0, **(SMALL | {"discriminator": {"filters": ((1, 9),)}}), start_discriminator=judge)
 
 
 @pytest.mark.parametrize("policy", ["lstm", "transformer"])
 def test_any_policy_and_any_discriminator_go_together(env, policy):
     for kind in ("cnn", "recurrent", "transformer"):
-        settings = SMALL | {"policy": policy, "discriminator": kind, "discriminator_hidden": 4, "embedding": 8}
+        settings = SMALL | {"policy": policy, "discriminator": {"kind": kind, "embedding": 4, "hidden": 4}}
         agent = SeqGAN(env, seed=0, **settings).learn(1)
         assert np.isfinite(agent.log_prob(agent.sample(4).tokens)).all()

@@ -59,7 +59,7 @@ def estimated_gradients(agent, batches, size):
     """The gradient of minus the loss, a sequence, from many batches."""
     gradients = []
     for batch in range(batches):
-        drawn, values = agent.write_and_value(size, seeded(batch), None)
+        drawn, values = agent.sample_and_value(size, seeded(batch), None)
         loss = agent.loss(drawn, agent.advantages(drawn, values, None), None) / size
         gradient = torch.autograd.grad(-loss, list(agent.policy.parameters()))
         gradients.append(torch.cat([g.flatten() for g in gradient]).double())

@@ -7,13 +7,13 @@ from agents.bench import learning as bench_learning
 from agents.bench import textbook
 from agents.common.losses import weighted_nll
 from agents.common.rollouts import rollout_values
-from agents.networks.discriminators import CNN
+from agents.networks.discriminators import CNN, DiscriminatorSettings
 from tests.helpers.models import seeded, small_model
 
 
 def test_the_discriminators_are_one():
     torch.manual_seed(0)
-    ours = CNN(12, 10, 8, embedding=6, filters=((1, 5), (3, 4), (8, 3)), dropout=0.0)
+    ours = CNN(12, 10, 8, DiscriminatorSettings(embedding=6, filters=((1, 5), (3, 4), (8, 3)), dropout=0.0))
     theirs = textbook.TextbookCNN(ours)
     rows, classes = torch.randint(0, 10, (7, 8), generator=seeded(0)), torch.tensor([0, 1, 1, 0, 1, 0, 0])
     assert torch.allclose(ours(rows), theirs(rows), atol=1e-5)

@@ -37,7 +37,7 @@ def test_grpo_is_as_published():
     """Rewards less their group's mean, in units of its standard deviation; a group of equals teaches nothing."""
     env = gym.make("TextGen-v0", task="answers(size=40)", reward="exact_match")
     agent = Reinforce(env, seed=0, progress=False, baseline="grpo", rollouts=0, batch_size=8, group_size=4)
-    drawn, values = agent.write_and_value(8, seeded(0), agent.draw_groups(seeded(1)))
+    drawn, values = agent.sample_and_value(8, seeded(0), agent.sample_groups(seeded(1)))
     values = torch.tensor([1.0, 0, 0, 1, 5, 5, 5, 5]).double()[:, None].expand_as(values)
     advantages = agent.advantages(drawn, values, None)
     share = 0.5 / (math.sqrt(4 * 0.25 / 3) + 1e-4)
@@ -49,7 +49,7 @@ def test_grpo_is_as_published():
 def test_rloo_compares_within_the_group():
     env = gym.make("TextGen-v0", task="answers(size=40)", reward="exact_match")
     agent = Reinforce(env, seed=0, progress=False, baseline="rloo", rollouts=0, batch_size=6, group_size=3)
-    drawn, values = agent.write_and_value(6, seeded(0), agent.draw_groups(seeded(1)))
+    drawn, values = agent.sample_and_value(6, seeded(0), agent.sample_groups(seeded(1)))
     values = torch.tensor([1.0, 0, 2, 9, 9, 3]).double()[:, None].expand_as(values)
     expected = [1 - 1, 0 - 1.5, 2 - 0.5, 9 - 6, 9 - 6, 3 - 9]
     assert agent.advantages(drawn, values, None)[:, 0].tolist() == pytest.approx(expected)
@@ -80,7 +80,7 @@ def test_a_critic_learns_the_value_of_every_prefix():
         agent = tiny_agent(baseline="critic", rollouts=0, batch_size=500, critic_learning_rate=2e-2)
         agent.critic.network.load_state_dict(critic_of(width=5).network.state_dict())
         for batch in range(400):
-            drawn, values = agent.write_and_value(500, seeded(batch), None)
+            drawn, values = agent.sample_and_value(500, seeded(batch), None)
             agent.advantages(drawn, shift + unit * values, None)
         tokens = padded(SEQUENCES)
         with torch.no_grad():
@@ -114,7 +114,7 @@ def critic_of(width):
 
 def test_the_critic_teaches_the_policy_nothing_but_by_its_advantages():
     agent = tiny_agent(baseline="critic", rollouts=0, batch_size=50)
-    drawn, values = agent.write_and_value(50, seeded(0), None)
+    drawn, values = agent.sample_and_value(50, seeded(0), None)
     before = [p.clone() for p in agent.critic.network.parameters()]
     first = agent.advantages(drawn, values, None)
     assert all(p.grad is None for p in agent.policy.parameters())
@@ -135,7 +135,7 @@ def test_a_critic_reads_prompts(policy):
     pays = lambda examples: torch.tensor([float(len(e.prompt) % 2) for e in examples]).double()  # noqa: E731
     examples = agent.sample_examples(64, seeded(0))
     assert 0.1 < pays(examples).mean() < 0.9
-    drawn, values = agent.write_and_value(64, seeded(0), examples)
+    drawn, values = agent.sample_and_value(64, seeded(0), examples)
     for _ in range(200):
         advantages = agent.advantages(drawn, pays(examples)[:, None].expand_as(values), examples)
     assert advantages[:, 0].abs().mean() < 0.1

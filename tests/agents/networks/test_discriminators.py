@@ -7,7 +7,14 @@ import torch
 
 import text_gym
 from agents.networks import discriminators
-from agents.networks.discriminators import CNN, KINDS, PAPER_FILTERS, Discriminator, has_bfloat16
+from agents.networks.discriminators import (
+    CNN,
+    NETWORKS,
+    PAPER_FILTERS,
+    Discriminator,
+    DiscriminatorSettings,
+    has_bfloat16,
+)
 from tests.helpers.models import seeded
 from text_gym.errors import OptionError, RewardError, TrainingError
 from text_gym.rewards import Scorer
@@ -19,13 +26,14 @@ FILTERS = ((1, 8), (2, 8), (3, 8))
 def small(task, length=None, **options):
     torch.manual_seed(0)
     options = {"embedding": 8, "hidden": 8, "filters": FILTERS, "learning_rate": 5e-3, "bfloat16": False} | options
-    return Discriminator(task, length or task.max_length, **options)
+    return Discriminator(task, length or task.max_length, DiscriminatorSettings(**options))
 
 
 def test_the_network_is_the_published_one():
     """Against loops over numpy arrays."""
     torch.manual_seed(1)
-    network = CNN(12, pad=10, length=6, embedding=5, filters=((1, 3), (4, 2), (6, 2), (7, 9)), dropout=0.5).eval()
+    settings = DiscriminatorSettings(embedding=5, filters=((1, 3), (4, 2), (6, 2), (7, 9)), dropout=0.5)
+    network = CNN(12, 10, 6, settings).eval()
     with torch.no_grad():
         for number, parameter in enumerate(network.parameters()):
             parameter.copy_(torch.randn(parameter.shape, generator=seeded(number)) * 0.5)
@@ -55,7 +63,7 @@ def by_hand(network, row):
 
 def test_the_sizes_are_the_published_ones():
     assert [sum(n for w, n in PAPER_FILTERS if w <= length) for length in (20, 10)] == [1720, 1400]
-    network = CNN(5002, 5000, 20)
+    network = CNN(5002, 5000, 20, DiscriminatorSettings())
     assert network.output.in_features == 1720
     assert network.embed.weight.abs().max() <= 1
     assert network.embed.weight.std().item() == pytest.approx(1 / 3**0.5, rel=0.02)  # uniform on (-1, 1)
@@ -82,7 +90,7 @@ def test_what_it_reads_without_prompts(grammar):
         small(grammar, 2).rows(batch)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NETWORKS)
 def test_it_learns_to_tell_word_order(grammar, kind):
     """Real sentences from the same words shuffled; and its accuracy is on sentences that it has not seen."""
     judge = small(grammar, kind=kind, embedding=16, hidden=16)
@@ -96,12 +104,12 @@ def test_it_learns_to_tell_word_order(grammar, kind):
         return judge.rows(real), judge.rows(Batch(shuffled, real.lengths, grammar.vocab))
 
     train, unseen = both("train", 2000), both("test", 500)
-    losses = [judge.train_epoch(*train, 64, seeded(epoch)) for epoch in range(5)]
+    losses = [judge.train_epoch(*train, seeded(epoch)) for epoch in range(5)]
     assert losses[-1] < losses[0]
-    assert (judge.judge(unseen[0]) + 1 - judge.judge(unseen[1])) / 2 > 0.75
+    assert (judge.share_real(unseen[0]) + 1 - judge.share_real(unseen[1])) / 2 > 0.75
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NETWORKS)
 def test_with_prompts_it_judges_the_answer_to_the_prompt(kind):
     """Right answers against right answers to other prompts: the answers alone say nothing."""
     answers = text_gym.make_task("answers", size=500)
@@ -110,13 +118,13 @@ def test_with_prompts_it_judges_the_answer_to_the_prompt(kind):
     wrong = Batch(np.roll(real.tokens, 1, axis=0), np.roll(real.lengths, 1), answers.vocab, real.examples)
     rows = judge.rows(real), judge.rows(wrong)
     for epoch in range(30):
-        judge.train_epoch(*rows, 64, seeded(epoch))
-    assert judge.judge(rows[0]) - judge.judge(rows[1]) > 0.4
+        judge.train_epoch(*rows, seeded(epoch))
+    assert judge.share_real(rows[0]) - judge.share_real(rows[1]) > 0.4
 
 
 def test_the_forms_of_the_reward(grammar):
     batch = grammar.sample(50, seed=0)
-    judges = {form: small(grammar, form=form) for form in ("probability", "logit", "log_ratio")}
+    judges = {form: small(grammar, reward=form) for form in ("probability", "logit", "log_ratio")}
     logits = judges["logit"].logits(judges["logit"].rows(batch)).double().numpy()
     scores = {form: judge.score(batch) for form, judge in judges.items()}
     assert scores["logit"] == pytest.approx(logits[:, 1])
@@ -150,22 +158,22 @@ def test_in_bfloat16_it_learns_the_same_up_to_rounding(grammar):
         loss = judge.loss(torch.cat([real[:32], written[:32]]), torch.tensor([1, 0]).repeat_interleave(32))
         gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(judge.network.parameters()))]))
     assert 0 < (gradients[1] - gradients[0]).norm() < 0.05 * gradients[0].norm()
-    losses = [judge.train_epoch(real, written, 64, seeded(0)) for judge in judges]
+    losses = [judge.train_epoch(real, written, seeded(0)) for judge in judges]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
 def test_padding_stays_zero_and_dropout_acts_in_training_only(grammar):
-    judge = small(grammar, dropout=0.5)
+    judge = small(grammar, dropout=0.5, batch_size=16)
     batch = grammar.sample(64, seed=0)
     rows = judge.rows(batch)
     assert (judge.score(batch) == judge.score(batch)).all()
     judge.network.train()
     assert (judge.network(rows) != judge.network(rows)).any()
-    judge.train_epoch(rows, rows.flip(1), 16, seeded(0))
+    judge.train_epoch(rows, rows.flip(1), seeded(0))
     assert (judge.network.embed.weight[grammar.vocab.pad] == 0).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NETWORKS)
 def test_more_padding_changes_nothing(grammar, kind):
     """But for rounding, and in a recurrent network for what its backward half makes of it before the end."""
     batch = grammar.sample(20, seed=0)
@@ -198,18 +206,18 @@ def test_long_rows_are_scored_in_smaller_parts(grammar, monkeypatch):
     judge, parts = small(grammar, kind="cnn"), []
     batch = grammar.sample(40, seed=0)
     whole = judge.score(batch)
-    monkeypatch.setattr(discriminators, "NUMBERS_AT_ONCE", 7 * judge.network.numbers_a_row)
-    judge.network.register_forward_pre_hook(lambda _, inputs: parts.append(len(inputs[0])))
+    monkeypatch.setattr(discriminators, "MAX_NUMBERS", 7 * judge.network.numbers_per_row)
+    judge.network.register_forward_hook(lambda network, inputs, outputs: parts.append(len(outputs)))
     assert judge.score(batch) == pytest.approx(whole, abs=1e-6)
     assert parts == [7, 7, 7, 7, 7, 5]
 
 
 def test_it_is_a_reward_that_goes_on_learning(grammar):
-    judge = small(grammar)
+    judge = small(grammar, batch_size=8)
     env = gym.make("TextGen-v0", task=grammar, reward=judge)
     batch = grammar.sample(20, seed=0)
     before = env.unwrapped.rules.scorer(batch).total
-    judge.train_epoch(judge.rows(batch), judge.rows(grammar.sample(20, seed=1)), 8, seeded(0))
+    judge.train_epoch(judge.rows(batch), judge.rows(grammar.sample(20, seed=1)), seeded(0))
     assert (env.unwrapped.rules.scorer(batch).total != before).all()
     with pytest.raises(RewardError, match="was made for"):
         Scorer(judge, text_gym.make_task("oracle(vocab_size=9)"))
@@ -218,11 +226,11 @@ def test_it_is_a_reward_that_goes_on_learning(grammar):
 def test_mistakes_are_told(grammar):
     judge = small(grammar)
     with pytest.raises(OptionError, match="another kind or size"):
-        judge.begin_with(small(grammar, kind="recurrent"))
+        judge.load_weights(small(grammar, kind="recurrent"))
     with pytest.raises(OptionError, match="is a Discriminator, and not 'bleu'"):
-        judge.begin_with("bleu")
+        judge.load_weights("bleu")
     with pytest.raises(RewardError, match="was made for"):
-        judge.begin_with(small(text_gym.make_task("oracle(vocab_size=209, max_length=21)")))
+        judge.load_weights(small(text_gym.make_task("oracle(vocab_size=209, max_length=21)")))
     with torch.no_grad():
         judge.network.output.weight.fill_(float("nan"))
     rows = judge.rows(grammar.sample(8, seed=0))

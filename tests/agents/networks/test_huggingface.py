@@ -396,7 +396,7 @@ def test_frozen_layers_stay_as_they_are(folders, lines, kind):
 def test_reinforce_goes_on_from_what_likelihood_learned(folders, lines, tmp_path, part):
     env = env_of(lines / "asked.jsonl", folders["gpt2"])
     start = MLE(env, seed=0, **fine_tuning(folders["gpt2"], **part)).learn(1)
-    options = {"rollouts": 2, "batch_size": 6, "kl_weight": 0.1, "rollout_rate": 0.5, "progress": False}
+    options = {"rollouts": 2, "batch_size": 6, "kl": {"weight": 0.1}, "rollout_ema_rate": 0.5, "progress": False}
     agent = Reinforce(env, seed=1, start=start, folder=tmp_path, log=(), learning_rate=1e-2, **options)
     batch = env.unwrapped.task.batch("train")
     given = (batch.tokens, batch.lengths, batch.examples)
@@ -408,11 +408,11 @@ def test_reinforce_goes_on_from_what_likelihood_learned(folders, lines, tmp_path
         "lora": part.get("lora", 0), "frozen_layers": 0, "dtype": "auto",
     }  # fmt: skip
     rows = agent.tensor(batch.tokens), agent.tensor(batch.valid_mask), agent.prompt_tokens(batch.examples)
-    frozen = agent.at_start.log_prob(*rows).double().sum(dim=1)
+    frozen = agent.reference.log_prob(*rows).double().sum(dim=1)
     assert frozen.tolist() == pytest.approx(then.tolist(), abs=1e-4)
     again = Reinforce.load(tmp_path, env, progress=False)
     assert (again.log_prob(*given) == now).all()
-    for mine, theirs in zip(again.at_start.parameters(), agent.at_start.parameters(), strict=True):
+    for mine, theirs in zip(again.reference.parameters(), agent.reference.parameters(), strict=True):
         assert torch.equal(mine, theirs)
     with pytest.raises(OptionError, match="lora=7, but the policy to start from has"):
         Reinforce(env, start=start, lora=7, **options)
@@ -421,7 +421,7 @@ def test_reinforce_goes_on_from_what_likelihood_learned(folders, lines, tmp_path
 def test_seqgan_and_scheduled_sampling(folders, lines):
     env = env_of(lines / "asked.jsonl", folders["t5"])
     start = ScheduledSampling(env, seed=0, decay_rate=0.5, **fine_tuning(folders["t5"])).learn(1)
-    sizes = {"filters": ((1, 4), (2, 4)), "discriminator_embedding": 4, "pretraining_passes": 1, "pass_size": 8}
+    sizes = {"discriminator": {"filters": ((1, 4), (2, 4)), "embedding": 4}, "pretrain_d_steps": 1, "d_samples": 8}
     agent = SeqGAN(env, seed=0, start=start, rollouts=1, batch_size=4, progress=False, **sizes).learn(1)
     assert (agent.log_prob(*_of(env)) != start.log_prob(*_of(env))).any()
 
@@ -434,7 +434,7 @@ def test_actor_critics_train_them_and_resume(folders, lines, tmp_path, learner, 
     """From fine-tuning, within prompts; a run that goes on is the run that was not stopped."""
     env = env_of(lines / "asked.jsonl", folders[kind])
     start = MLE(env, seed=0, **fine_tuning(folders[kind], **part)).learn(1)
-    options = {"copies": 4, "epochs": 1, "kl_weight": 0.1, "log": (), "learning_rate": 1e-3, "progress": False}
+    options = {"n_envs": 4, "n_epochs": 1, "kl": {"weight": 0.1}, "log": (), "learning_rate": 1e-3, "progress": False}
     whole = learner(env, seed=1, start=start, **options)
     assert (whole.log_prob(*_of(env)) == start.log_prob(*_of(env))).all()
     whole.learn(2)
@@ -492,8 +492,8 @@ def _of(env):
 
 def test_seqgan_pretrains_by_itself(folders, lines):
     env = env_of(lines / "texts.txt", folders["gpt2"])
-    sizes = {"filters": ((1, 4),), "discriminator_embedding": 4, "pretraining_passes": 1, "pass_size": 8}
-    sizes |= {"policy": "hf", "model": folders["gpt2"], "lora": 1, "pretraining": "demo", "pretraining_epochs": 1}
+    sizes = {"discriminator": {"filters": ((1, 4),), "embedding": 4}, "pretrain_d_steps": 1, "d_samples": 8}
+    sizes |= {"policy": "hf", "model": folders["gpt2"], "lora": 1, "pretrain_preset": "demo", "pretrain_epochs": 1}
     agent = SeqGAN(env, seed=0, rollouts=0, batch_size=4, progress=False, **sizes).learn(1)
     assert agent.policy.settings["lora"] == 1
 

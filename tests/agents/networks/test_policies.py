@@ -141,9 +141,16 @@ def test_everything_that_is_valued_is_allowed():
     task = Task("tiny", Vocabulary(["a", "b", "<eos>"], eos=EOS), 3, splits)
     env = gym.make("TextGen-v0", task=task, reward=spy, min_length=2, banned=["a"])
     agent = Reinforce(
-        env, seed=0, progress=False, rollouts=3, rollout_rate=0.5, baseline="greedy", kl_weight=1.0, batch_size=30
+        env,
+        seed=0,
+        progress=False,
+        rollouts=3,
+        rollout_ema_rate=0.5,
+        baseline="greedy",
+        kl={"weight": 1.0},
+        batch_size=30,
     )
-    drawn, values = agent.write_and_value(30, seeded(0), None)
+    drawn, values = agent.sample_and_value(30, seeded(0), None)
     agent.advantages(drawn, values, None)
     assert len(scored) == 30 + 3 * int((drawn.lengths - 1).sum()) + 1
     assert all(allowed(s) and 0 not in s for s in scored)
