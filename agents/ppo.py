@@ -86,10 +86,10 @@ class ActorCritic(Agent[Any]):
         steps, limit = self.settings.n_steps or self.rules.limit, self.rules.limit
         if self.settings.normalize_advantage and steps * self.settings.n_envs < 2:
             raise OptionError(
-                "advantages are normalised over at least two tokens; give more copies, or normalize=False"
+                "advantages are normalised over at least two tokens; give a larger n_envs, or normalize_advantage=False"
             )
         if self.rules.eos is None and steps < limit:
-            raise OptionError(f"in rollout_steps={steps} no sequence of this task ever ends; give at least {limit}")
+            raise OptionError(f"in n_steps={steps} no sequence of this task ever ends; give at least {limit}")
 
     def make_algorithm(self, options: dict[str, Any]) -> Any:
         """The algorithm, from what it shares with the others and its own."""

@@ -17,14 +17,14 @@ LEARNERS = {
     "reinforce": (Reinforce, {"rollouts": 0, "batch_size": 256, "learning_rate": 1e-3}),
     "ppo": (
         PPO,
-        {"copies": 256, "batch_size": 128, "learning_rate": 3e-4, "epochs": 3, "entropy_weight": 0.01},
+        {"n_envs": 256, "batch_size": 128, "learning_rate": 3e-4, "n_epochs": 3, "ent_coef": 0.01},
     ),
     "seqgan": (
         SeqGAN,
         {
-            "rollouts": 0, "batch_size": 64, "learning_rate": 7e-4, "generator_steps": 200, "teacher_forcing": 1.0,
-            "discriminator": "transformer", "discriminator_learning_rate": 1e-3, "discriminator_l2": 0.0,
-            "pass_size": 2000, "pretraining_passes": 3,
+            "rollouts": 0, "batch_size": 64, "learning_rate": 7e-4, "g_steps": 200, "teacher_forcing": 1.0,
+            "discriminator": {"kind": "transformer", "learning_rate": 1e-3, "l2": 0.0},
+            "d_samples": 2000, "pretrain_d_steps": 3,
         },
     ),
 }  # fmt: skip

@@ -9,12 +9,12 @@ from agents import MLE, NLPO, PPO
 from agents.report.statistics import paired
 from text_gym.rewards import Scorer
 
-# Both pay for going astray in the same way, and both are drawn from in the same ways afterwards.
-SHARED = {"kl_weight": 0.1, "kl_target": 0.1, "copies": 64, "progress": False}
+# The same KL penalty for both, and the same ways of sampling afterwards.
+SHARED = {"kl": {"weight": 0.1, "target": 0.1}, "n_envs": 64, "progress": False}
 DRAWN = {"the whole softmax": {}, "its likeliest 90 %": {"top_p": 0.9}}
 
 
-def main(seeds: int, iterations: int, vocab_size: int, train_size: int, top_p: float, kept: int) -> None:
+def main(seeds: int, iterations: int, vocab_size: int, train_size: int, **masks: float) -> None:
     """Both learners from the same likelihood in each seed; the mean reward of what they write, and the difference."""
     task = text_gym.make_task("oracle", vocab_size=vocab_size, train_size=train_size, test_size=2000)
     env = gym.make("TextGen-v0", task=task, reward="likelihood")
@@ -22,7 +22,7 @@ def main(seeds: int, iterations: int, vocab_size: int, train_size: int, top_p: f
     for seed in range(seeds):
         start = MLE(env, seed=seed, preset="demo", progress=False).learn()
         ppo = PPO(env, seed=seed, start=start, **SHARED).learn(iterations)
-        nlpo = NLPO(env, seed=seed, start=start, top_p=top_p, kept=kept, **SHARED).learn(iterations)
+        nlpo = NLPO(env, seed=seed, start=start, **masks, **SHARED).learn(iterations)
         for how, options in DRAWN.items():
             for agent in (start, ppo, nlpo):
                 drawn = agent.sample(2000, seed=1, **options)
@@ -45,7 +45,7 @@ if __name__ == "__main__":
     parser.add_argument("--iterations", type=int, default=100)
     parser.add_argument("--vocab-size", type=int, default=5000)
     parser.add_argument("--train-size", type=int, default=9984)
-    parser.add_argument("--top-p", type=float, default=0.9)
-    parser.add_argument("--kept", type=int, default=5)
+    parser.add_argument("--mask-top-p", type=float, default=0.9)
+    parser.add_argument("--mask-min-tokens", type=int, default=5)
     arguments = parser.parse_args()
     main(**vars(arguments))

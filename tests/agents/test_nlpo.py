@@ -11,12 +11,12 @@ from text_gym.errors import OptionError
 
 pytest.importorskip("sb3_contrib")
 
-from agents.nlpo import NLPO, LikelyTokens, NLPOSettings
+from agents.nlpo import NLPO, LikelyTokens
 from agents.ppo import MaskablePPO
 from tests.helpers.models import smallest_nucleus
 
 ORACLE = "oracle(vocab_size=9, max_length=4)"
-SMALL = {"copies": 8, "embedding": 8, "hidden": 8, "initial_std": 0.7, "batch_size": 16, "learning_rate": 1e-2}
+SMALL = {"n_envs": 8, "embedding": 8, "hidden": 8, "initial_std": 0.7, "batch_size": 16, "learning_rate": 1e-2}
 
 
 def env_of(task=ORACLE, reward="length", **options):
@@ -70,7 +70,7 @@ def logits_after(model, prefix, prompt, pad):
 @torch.no_grad()
 def test_masks_are_what_the_lagged_copy_finds_likely_of_what_is_allowed(task, limits):
     """EOS wherever the environment allows it, never fewer than `kept` unless it allows fewer."""
-    agent = small(env=env_of(task, **limits), top_p=0.6, kept=2, refresh=10)
+    agent = small(env=env_of(task, **limits), mask_top_p=0.6, mask_min_tokens=2, mask_update_freq=10)
     seen, pad, eos = spied(agent), agent.rules.pad, agent.rules.eos
     with torch.enable_grad():
         agent.learn(2)
@@ -95,7 +95,9 @@ def test_masks_are_what_the_lagged_copy_finds_likely_of_what_is_allowed(task, li
 
 
 def test_masks_change_when_the_copy_is_renewed_and_not_before():
-    agent = small(top_p=0.5, kept=1, refresh=3, learning_rate=5e-2, kl_weight=0.0)
+    agent = small(
+        mask_top_p=0.5, mask_min_tokens=1, mask_update_freq=3, learning_rate=5e-2, kl={"weight": 0.0, "target": None}
+    )
     seen, nothing, masks, copies = spied(agent), 9, [], []
     for _ in range(7):
         seen.clear()
@@ -115,7 +117,7 @@ def test_masks_change_when_the_copy_is_renewed_and_not_before():
 
 
 def test_other_methods_and_some_copies_only():
-    agent = small(top_p=0.5, kept=1)
+    agent = small(mask_top_p=0.5, mask_min_tokens=1)
     agent.envs.seed(0)
     agent.likely.reset()
     for actions in ([1, 2, 3, 4, 5, 6, 7, 8], [1] * 8):
@@ -132,22 +134,22 @@ def test_other_methods_and_some_copies_only():
 # What it is besides.
 
 
-@pytest.mark.parametrize("weight", [{"kl_weight": 0.0}, {"kl_weight": 0.3, "kl_target": 0.05}])
+@pytest.mark.parametrize("kl", [{"weight": 0.0, "target": None}, {"weight": 0.3, "target": 0.05}])
 @pytest.mark.parametrize("task", [ORACLE, "answers(size=20)"])
-def test_with_all_tokens_it_is_maskable_ppo(task, weight):
+def test_with_all_tokens_it_is_maskable_ppo(task, kl):
     """Bit for bit; with a price too, where nothing is banned and so the ratio is the same without masks."""
     env = env_of(task)
-    one, other = small(NLPO, env, top_p=1.0, **weight).learn(3), small(MaskablePPO, env, **weight).learn(3)
-    close = 0 if weight["kl_weight"] == 0 else 1e-4  # the ratio of the drawn, and the ratio computed anew
+    one, other = small(NLPO, env, mask_top_p=1.0, kl=kl).learn(3), small(MaskablePPO, env, kl=kl).learn(3)
+    close = 0 if kl["weight"] == 0 else 1e-4  # the ratio of the drawn, and the ratio computed anew
     assert (weights_of(one) - weights_of(other)).abs().max() <= close
     assert one.kl.weight == pytest.approx(other.kl.weight, rel=1e-6)
-    narrow = small(NLPO, env, top_p=0.5, kept=1, **weight).learn(3)
+    narrow = small(NLPO, env, mask_top_p=0.5, mask_min_tokens=1, kl=kl).learn(3)
     assert (weights_of(narrow) - weights_of(other)).abs().max() > 1e-3
 
 
 def test_its_first_ratio_is_one():
     """Before any update the stored log-probabilities are those of the stored observations, actions and masks."""
-    agent = small(env=env_of("grammar", max_length=6), top_p=0.6, kept=3, epochs=2)
+    agent = small(env=env_of("grammar", max_length=6), mask_top_p=0.6, mask_min_tokens=3, n_epochs=2)
     agent.learn(2)
     found, train = [], agent.model.train
 
@@ -173,7 +175,7 @@ def test_its_first_ratio_is_one():
 @torch.no_grad()
 def weights_and_divergences(target):
     """Four iterations: the weight before and after each, and the mean log-ratio without masks, by hand."""
-    options = {"top_p": 0.6, "kept": 3, "kl_weight": 1e-6, "kl_target": target, "learning_rate": 3e-2}
+    options = {"mask_top_p": 0.6, "mask_min_tokens": 3, "kl": {"weight": 1e-6, "target": target}, "learning_rate": 3e-2}
     agent = small(env=env_of("grammar", max_length=6), **options)
     policies, train, found = [], agent.model.train, []
 
@@ -209,7 +211,9 @@ def test_the_weight_follows_the_published_formula():
 
 def test_the_copy_is_saved_and_resumed(tmp_path):
     def agent(folder):
-        return small(folder=tmp_path / folder, top_p=0.5, kept=1, refresh=3, learning_rate=3e-2)
+        return small(
+            folder=tmp_path / folder, mask_top_p=0.5, mask_min_tokens=1, mask_update_freq=3, learning_rate=3e-2
+        )
 
     whole = agent("whole").learn(5)
     for steps in (2, 2, 1):  # between two renewals too
@@ -236,22 +240,23 @@ def test_it_begins_with_start_and_so_does_the_copy():
         assert (copied == other).all()
         assert not copied.requires_grad
     again = small(NLPO, seed=3)
-    again.begin_with(first.policy)
+    again.load_policy(first.policy)
     for copied, other in zip(again.likely.model.parameters(), first.policy.parameters(), strict=True):
         assert (copied == other).all()
 
 
 def test_mistakes_are_told():
     for settings, words in [
-        ({"top_p": 0}, r"top_p=0 must lie in \(0, 1\]"),
-        ({"top_p": 1.5}, "top_p=1.5"),
-        ({"top_p": "all"}, "top_p"),
-        ({"kept": 0}, "kept must be"),
-        ({"refresh": 0}, "refresh must be"),
-        ({"kl_weight": -1}, "kl_weight must not be negative"),
-        ({"kl_target": -1}, "kl_target=-1 must be above 0"),
+        ({"mask_top_p": 0}, r"mask_top_p=0 must lie in \(0, 1\]"),
+        ({"mask_top_p": 1.5}, "mask_top_p=1.5"),
+        ({"mask_top_p": "all"}, "mask_top_p"),
+        ({"mask_min_tokens": 0}, "mask_min_tokens must be"),
+        ({"mask_update_freq": 0}, "mask_update_freq must be"),
+        ({"kl": {"weight": -1}}, "kl.weight must not be negative"),
+        ({"kl": {"target": -1}}, "kl.target=-1 must be above 0"),
+        ({"kl": {"weight": 0}}, "without a penalty, give kl.target=None"),
     ]:
         with pytest.raises(OptionError, match=words):
-            NLPOSettings(**settings)
-    assert NLPOSettings(kl_weight=0).kl_target is None
-    assert small(kept=50).learn(1).steps_done == 1  # of nine tokens
+            NLPO.choose_settings(**settings)
+    assert NLPO.choose_settings(kl={"weight": 0, "target": None}).kl.weight == 0
+    assert small(mask_min_tokens=50).learn(1).steps_done == 1  # of nine tokens

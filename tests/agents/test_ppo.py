@@ -22,8 +22,8 @@ from agents import MLE
 from agents.cli.main import main
 from agents.experiments.comparison import compare, plan
 from agents.experiments.registry import find_agent
-from agents.nlpo import NLPO, NLPOSettings
-from agents.ppo import A2C, PPO, A2CSettings, MaskablePPO, PPOSettings
+from agents.nlpo import NLPO
+from agents.ppo import A2C, PPO, MaskablePPO, PPOSettings
 from tests.helpers.comparisons import small as small_comparison
 from text_gym.errors import DependencyError, OptionError, TrainingError
 
@@ -35,7 +35,7 @@ except ImportError:
 NEEDS_CONTRIB = pytest.mark.skipif(sb3_contrib is None, reason="needs sb3-contrib")
 LEARNERS = [PPO, A2C, pytest.param(MaskablePPO, marks=NEEDS_CONTRIB), pytest.param(NLPO, marks=NEEDS_CONTRIB)]
 ALL = pytest.mark.parametrize("learner", LEARNERS)
-SMALL = {"copies": 4, "embedding": 8, "hidden": 8}
+SMALL = {"n_envs": 4, "embedding": 8, "hidden": 8}
 ORACLE = "oracle(vocab_size=9, max_length=4)"
 
 
@@ -65,7 +65,7 @@ def weights_of(agent):
     [
         ("grammar(train_size=200)", {}),
         ("answers(size=20)", {"policy": "transformer", "heads": 2, "critic": "separate"}),
-        ("answers(size=20)", {"critic": "separate", "rollout_steps": 9}),
+        ("answers(size=20)", {"critic": "separate", "n_steps": 9}),
         (ORACLE, {"policy": "transformer", "heads": 2}),
     ],
 )
@@ -99,9 +99,9 @@ def test_the_algorithms_are_theirs():
     if sb3_contrib is not None:
         for learner in (MaskablePPO, NLPO):
             assert type(small(learner).model) is sb3_contrib.MaskablePPO
-    shared = {"gamma": 0.9, "gae_lambda": 0.8, "normalize": False}
-    others = {"value_weight": 0.3, "entropy_weight": 0.1, "clip": 0.7, "clip_range": 0.3, "epochs": 3, "batch_size": 8}
-    model = small(PPO, target_kl=0.1, learning_rate=0.03, rollout_steps=6, **shared, **others).model
+    shared = {"gamma": 0.9, "gae_lambda": 0.8, "normalize_advantage": False}
+    others = {"vf_coef": 0.3, "ent_coef": 0.1, "max_grad_norm": 0.7, "clip_range": 0.3, "n_epochs": 3, "batch_size": 8}
+    model = small(PPO, target_kl=0.1, learning_rate=0.03, n_steps=6, **shared, **others).model
     assert (model.gamma, model.gae_lambda, model.vf_coef, model.ent_coef) == (0.9, 0.8, 0.3, 0.1)
     assert model.max_grad_norm == 0.7
     assert (model.n_epochs, model.batch_size, model.target_kl, model.n_steps, model.n_envs) == (3, 8, 0.1, 6, 4)
@@ -129,7 +129,7 @@ def test_global_random_numbers_are_left_alone(learner):
 
 # Runs.
 
-LIVELY = {"kl_weight": 0.4, "kl_target": 0.05, "learning_rate": 2e-2}
+LIVELY = {"kl": {"weight": 0.4, "target": 0.05}, "learning_rate": 2e-2}
 
 
 def rows_of(folder):
@@ -172,8 +172,8 @@ PROGRAM = """
 import sys, gymnasium as gym, text_gym
 from agents.ppo import PPO
 env = gym.make("TextGen-v0", task="oracle(vocab_size=9, max_length=4)", reward="length")
-agent = PPO(env, seed=5, folder=sys.argv[1], progress=False, embedding=8, hidden=8, copies=4, iterations=10,
-            kl_weight=0.4, kl_target=0.05, threads=1)
+agent = PPO(env, seed=5, folder=sys.argv[1], progress=False, embedding=8, hidden=8, n_envs=4, iterations=10,
+            kl={"weight": 0.4, "target": 0.05}, threads=1)
 agent.learn()
 print(agent.steps_done, agent.kl.weight, float(sum(p.double().sum().detach() for p in agent.model.policy.parameters())))
 """
@@ -181,7 +181,7 @@ print(agent.steps_done, agent.kl.weight, float(sum(p.double().sum().detach() for
 
 def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path):
     command = [sys.executable, "-c", PROGRAM]
-    whole = small(PPO, seed=5, iterations=10, kl_weight=0.4, kl_target=0.05).learn()
+    whole = small(PPO, seed=5, iterations=10, kl={"weight": 0.4, "target": 0.05}).learn()
     total = float(sum(p.double().sum().detach() for p in whole.model.policy.parameters()))
     latest = tmp_path / "killed" / "latest.json"
     process = subprocess.Popen([*command, tmp_path / "killed"], stdout=subprocess.PIPE, text=True)
@@ -225,7 +225,7 @@ def test_sequences_are_counted_however_long_they_are():
         return [1.0] * len(completion_ids)
 
     env = env_of("grammar", reward, banned=[t for t in range(1, 209) if t > 5])
-    agent = small(PPO, env, rollout_steps=30)
+    agent = small(PPO, env, n_steps=30)
     agent.learn(1)
     written = int(agent.model.rollout_buffer.episode_starts.sum())
     assert agent.cost["sequences"] == written
@@ -245,7 +245,7 @@ def test_they_begin_where_start_is_and_leave_start_alone(learner, task, tmp_path
     env = env_of(task, min_length=2)
     start = MLE(env, seed=0, progress=False, embedding=8, hidden=12, dropout=0.0).learn(1)
     kept = {k: v.clone() for k, v in start.policy.state_dict().items()}
-    agent = learner(env, seed=0, start=start, copies=4, progress=False, learning_rate=1e-2, folder=tmp_path / "run")
+    agent = learner(env, seed=0, start=start, n_envs=4, progress=False, learning_rate=1e-2, folder=tmp_path / "run")
     assert (agent.settings.embedding, agent.settings.hidden) == (8, 12)
     assert (agent.sample(20, seed=3).tokens == start.sample(20, seed=3).tokens).all()
     agent.learn(2)
@@ -267,7 +267,7 @@ def test_what_is_banned_is_never_written_in_training(learner, task):
     allowed = np.arange(size) < 8
     allowed[3] = False
     env = env_of(task, min_length=3, banned=np.flatnonzero(~allowed).tolist())
-    agent = small(learner, env, copies=16)
+    agent = small(learner, env, n_envs=16)
     seen, step = [], agent.envs.step_wait
 
     def spy():
@@ -304,6 +304,7 @@ def test_masks_keep_to_a_constraint(learner):
 # What they must learn.
 
 PROBED = {"iterations": 20, "batch_size": 64, "learning_rate": 2e-2}
+WIDE_MASKS = {"mask_top_p": 0.95, "mask_min_tokens": 2, "kl": {"weight": 0.0, "target": None}}
 
 
 @pytest.mark.parametrize(
@@ -312,13 +313,17 @@ PROBED = {"iterations": 20, "batch_size": 64, "learning_rate": 2e-2}
         (PPO, PROBED),
         (A2C, {"iterations": 120, "learning_rate": 1e-2}),
         pytest.param(MaskablePPO, PROBED, marks=NEEDS_CONTRIB),
-        pytest.param(NLPO, PROBED | {"top_p": 0.95, "kept": 2, "kl_weight": 0.0}, marks=NEEDS_CONTRIB),
+        pytest.param(
+            NLPO,
+            PROBED | {"mask_top_p": 0.95, "mask_min_tokens": 2, "kl": {"weight": 0.0, "target": None}},
+            marks=NEEDS_CONTRIB,
+        ),
     ],
 )
 def test_they_find_the_one_token_that_pays(learner, settings):
     """The known optimum: every token a 3."""
     env = env_of(reward=lambda tokens: (tokens == 3).mean(axis=1))
-    agent = small(learner, env, copies=32, **settings)
+    agent = small(learner, env, n_envs=32, **settings)
     before = (agent.sample(300, seed=0).tokens == 3).mean()
     assert before < 0.3
     assert (agent.learn().sample(300, seed=0).tokens == 3).mean() > 0.8
@@ -328,7 +333,7 @@ def test_they_find_the_one_token_that_pays(learner, settings):
 def test_they_learn_how_long_to_write(learner):
     """Sequences of varying length: five words, from a policy of hardly any, or of many."""
     env = env_of("grammar", "length(target=5)", banned=list(range(6, 209)))
-    agent = small(learner, env, copies=32, batch_size=256, learning_rate=2e-2)
+    agent = small(learner, env, n_envs=32, batch_size=256, learning_rate=2e-2)
     before = agent.rewards(agent.sample(300, seed=0)).mean()
     after = agent.learn(15).rewards(agent.sample(300, seed=0)).mean()
     assert after > before + 0.2
@@ -336,8 +341,8 @@ def test_they_learn_how_long_to_write(learner):
 
 def test_a_divergence_that_is_dear_keeps_a_policy_near():
     env = env_of(reward=lambda tokens: (tokens == 3).mean(axis=1))
-    options = {"copies": 32, "batch_size": 64, "learning_rate": 2e-2}
-    free, held = (small(PPO, env, kl_weight=weight, **options).learn(12) for weight in (0.0, 3.0))
+    options = {"n_envs": 32, "batch_size": 64, "learning_rate": 2e-2}
+    free, held = (small(PPO, env, kl={"weight": weight}, **options).learn(12) for weight in (0.0, 3.0))
     far = [agent.log_prob(agent.sample(500, seed=0).tokens).mean() for agent in (free, held)]
     start = small(PPO, env, **options)
     nearer = [start.log_prob(agent.sample(500, seed=0).tokens).mean() for agent in (free, held)]
@@ -350,8 +355,8 @@ def test_a_divergence_that_is_dear_keeps_a_policy_near():
 
 @pytest.mark.parametrize(("name", "kind"), [("ppo", PPO), ("a2c", A2C), ("maskable-ppo", MaskablePPO), ("nlpo", NLPO)])
 def test_their_names(name, kind):
-    recipe = find_agent(f"{name}(copies=3)")
-    assert (recipe.factory, kind.name, recipe.options) == (kind, name, {"copies": 3})
+    recipe = find_agent(f"{name}(n_envs=3)")
+    assert (recipe.factory, kind.name, recipe.options) == (kind, name, {"n_envs": 3})
     assert recipe.takes_start
     assert recipe.learns_from_reward
     assert recipe.reward is None
@@ -362,7 +367,7 @@ def test_their_names(name, kind):
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_the_command_line_trains_one(tmp_path):
     flags = ["--task", ORACLE, "--reward", "length", "--samples", "40", "--references", "20", "--device", "cpu"]
-    hyper = ["--copies", "4", "--hidden", "8", "--iterations", "2", "--critic-layers", "5", "6"]
+    hyper = ["--n-envs", "4", "--hidden", "8", "--iterations", "2", "--critic-layers", "5", "6"]
     assert main(["train", "ppo", *flags, *hyper, "--out", str(tmp_path / "run")]) == 0
     state = json.loads(next((tmp_path / "run").rglob("state.json")).read_text())
     assert state["step"] == 2
@@ -370,7 +375,7 @@ def test_the_command_line_trains_one(tmp_path):
 
 
 def test_a_comparison_controls_them(tmp_path):
-    asked = small_comparison(tmp_path, agents=("mle", "ppo(iterations=2, copies=4)"))
+    asked = small_comparison(tmp_path, agents=("mle", "ppo(iterations=2, n_envs=4)"))
     models = {entry.spec.label: entry for entry in plan(asked)}
     assert list(models) == ["mle", "ppo", "constant", "random", "mle-early", "uniform", "real"]
     for label in ("constant", "random"):
@@ -389,42 +394,42 @@ def test_a_comparison_controls_them(tmp_path):
 
 def test_mistakes_are_told():
     for settings, words in [
-        ({"copies": 0}, "copies must be"),
-        ({"rollout_steps": 0}, "rollout_steps must be"),
+        ({"n_envs": 0}, "n_envs must be"),
+        ({"n_steps": 0}, "n_steps must be"),
         ({"iterations": -1}, "iterations must be"),
         ({"learning_rate": 0}, "learning_rate=0 must be above 0"),
         ({"gamma": 1.1}, "must lie in"),
         ({"gae_lambda": -0.1}, "must lie in"),
-        ({"value_weight": -1}, "value_weight must not be negative"),
-        ({"entropy_weight": float("nan")}, "entropy_weight"),
-        ({"kl_target": 0.1}, "needs a kl_weight"),
-        ({"kl_weight": 1.0, "kl_target": 0}, "kl_target=0 must be above 0"),
+        ({"vf_coef": -1}, "vf_coef must not be negative"),
+        ({"ent_coef": float("nan")}, "ent_coef"),
+        ({"kl": {"target": 0.1}}, "needs a kl.weight"),
+        ({"kl": {"weight": 1.0, "target": 0}}, "kl.target=0 must be above 0"),
         ({"critic": "both"}, "critic='both' must be"),
         ({"critic_layers": (0,)}, "critic_layers must be"),
         ({"critic_layers": 5}, "critic_layers=5 must be sizes"),
         ({"critic_layers": "64"}, "critic_layers='64' must be sizes"),
-        ({"clip": 0}, "clip=0 must be"),
-        ({"normalize": "no"}, "normalize='no' must be True or False"),
+        ({"max_grad_norm": 0}, "max_grad_norm=0 must be"),
+        ({"normalize_advantage": "no"}, "normalize_advantage='no' must be True or False"),
         ({"policy": "lstn"}, "Did you mean 'lstm'"),
     ]:
-        for kind in (PPOSettings, A2CSettings) if "kl_target" in settings else (PPOSettings, A2CSettings, NLPOSettings):
+        for learner in (PPO, A2C) if settings == {"kl": {"target": 0.1}} else (PPO, A2C, NLPO):  # NLPO's weight is 0.1
             with pytest.raises(OptionError, match=words):
-                kind(**settings)
+                learner.choose_settings(**settings)
     for settings, words in [
-        ({"epochs": 0}, "epochs must be"),
+        ({"n_epochs": 0}, "n_epochs must be"),
         ({"batch_size": 1}, "batch_size must be"),
         ({"clip_range": 0}, "clip_range=0"),
         ({"target_kl": -1}, "target_kl=-1"),
     ]:
         with pytest.raises(OptionError, match=words):
             PPOSettings(**settings)
-    with pytest.raises(OptionError, match="Did you mean 'copies'"):
-        PPO(env_of(), copie=3)
+    with pytest.raises(OptionError, match="Did you mean 'n_envs'"):
+        PPO(env_of(), n_env=3)
     for learner in (PPO, A2C):
-        with pytest.raises(OptionError, match=r"at least two tokens.*copies"):
-            small(learner, env_of("oracle(vocab_size=9, max_length=1)"), copies=1)
-    with pytest.raises(OptionError, match=r"rollout_steps=3 .*ever ends; give at least 4"):
-        small(PPO, rollout_steps=3)
+        with pytest.raises(OptionError, match=r"at least two tokens.*n_envs"):
+            small(learner, env_of("oracle(vocab_size=9, max_length=1)"), n_envs=1)
+    with pytest.raises(OptionError, match=r"n_steps=3 .*ever ends; give at least 4"):
+        small(PPO, n_steps=3)
     start = MLE(env_of("answers"), seed=0, progress=False)
     with pytest.raises(OptionError, match="which are not those"):
         PPO(env_of(), start=start)

@@ -38,7 +38,7 @@ def buffers(prompted, masked):
     if not masked:
         return (DictCopiesBuffer, DictRolloutBuffer, space) if prompted else (CopiesBuffer, RolloutBuffer, space)
     theirs = pytest.importorskip("sb3_contrib.common.maskable.buffers")
-    from agents import masked as ours
+    from agents.sb3 import maskable as ours
 
     if prompted:
         return ours.DictCopiesBuffer, theirs.MaskableDictRolloutBuffer, space
