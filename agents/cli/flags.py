@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, make_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
+from agents.common.settings import difference, merged
 from agents.experiments.comparison import Comparison, label_of, recipe_of
 from agents.experiments.metrics import MeasureSettings
 from agents.experiments.registry import Recipe, find_agent
@@ -102,14 +103,15 @@ def read_training(words: Sequence[str]) -> tuple[Training, dict[str, Any]]:
         ), {}  # says what is missing, or helps
     name, written = parse_call(first.agent)
     preset = written.pop("preset", first.preset)
-    recipe = find_agent(name, preset, **written | hyper)
+    options = merged(written, hyper)
+    recipe = find_agent(name, preset, **options)
     recipe.check_preset(preset)
     _check_file(recipe, hyper)
     settings = recipe.settings(preset)
     if settings is None:
         plain: Training = tyro.cli(Training, args=list(words), default=first, prog="text-gym train", description=TRAIN)
         _check_place(plain.agent, first.agent)
-        return replace(plain, agent=name, preset=preset), written | hyper
+        return replace(plain, agent=name, preset=preset), options
     whole = make_dataclass(
         "Whole",
         [("run", Annotated[Training, Flat]), ("hyper", Annotated[type(settings), _prefix(settings, "hyper")])],
@@ -121,8 +123,10 @@ def read_training(words: Sequence[str]) -> tuple[Training, dict[str, Any]]:
     _check_place(parsed.run.agent, first.agent)
     run = replace(parsed.run, agent=name, preset=preset)
     run = replace(run, steps=recipe.steps) if run.steps is None else run
-    reward = {"reward": (written | hyper)["reward"]} if "reward" in written | hyper else {}
-    return run, _difference(parsed.hyper, recipe._replace(options={}).settings(preset)) | reward
+    changes = difference(parsed.hyper, recipe._replace(options={}).settings(preset))
+    if "reward" in options:
+        changes["reward"] = options["reward"]
+    return run, changes
 
 
 def read_comparison(words: Sequence[str]) -> Comparing:
@@ -147,9 +151,9 @@ def read_comparison(words: Sequence[str]) -> Comparing:
     _check_place(parsed.run.agents, first.agents)
     options = {label: dict(table) for label, table in tables.items()}
     for label, settings in before.items():
-        new = _difference(getattr(parsed, names[label]), settings)
+        new = difference(getattr(parsed, names[label]), settings)
         if new:
-            options[label] = options.get(label, {}) | new
+            options[label] = merged(options.get(label, {}), new)
     asked: Comparing = replace(parsed.run, options=options)
     return asked
 
@@ -188,10 +192,11 @@ def _check_file(recipe: Recipe, hyper: Mapping[str, Any]) -> None:
     """Refuse what a file says that is neither a setting of the run nor a hyper-parameter of the agent."""
     if not hasattr(recipe.factory, "settings_type"):
         return
-    known = {"reward", *(f.name for f in fields(recipe.factory.settings_type))}
+    defaults = recipe.factory.settings_type()
+    known = {"reward", *(f.name for f in fields(defaults))}
     for name, value in hyper.items():
-        if isinstance(value, dict):
-            raise OptionError(f"the file has a table [{name}]; train takes hyper-parameters that are in no table")
+        if isinstance(value, dict) and not is_dataclass(getattr(defaults, name, None)):
+            raise OptionError(f"the file has a table [{name}], and {recipe.name} has no such group of hyper-parameters")
         if name not in known:
             raise OptionError(
                 f"the file has a setting {name!r}, which neither train nor {recipe.name} does."
@@ -245,18 +250,24 @@ def _names(kind: type[Any]) -> set[str]:
 def _split(kind: type[Any], config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What of a file is about the run, lists as tuples, and what is about hyper-parameters."""
     names = _names(kind)
-    plain = {key.replace("-", "_") if not isinstance(value, dict) else key: value for key, value in config.items()}
+    plain: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            plain[key] = _underscored(value)  # the key may be the label of an agent
+        else:
+            plain[key.replace("-", "_")] = value
     known = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items() if k in names}
     return known, {k: v for k, v in plain.items() if k not in names}
+
+
+def _underscored(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace dashes in the keys of a table and of the tables in it."""
+    return {
+        key.replace("-", "_"): _underscored(value) if isinstance(value, dict) else value for key, value in table.items()
+    }
 
 
 def _prefix(settings: Any, name: str) -> Any:
     """No prefix, unless a hyper-parameter is called as a setting of the run is."""
     taken = {f.name for kind in (Training, MeasureSettings) for f in fields(kind)}
     return tyro.conf.arg(name=name if taken & {f.name for f in fields(settings)} else "")
-
-
-def _difference(settings: Any, before: Any) -> dict[str, Any]:
-    """The hyper-parameters that are not as they were."""
-    names = [f.name for f in fields(before) if getattr(settings, f.name) != getattr(before, f.name)]
-    return {name: getattr(settings, name) for name in names}

@@ -9,7 +9,6 @@ import inspect
 import secrets
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,6 +50,7 @@ def rewards() -> None:
 @app.command
 def agents(name: tyro.conf.Positional[str | None] = None) -> None:
     """List the agents that have a name, or one agent's presets and hyper-parameters."""
+    from agents.common.settings import flattened
     from agents.experiments.registry import find_agent, registered_agents
 
     if name is None:
@@ -63,9 +63,10 @@ def agents(name: tyro.conf.Positional[str | None] = None) -> None:
         raise OptionError(f"{name} is {recipe.factory!r}, which has no settings to list")
     presets = getattr(recipe.factory, "presets", {})
     table = Table("hyper-parameter", "default", *presets, box=None)
-    for field in fields(settings):
-        values = [_short(getattr(recipe.settings(preset), field.name)) for preset in (None, *presets)]
-        table.add_row(field.name, *(value if value != values[0] or i == 0 else "" for i, value in enumerate(values)))
+    columns = [dict(flattened(recipe.settings(preset))) for preset in (None, *presets)]
+    for hyper in columns[0]:
+        default, *others = (_short(column[hyper]) for column in columns)
+        table.add_row(hyper, default, *(value if value != default else "" for value in others))
     Console(width=None if sys.stdout.isatty() else 140).print(table)
     _say(f"What each of them is: text-gym train {name} --help")
 

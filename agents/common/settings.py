@@ -52,6 +52,19 @@ def changed(settings: S, changes: Mapping[str, Any], owner: str, prefix: str = "
     return replace(settings, **values)
 
 
+def merged(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with changes over them; what is given of a group adds to what was given of it before.
+
+    >>> merged({"kl": {"weight": 0.1}, "rounds": 3}, {"kl": {"target": 0.05}, "rounds": 4})
+    {'kl': {'weight': 0.1, 'target': 0.05}, 'rounds': 4}
+    """
+    found = dict(options)
+    for name, value in changes.items():
+        old = found.get(name)
+        found[name] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return found
+
+
 def difference(settings: DataclassInstance, before: DataclassInstance) -> dict[str, Any]:
     """Return the values that differ from those before, with a dict for each group that differs."""
     found: dict[str, Any] = {}

@@ -18,6 +18,7 @@ from typing import Any
 import filelock
 
 from agents.common.generation import find_device
+from agents.common.settings import merged
 from agents.experiments.controls import Entry, begins_with, controls, is_start
 from agents.experiments.metrics import Measures, MeasureSettings, knows_real_data
 from agents.experiments.reference_models import RealData
@@ -153,7 +154,7 @@ def _agent(comparison: Comparison, named: str) -> Entry:
 def recipe_of(comparison: Comparison, named: str) -> tuple[Recipe, str | None]:
     """How to make one of the agents that were named, and with what preset."""
     name, written = parse_call(_without_label(named))
-    options = written | dict(comparison.options.get(label_of(named), {}))
+    options = merged(written, comparison.options.get(label_of(named), {}))
     preset = options.pop("preset", comparison.preset)
     return find_agent(name, preset, **options), preset
 

@@ -8,6 +8,7 @@ from dataclasses import fields
 from functools import partial
 from typing import Any, NamedTuple
 
+from agents.common.settings import merged
 from text_gym.errors import OptionError
 from text_gym.registry import Registry
 from text_gym.validation import check_options, suggest, whole_number
@@ -121,7 +122,7 @@ def find_agent(spec: str, preset: str | None = None, **options: Any) -> Recipe:
     name, factory, written = AGENTS.resolve(spec)
     if not callable(factory):
         raise OptionError(f"{spec!r} is {factory!r}, which cannot be called to make an agent")
-    written = written | options
+    written = merged(written, options)
     reward = written.pop("reward", None)
     if reward is None and name == "pg-bleu":
         reward = PUBLISHED_BLEU if preset in ("paper", "fast") else "bleu"

@@ -28,6 +28,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 import text_gym
 from agents.common.agent import Agent
 from agents.common.evaluation import Evaluation
+from agents.common.settings import as_json
 from agents.experiments.metrics import Measures, MeasureSettings
 from agents.experiments.registry import find_agent
 from agents.report.run_files import CELL, ERROR, FORMAT, NOW, RESULTS, SAMPLES, read_json, read_metrics
@@ -192,7 +193,7 @@ def run_cell(folder: Path, progress: bool = False, env: gym.Env[Any, Any] | None
             "sweep": measures.sweep(model, spec.seed) if learns else [],
             "signatures": measures.signatures(),
             "sizes": measures.sizes(),
-            "settings": asdict(model.settings) if isinstance(model, Agent) else dict(spec.options),
+            "settings": as_json(model.settings) if isinstance(model, Agent) else dict(spec.options),
             "versions": versions(),
             "hardware": hardware(),
             "started": started,

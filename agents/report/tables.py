@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -309,7 +309,16 @@ def _settings(results: Results, label: str) -> Plain:
     if controls := results.controls_of(label):
         about["controls"] = ", ".join(controls)
     settings: Plain = next((cell.about["settings"] for cell in cells if cell.about.get("settings")), {})
-    return {"label": label, "about": _texts(about), "settings": _texts(settings)}
+    return {"label": label, "about": _texts(about), "settings": _texts(dict(_flattened(settings)))}
+
+
+def _flattened(settings: Plain, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each hyper-parameter, those in groups as group.name."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flattened(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def _texts(values: Plain) -> dict[str, str]:

@@ -11,11 +11,15 @@ TASK = "oracle(vocab_size=12, max_length=5, train_size=96, valid_size=40, test_s
 SMALL = MeasureSettings(
     samples=60, references=30, temperatures=(0.7, 1.0), sweep_samples=40, shown=2, points=2, curve_samples=20
 )
-JUDGE = {"pretraining_passes": 1, "pass_size": 32, "filters": ((1, 4), (2, 4)), "discriminator_batch_size": 16}
+DISCRIMINATOR = {
+    "pretrain_d_steps": 1,
+    "d_samples": 32,
+    "discriminator": {"filters": ((1, 4), (2, 4)), "batch_size": 16},
+}
 OPTIONS = {
     "mle": {"schedule": ((3, 1e-2),), "embedding": 8, "hidden": 8, "dropout": 0.0, "early_stopping": False},
     "pg-bleu": {"updates": 4, "rollouts": 2, "batch_size": 8},
-    "seqgan": {"rounds": 3, "rollouts": 2, "batch_size": 8, **JUDGE},
+    "seqgan": {"rounds": 3, "rollouts": 2, "batch_size": 8, **DISCRIMINATOR},
 }
 MINE = "tests.helpers.own_agents:"
 

@@ -43,6 +43,14 @@ def test_flags_of_a_run_and_of_an_agent():
     assert read_training(["reinforce(reward='length', updates=2)"])[1] == {"updates": 2, "reward": "length"}
 
 
+def test_hyper_parameters_in_groups_are_flags_with_a_dot():
+    options = read_training(words("seqgan --discriminator.dropout 0.1 --kl.weight 0.2 --discriminator.filters 1 8"))[1]
+    assert options == {"discriminator": {"dropout": 0.1, "filters": ((1, 8),)}, "kl": {"weight": 0.2}}
+    given = ["seqgan(discriminator={'kind': 'recurrent'})", "--discriminator.hidden", "8"]
+    assert read_training(given)[1] == {"discriminator": {"kind": "recurrent", "hidden": 8}}
+    assert read_training(["seqgan", "--preset", "demo", "--discriminator.reward", "log_ratio"])[1] == {}  # the preset's
+
+
 def test_presets_are_defaults_of_the_flags():
     asked, options = read_training(words("seqgan --preset fast --batch-size 3"))
     assert (asked.preset, options) == ("fast", {"batch_size": 3})
@@ -83,7 +91,7 @@ def test_help_shows_the_values_of_the_preset(capsys):
     for line, shown in [
         (
             "seqgan --preset paper --help",
-            ["--rounds", "--discriminator-dropout", "--temperatures", "--task", "text-gym train"],
+            ["--rounds", "--discriminator.dropout", "--temperatures", "--task", "text-gym train"],
         ),
         ("--help", ["--task", "STR"]),
     ]:
@@ -127,6 +135,20 @@ def test_a_file_says_the_same_and_flags_go_before_it(config):
         read_training([*config(TOML), *words("--hidden 4 ss")])
 
 
+GROUPS = """
+agent = "seqgan(discriminator={'kind': 'recurrent'})"
+[discriminator]
+batch-size = 8
+dropout = 0.1
+"""
+
+
+def test_groups_of_hyper_parameters_are_tables_of_a_file(config):
+    options = read_training([*config(GROUPS), *words("--discriminator.dropout 0.2 --kl.weight 0.3")])[1]
+    assert options["discriminator"] == {"kind": "recurrent", "batch_size": 8, "dropout": 0.2}
+    assert options["kl"] == {"weight": 0.3}
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -142,7 +164,11 @@ def test_a_file_says_the_same_and_flags_go_before_it(config):
         ("agent = 'mle'\nout = 5", "out = 5, which must be a text"),
         ("agent = 'mle'\ntask = ['a']", r"task = \['a'\], which must be a text"),
         ("agent = 'mle'\nhidden = 'big'", "hidden must be a whole number"),
-        ("agent = 'mle'\n[mle]\nhidden = 3", r"a table \[mle\]"),
+        ("agent = 'mle'\n[mle]\nhidden = 3", r"a table \[mle\], and mle has no such group of hyper-parameters"),
+        ("agent = 'mle'\n[hidden]\nsize = 3", r"a table \[hidden\]"),
+        ("agent = 'seqgan'\n[discriminator]\ndroput = 3", "hyper-parameter 'discriminator.droput'. Did you mean 'drop"),
+        ("agent = 'seqgan'\n[discriminator]\ndropout = 3", "discriminator.dropout=3"),
+        ("agent = 'seqgan'\ndiscriminator = 3", "discriminator is a group of hyper-parameters; give a dict"),
         ("agent = mle", "cannot read"),
         ("agent = 'mle'\nsamples = 1", "samples must be"),
         ("agent = 'mle'\nmeasured = 3", "setting 'measured'"),
@@ -183,6 +209,8 @@ def test_hyper_parameters_are_flags_of_their_label():
     asked = read_comparison(["a-b=seqgan(rounds=4)", "--a-b.rollouts", "2", "--preset", "fast"])
     assert asked.options == {"a-b": {"rollouts": 2}}
     assert plan(asked)[1].recipe.settings("fast").rounds == 4
+    asked = read_comparison(words("mle x.y=seqgan --x.y.discriminator.dropout 0.1 --x.y.kl.weight 0.1"))
+    assert asked.options == {"x.y": {"discriminator": {"dropout": 0.1}, "kl": {"weight": 0.1}}}
     # The agents of the default, or of a file, stay where a hyper-parameter is the first flag.
     asked = read_comparison(words("--seqgan.rounds 5 --seeds 1"))
     assert asked.agents == ("mle", "ss", "pg-bleu", "seqgan")
@@ -198,18 +226,24 @@ controls = false
 hidden = 9
 [q]
 rounds = 3
+[q.discriminator]
+kind = "recurrent"
 """
 
 
 def test_a_file_of_a_comparison(config):
     asked = read_comparison(config(COMPARED))
     assert (asked.agents, asked.seeds, asked.controls) == (("mle", "q=seqgan"), 2, False)
-    assert asked.options == {"mle": {"hidden": 9}, "q": {"rounds": 3}}
+    recurrent = {"kind": "recurrent"}
+    assert asked.options == {"mle": {"hidden": 9}, "q": {"rounds": 3, "discriminator": recurrent}}
     asked = read_comparison([*config(COMPARED), *words("--q.rounds 4 --q.rollouts 2 --seeds 5 --controls")])
     assert asked.agents == ("mle", "q=seqgan")
-    assert (asked.options["q"], asked.options["mle"]) == ({"rounds": 4, "rollouts": 2}, {"hidden": 9})
+    assert asked.options["q"] == {"rounds": 4, "rollouts": 2, "discriminator": recurrent}
+    assert asked.options["mle"] == {"hidden": 9}
     assert (asked.seeds, asked.controls) == (5, True)
-    assert read_comparison([*config(COMPARED), "--q.rollouts", "2"]).options["q"] == {"rounds": 3, "rollouts": 2}
+    asked = read_comparison([*config(COMPARED), "--q.discriminator.dropout", "0.1"])
+    assert asked.options["q"] == {"rounds": 3, "discriminator": {"kind": "recurrent", "dropout": 0.1}}
+    assert plan(asked)[1].recipe.settings(None).discriminator.kind == "recurrent"
 
 
 @pytest.mark.parametrize(
@@ -224,6 +258,7 @@ def test_a_file_of_a_comparison(config):
         ("agents = ['mle']\nmle = 5", "a setting 'mle', which compare does not"),
         ("agents = ['mle']\nsedes = 5", "Did you mean 'seeds'"),
         ("options = 5", "a setting 'options'"),
+        ("agents = ['seqgan']\n[seqgan.discriminator]\nkid = 5", "no hyper-parameter 'discriminator.kid'"),
         ("agents = ['mle']\n[mle]\nhiden = 5", "no hyper-parameter 'hiden'"),
         ("agents = ['mle']\n[task]\nname = 'x'", "task = {'name': 'x'}, which must be a text"),
         ("agents = []", "name the agents"),

@@ -329,7 +329,8 @@ def test_agents_are_listed_with_their_hyper_parameters(capsys, here):
     assert all(name in out for name in ("mle", "pg-bleu", "seqgan", "uniform", "real"))
     code, out, _ = run(capsys, "agents", "seqgan")
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()[1:] if line.strip()}
-    assert {"rounds", "rollouts", "hidden"} <= set(rows)
+    assert {"rounds", "rollouts", "hidden", "kl.weight"} <= set(rows)
+    assert rows["discriminator.reward"] == ["probability", "log_ratio"]  # the default, and the preset demo
     assert out.splitlines()[0].split() == ["hyper-parameter", "default", "paper", "fast", "demo", "finetune"]
     for wrong in ("segan", "uniform", "mine.py:Repeats", "mine.py:Nobody"):
         code, out, err = run(capsys, "agents", wrong)

@@ -49,7 +49,7 @@ def test_the_controls_have_the_update_rule_of_what_they_control():
     assert all(getattr(pg_bleu, f) == getattr(random, f) for f in vars(random) if f not in architecture)
     assert found["random-pg-bleu"].recipe.factory is found["pg-bleu"].recipe.factory is Reinforce
     seqgan, constant = (found[label].recipe.settings(None) for label in ("seqgan", "constant-seqgan"))
-    assert constant.updates == seqgan.rounds * seqgan.generator_steps == 3
+    assert constant.updates == seqgan.rounds * seqgan.g_steps == 3
     assert {f for f in vars(constant) if f != "updates" and getattr(constant, f) != getattr(seqgan, f)} == {"rollouts"}
     assert constant.rollouts == 0  # a constant needs no completions
     assert [found[label].recipe.reward for label in ("constant-seqgan", "random-seqgan")] == [
@@ -84,7 +84,7 @@ def test_one_control_serves_agents_with_the_same_update_rule():
 
 
 def test_controls_make_as_many_updates_as_the_agent():
-    found = entries(agents=("mle(steps=2)", "seqgan(steps=2, generator_steps=3)", "pg-bleu(steps=5)"), preset="demo",
+    found = entries(agents=("mle(steps=2)", "seqgan(steps=2, g_steps=3)", "pg-bleu(steps=5)"), preset="demo",
                     options={"mle": OPTIONS["mle"]})  # fmt: skip
     updates = {label: entry.recipe.settings(None).updates for label, entry in found.items() if "random" in label}
     assert updates == {"random-seqgan": 6, "random-pg-bleu": 5}
