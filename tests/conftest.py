@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: nothing is to be downloaded
+
 import pytest
 import torch
 

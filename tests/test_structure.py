@@ -35,7 +35,7 @@ def test_no_test_imports_another_test(module):
 @pytest.mark.parametrize("package", PACKAGES)
 def test_tests_mirror_the_packages(package):
     """A folder for each folder that is tested, and tests of a module under its name."""
-    for module in (TESTS / package).rglob("*.py"):
+    for module in {*(TESTS / package).rglob("*.py")} - {*TESTS.rglob("conftest.py")}:
         tested = ROOT / module.relative_to(TESTS).with_name(module.name.removeprefix("test_"))
         assert tested.exists(), f"{module.relative_to(ROOT)} tests no module"
 
