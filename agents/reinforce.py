@@ -29,8 +29,9 @@ from agents.common.baselines import (
 from agents.common.generation import TextGenerator
 from agents.common.kl import AdaptiveKL, KLSettings, log_ratios
 from agents.common.losses import weighted_nll
-from agents.common.rollouts import rollout_values
+from agents.common.rollouts import rollout_values, score_sequences
 from agents.networks.policies import PolicySettings, frozen_copy, make_policy, width_of_features
+from text_gym.arrays import FloatArray
 from text_gym.errors import OptionError
 from text_gym.language_model import Drawn, LanguageModel, Sampling, generate
 from text_gym.sequences import Batch, Example
@@ -235,7 +236,7 @@ class Reinforce(Agent[PolicyGradientSettings]):
             self.restricted(self.policy if self.rollout_policy is None else self.rollout_policy),
             drawn.tokens,
             drawn.lengths,
-            lambda tokens, lengths, rows: self.score(tokens, lengths, _rows_of(examples, rows)),
+            score_sequences(self._counted_rewards, self.task.vocab, examples),
             settings.rollouts,
             self.rules.eos,
             generator,
@@ -246,13 +247,10 @@ class Reinforce(Agent[PolicyGradientSettings]):
         )
         return drawn, values
 
-    def score(self, tokens: Tensor, lengths: Tensor, examples: list[Example] | None) -> Tensor:
-        """Compute the rewards of finished sequences, [m]."""
-        self.n_sampled += len(tokens)
-        arrays = [tensor.cpu().numpy().copy() for tensor in (tokens, lengths)]
-        for array in arrays:
-            array.flags.writeable = False  # rewards read them, and must not change them
-        return self.tensor(self.rewards(Batch(arrays[0], arrays[1], self.task.vocab, examples)))
+    def _counted_rewards(self, batch: Batch) -> FloatArray:
+        """Compute the rewards of sampled sequences, [m], and count them."""
+        self.n_sampled += len(batch)
+        return self.rewards(batch)
 
     def advantages(self, drawn: Drawn, values: Tensor, examples: list[Example] | None) -> Tensor:
         """Compute the advantage of each token, [n, T]; 0 after the end."""
@@ -338,7 +336,8 @@ class Reinforce(Agent[PolicyGradientSettings]):
         model, generator = self.restricted(self.policy), torch.Generator(self.device)
         limit, eos, prompts = self.rules.limit, self.rules.eos, self.prompt_tokens(examples)
         greedy = generate(model, count, limit, eos, generator, Sampling(top_k=1), prompts)
-        return self.score(greedy.tokens, greedy.lengths, examples)
+        score = score_sequences(self._counted_rewards, self.task.vocab, examples)
+        return score(greedy.tokens, greedy.lengths, torch.arange(count))
 
     def loss(self, drawn: Drawn, advantages: Tensor, examples: list[Example] | None) -> Tensor:
         """Compute the sum or mean over tokens of minus the advantage times the log-probability."""
@@ -396,7 +395,3 @@ class Reinforce(Agent[PolicyGradientSettings]):
         if reward.startswith("constant") and settings.baseline != "prefix":
             options["rollouts"] = 0  # every completion would get the same reward
         return Updates(Reinforce.name, options)
-
-
-def _rows_of(examples: list[Example] | None, rows: Tensor) -> list[Example] | None:
-    return None if examples is None else [examples[i] for i in rows.tolist()]

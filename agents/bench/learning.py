@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from agents.bench import textbook
 from agents.common.losses import weighted_nll
-from agents.common.rollouts import rollout_values
+from agents.common.rollouts import rollout_values, score_sequences
 from agents.networks.discriminators import CNN, Discriminator, DiscriminatorSettings
 from text_gym.language_model import LSTM, generate
-from text_gym.sequences import Batch
 from text_gym.tasks import Task, make_task
 
 SIZE, LENGTH, BATCH, ROLLOUTS = 5000, 20, 64, 16
@@ -176,10 +175,7 @@ def _rollouts() -> tuple[Work, float]:
     tokens = generate(model, BATCH, LENGTH, None, generator).tokens
     lengths = torch.full((BATCH,), LENGTH, device=DEVICE)
 
-    def score(completed: Tensor, ends: Tensor, _: Tensor) -> Tensor:
-        batch = Batch(completed.cpu().numpy(), ends.cpu().numpy(), judge.task.vocab)
-        return torch.from_numpy(judge.score(batch)).to(DEVICE)
-
+    score = score_sequences(judge.score, judge.task.vocab, None)
     return _synchronised(lambda: rollout_values(model, tokens, lengths, score, ROLLOUTS, None, generator, chunk=512)), 1
 
 

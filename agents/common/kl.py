@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agents.common.losses import as_drawn, log_probs_after, weighted_nll
+from agents.common.losses import adjusted_logits, chunked_log_probs, weighted_nll
 from agents.networks.policies import LogitMask
 from text_gym.errors import OptionError
 from text_gym.language_model import WHOLE_SOFTMAX, Drawn, LanguageModel, Sampling
@@ -112,9 +112,9 @@ def _among_what_could_be_drawn(
     def among_them(others: Tensor, part: slice) -> Tensor:
         mask = 0.0 if logit_mask is None else logit_mask.at(positions[part])
         logits = policy.output(ours[part]).to(torch.promote_types(ours.dtype, torch.float32)) + mask
-        possible = as_drawn(logits, targets[part], sampling) > -torch.inf
+        possible = adjusted_logits(logits, targets[part], sampling) > -torch.inf
         return ((others + mask) / sampling.temperature).masked_fill(~possible, -torch.inf)
 
     log_probs = torch.zeros_like(drawn.log_probs)
-    log_probs[valid] = log_probs_after(reference.output, theirs, targets, among_them).to(log_probs.dtype)
+    log_probs[valid] = chunked_log_probs(reference.output, theirs, targets, among_them).to(log_probs.dtype)
     return log_probs

@@ -1,4 +1,4 @@
-"""Losses that several learners share."""
+"""Log-probabilities of tokens as losses, without keeping the logits of a whole batch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from agents.networks.huggingface import LinearOutput
 from agents.networks.policies import LogitMask
 from text_gym.language_model import WHOLE_SOFTMAX, LanguageModel, Sampling
 
-CHUNK_BYTES = (8 << 20, 1 << 30)  # of logits at a time: on a CPU so that they stay in its cache, and on a GPU
+CHUNK_BYTES = (8 << 20, 1 << 30)
+"""Bytes of logits computed at a time on a CPU, which keeps so many in its cache, and on a GPU."""
 
 
 class _WeightedNLL(torch.autograd.Function):
     """sum_i weight_i * -log softmax(hidden_i @ W.T + b)[target_i], and its gradient in the same pass.
 
-    The logits of all tokens of a batch are far larger than a CPU's cache. Here a few rows are taken
-    from logits to gradient before the next ones are begun, and nothing of size [rows, V] is kept.
+    The logits of all tokens of a batch are far larger than a CPU's cache. The forward pass takes a few rows at a time
+    from logits to gradients, and keeps nothing of size [N, V].
     """
 
     @staticmethod
@@ -34,7 +35,7 @@ class _WeightedNLL(torch.autograd.Function):
         positions: Tensor,
         sampling: Sampling,
     ) -> tuple[Tensor, Tensor]:
-        rows, size = len(hidden), len(weight)
+        rows, size = hidden.shape[0], weight.shape[0]
         chunk = max(1, CHUNK_BYTES[hidden.is_cuda] // (4 * size))
         losses = hidden.new_empty(rows)
         with_gradient = any(ctx.needs_input_grad)
@@ -42,27 +43,27 @@ class _WeightedNLL(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None  # None where it is frozen
         grad_bias = torch.zeros_like(bias) if ctx.needs_input_grad[2] else None
         columns = weight.T
-        rooms = hidden.new_empty(2, min(chunk, rows), size)  # for logits and probabilities, again and again
+        buffers = hidden.new_empty(2, min(chunk, rows), size)  # logits and gradients of a chunk
         for begin in range(0, rows, chunk):
             part = slice(begin, begin + chunk)
-            logits, slopes = rooms[:, : len(hidden[part])]
+            logits, grad_logits = buffers[:, : len(hidden[part])]
             torch.addmm(bias, hidden[part], columns, out=logits)  # [chunk, V]
             if logit_mask is not None:
                 logits += logit_mask.at(positions[part])
-            logits = as_drawn(logits, targets[part], sampling)
-            torch.softmax(logits, dim=1, out=slopes)
+            logits = adjusted_logits(logits, targets[part], sampling)
+            torch.softmax(logits, dim=1, out=grad_logits)
             # The likeliest token's probability is at least 1 / V, so its logarithm is safe.
-            total = logits.amax(dim=1) - slopes.amax(dim=1).log()
+            total = logits.amax(dim=1) - grad_logits.amax(dim=1).log()
             losses[part] = total - logits.gather(1, targets[part, None])[:, 0]
             if not with_gradient:
                 continue
             share = row_weights[part, None] / sampling.temperature
-            slopes.mul_(share).scatter_add_(1, targets[part, None], -share)
-            grad_hidden[part] = slopes @ weight
+            grad_logits.mul_(share).scatter_add_(1, targets[part, None], -share)
+            grad_hidden[part] = grad_logits @ weight
             if grad_weight is not None:
-                grad_weight.addmm_(slopes.T, hidden[part])
+                grad_weight.addmm_(grad_logits.T, hidden[part])
             if grad_bias is not None:
-                grad_bias += slopes.sum(dim=0)
+                grad_bias += grad_logits.sum(dim=0)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.mark_non_differentiable(losses)
         return (losses * row_weights).sum(), losses
@@ -86,15 +87,15 @@ def weighted_nll(
 
     Args:
         model: A language model. All logits are kept in memory where its `output` is not a linear layer.
-        tokens: [n, T]; what stands where the weight is 0 does not matter.
+        tokens: [n, T]; any value where the weight is 0.
         weights: [n, T], constants.
         prompts: [n, P], read first.
-        inputs: [n, T], what the model reads in place of the tokens.
+        inputs: [n, T], read by the model instead of the tokens.
         logit_mask: Added to the logits.
-        sampling: How the tokens were drawn; the probabilities are those that they were drawn with.
+        sampling: How the tokens were sampled; their probabilities are those that they were sampled with.
 
     Returns:
-        The sum, and the negative log-probabilities [n, T], 0 where the weight is 0.
+        The sum, and the negative log-probabilities [n, T]; 0 where the weight is 0.
     """
     counted = weights != 0
     hidden = model.features(tokens if inputs is None else inputs, prompts)[counted]  # [N, H]
@@ -113,23 +114,18 @@ def weighted_nll(
         logits = output(hidden).float()
         if logit_mask is not None:
             logits = logits + logit_mask.at(positions)
-        each = nll_of_logits(logits, targets, sampling)
+        each = nn.functional.cross_entropy(adjusted_logits(logits, targets, sampling), targets, reduction="none")
         loss = (each * row_weights.to(each.dtype)).sum()
     losses = weights.new_zeros(weights.shape, dtype=each.dtype)
     losses[counted] = each.detach()
     return loss, losses
 
 
-def nll_of_logits(logits: Tensor, targets: Tensor, sampling: Sampling = WHOLE_SOFTMAX) -> Tensor:
-    """The negative log-probabilities of targets [N] under logits [N, V], as they are drawn, [N]."""
-    return torch.nn.functional.cross_entropy(as_drawn(logits, targets, sampling), targets, reduction="none")
+def adjusted_logits(logits: Tensor, targets: Tensor, sampling: Sampling) -> Tensor:
+    """Adjust logits [N, V] as sampling does, and never remove the tokens [N] that were sampled.
 
-
-def as_drawn(logits: Tensor, targets: Tensor, sampling: Sampling) -> Tensor:
-    """The logits [N, V] of what was drawn from, in which the targets [N] that were drawn always are.
-
-    A batch's logits differ in their last digits from those that were drawn from one by one. Where two tokens are
-    as likely but for these, the one drawn may now be just beyond the top k, and its loss would be infinite.
+    The logits of a whole batch differ in their last digits from those of single steps. A token that was sampled with
+    nearly the probability of another may now be just outside the top k, and its loss would be infinite.
     """
     adjusted = sampling.adjust(logits)
     if sampling.top_k or sampling.top_p < 1:
@@ -139,21 +135,21 @@ def as_drawn(logits: Tensor, targets: Tensor, sampling: Sampling) -> Tensor:
 
 
 @torch.no_grad()
-def log_probs_after(
-    output: Callable[[Tensor], Tensor], features: Tensor, targets: Tensor, limited: Callable[[Tensor, slice], Tensor]
+def chunked_log_probs(
+    output: Callable[[Tensor], Tensor], features: Tensor, targets: Tensor, adjust: Callable[[Tensor, slice], Tensor]
 ) -> Tensor:
-    """The log-probabilities of targets [N], with as many logits at a time as memory is kept for, [N].
+    """Log-probabilities of tokens [N], without keeping all logits in memory.
 
     Args:
-        output: Makes logits [n, V] of features [n, H].
+        output: Maps features [n, H] to logits [n, V].
         features: [N, H].
-        targets: [N].
-        limited: Changes the logits [n, V] of the rows that a slice means.
+        targets: The tokens [N].
+        adjust: Adjusts the logits [n, V] of a slice of the rows.
     """
     chunk = max(1, CHUNK_BYTES[features.is_cuda] // (4 * output(features[:1]).shape[1]))
     found = [torch.zeros(0, dtype=torch.float64, device=features.device)]
     for begin in range(0, len(targets), chunk):
         part = slice(begin, begin + chunk)
-        logits = limited(output(features[part]), part).double()
-        found.append(-torch.nn.functional.cross_entropy(logits, targets[part], reduction="none"))
+        logits = adjust(output(features[part]), part).double()
+        found.append(-nn.functional.cross_entropy(logits, targets[part], reduction="none"))
     return torch.cat(found)

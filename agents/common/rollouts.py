@@ -6,15 +6,41 @@ scored in few large batches, whatever the reward.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from text_gym.arrays import FloatArray
 from text_gym.language_model import WHOLE_SOFTMAX, LanguageModel, Sampling, complete, map_state
+from text_gym.sequences import Batch, Example
+from text_gym.vocab import Vocabulary
 
 Score = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From finished tokens [m, T], their lengths [m] and the rows of the batch they belong to [m], to rewards [m]."""
+"""Maps finished tokens [m, T], their lengths [m] and the rows of the batch that they belong to [m] to rewards [m]."""
+
+
+def score_sequences(
+    rewards: Callable[[Batch], FloatArray], vocab: Vocabulary, examples: Sequence[Example] | None
+) -> Score:
+    """Make a score of a reward.
+
+    Args:
+        rewards: Computes the rewards [m] of a batch, whose arrays are read-only.
+        vocab: The vocabulary of the tokens.
+        examples: The prompt and references of each row, in tasks with prompts.
+    """
+
+    def score(tokens: Tensor, lengths: Tensor, rows: Tensor) -> Tensor:
+        arrays = [tensor.cpu().numpy().copy() for tensor in (tokens, lengths)]
+        for array in arrays:
+            array.flags.writeable = False
+        chosen = None if examples is None else [examples[i] for i in rows.tolist()]
+        values = rewards(Batch(arrays[0], arrays[1], vocab, chosen))
+        return torch.from_numpy(np.asarray(values, dtype=np.float64)).to(tokens.device)
+
+    return score
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from agents.common.evaluation import draw, likelihoods, per_token
-from agents.common.rollouts import rollout_values
+from agents.common.rollouts import rollout_values, score_sequences
 from agents.report.columns import ALSO
 from text_gym.arrays import FloatArray
 from text_gym.bleu import Bleu, self_bleu, sentence_bleu
@@ -214,16 +214,11 @@ class Measures:
         if not self.settings.credit_rollouts or not all(hasattr(model, a) for a in ("policy", "restricted", "rewards")):
             return None
 
-        def score(tokens: torch.Tensor, lengths: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-            examples = None if batch.examples is None else [batch.examples[i] for i in rows.tolist()]
-            finished = Batch(tokens.cpu().numpy(), lengths.cpu().numpy(), self.task.vocab, examples)
-            return torch.from_numpy(np.asarray(model.rewards(finished), dtype=np.float64)).to(tokens.device)
-
         values = rollout_values(
             model.restricted(model.policy.eval()),
             model.tensor(batch.tokens),
             model.tensor(batch.lengths),
-            score,
+            score_sequences(model.rewards, self.task.vocab, batch.examples),
             self.settings.credit_rollouts,
             self.task.vocab.eos,
             torch.Generator(model.device).manual_seed(seed),

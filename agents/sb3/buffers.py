@@ -13,7 +13,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import Tensor
 
 from agents.common.kl import AdaptiveKL
-from agents.common.losses import log_probs_after
+from agents.common.losses import chunked_log_probs
 from agents.networks.policies import LogitMask
 from text_gym.arrays import AnyArray, IntArray
 from text_gym.errors import OptionError
@@ -100,7 +100,7 @@ def transition_log_probs(
         return logits
 
     features = model.features(tokens, prompts)[rows, places]
-    found = log_probs_after(model.output, features, tokens[rows, places], limited)
+    found = chunked_log_probs(model.output, features, tokens[rows, places], limited)
     log_probs: AnyArray = found.float().cpu().numpy().reshape(sequences.rows.shape)
     return log_probs
 
