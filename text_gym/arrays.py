@@ -1,4 +1,4 @@
-"""The kinds of arrays that pass between modules."""
+"""Types of arrays."""
 
 from typing import Any
 

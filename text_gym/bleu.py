@@ -43,7 +43,7 @@ class _Tokens(NamedTuple):
 
 
 class _HashTable:
-    """From non-negative int64 keys to their places in the array given: open addressing in numpy."""
+    """The index of each non-negative int64 key in an array, by open addressing in numpy."""
 
     def __init__(self, keys: IntArray) -> None:
         bits = max(int(4 * len(keys)).bit_length(), 4)
@@ -51,20 +51,22 @@ class _HashTable:
         self._shift = np.uint64(64 - bits)
         self._keys = np.full(1 << bits, -1, dtype=np.int64)
         self._values = np.zeros(1 << bits, dtype=np.int64)
-        waiting, slots = np.arange(len(keys)), self._hash(keys)
+        waiting = np.arange(len(keys))
+        slots = self._hash(keys)
         while len(waiting):
             free = self._keys[slots] == -1
             self._values[slots[free]] = waiting[free]  # of several for one slot, the last stays
             self._keys[slots[free]] = keys[waiting[free]]
             lost = self._keys[slots] != keys[waiting]
-            waiting, slots = waiting[lost], (slots[lost] + 1) & self._mask
+            waiting = waiting[lost]
+            slots = (slots[lost] + 1) & self._mask
 
     def _hash(self, keys: IntArray) -> IntArray:
         mixed = keys.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         return (mixed >> self._shift).astype(np.int64)
 
     def find(self, keys: IntArray) -> IntArray:
-        """The place of each key, -1 for one that is not here."""
+        """Look up the index of each key; -1 for a key that is not in the table."""
         slots = self._hash(keys)
         found = self._keys[slots]
         result = np.where(found == keys, self._values[slots], -1)
@@ -110,7 +112,7 @@ class Bleu:
 
     @property
     def signature(self) -> str:
-        """How a score was computed, to print beside it.
+        """A line that says how a score was computed, to print beside it.
 
         >>> Bleu([[1, 2]]).signature
         'bleu|n:4|smoothing:method1|references:1'
@@ -118,7 +120,7 @@ class Bleu:
         return f"bleu|n:{self.n}|smoothing:{self.smoothing}|references:{self.count}"
 
     def score(self, hypotheses: Sentences, lengths: npt.ArrayLike | None = None) -> FloatArray:
-        """The BLEU of each hypothesis, [len(hypotheses)], between 0 and 1.
+        """Compute the BLEU of each hypothesis, [len(hypotheses)], between 0 and 1.
 
         Args:
             hypotheses: Lists of tokens, or ids as one array [n, T].
@@ -135,9 +137,10 @@ class Bleu:
                 at = at[keep]
                 following = tokens.flat[at + order]
                 known = (following >= 0) & (following < self._base)
-                at, key = at[known], (gram[keep] * self._base + following)[known]
-                gram = self._tables[order - 1].find(key)
-                at, gram = at[gram >= 0], gram[gram >= 0]
+                at = at[known]
+                gram = self._tables[order - 1].find((gram[keep] * self._base + following)[known])
+                at = at[gram >= 0]
+                gram = gram[gram >= 0]
             matches[:, order] = self._clipped(tokens.row[at], gram, rows, self._most[order])
         return _combine(matches, tokens.lengths, self._nearest(tokens.lengths), self.smoothing)
 
@@ -160,7 +163,9 @@ class Bleu:
         return _Tokens.lay_out(np.array([get(token, -1) for token in listed], dtype=np.int64), counts)
 
     def _count_references(self, tokens: _Tokens) -> None:
-        at, gram, size = np.arange(len(tokens.flat)), tokens.flat, self._base
+        at = np.arange(len(tokens.flat))
+        gram = tokens.flat
+        size = self._base
         for order in range(self.n):
             if order:
                 keep = tokens.room[at] > order
@@ -177,22 +182,23 @@ class Bleu:
 
     @staticmethod
     def _clipped(row: IntArray, gram: IntArray, rows: int, most: IntArray) -> FloatArray:
-        """Matches in each row, an n-gram counting no more often than in any one reference."""
+        """Count the matches in each row, an n-gram no more often than in any one reference."""
         pairs, counts = _runs(row * max(len(most), 1) + gram)
         owner, kind = np.divmod(pairs, max(len(most), 1))
         clipped = np.minimum(counts, most[kind]).astype(np.float64)
-        return np.bincount(owner, weights=clipped, minlength=rows).astype(np.float64).astype(np.float64)
+        return np.bincount(owner, weights=clipped, minlength=rows).astype(np.float64)
 
     def _nearest(self, lengths: IntArray) -> IntArray:
-        """The reference length nearest to each length, the shorter of two equally near."""
+        """Find the reference length nearest to each length, the shorter of two equally near."""
         above = np.minimum(np.searchsorted(self._lengths, lengths), len(self._lengths) - 1)
         below = np.maximum(above - 1, 0)
-        low, high = self._lengths[below], self._lengths[above]
+        low = self._lengths[below]
+        high = self._lengths[above]
         return np.where(np.abs(lengths - low) <= np.abs(high - lengths), low, high)
 
 
 def self_bleu(sentences: Sentences, n: int = 4, smoothing: Smoothing = "method1") -> FloatArray:
-    """The BLEU of each sentence against all the others, itself left out; high means little diversity.
+    """Compute the BLEU of each sentence against all the others; high means little diversity.
 
     >>> self_bleu([["a", "b"], ["a", "b"], ["c", "d"]], n=2).round(3).tolist()
     [1.0, 1.0, 0.0]
@@ -202,9 +208,11 @@ def self_bleu(sentences: Sentences, n: int = 4, smoothing: Smoothing = "method1"
         raise OptionError("self-BLEU compares sentences with each other and needs at least two")
     flat, lengths = _flatten(sentences, None)
     tokens = _Tokens.lay_out(flat if _are_small_ids(flat) else _number(flat, {}), lengths)
-    base, rows = int(tokens.flat.max(initial=0)) + 1, len(lengths)
+    base = int(tokens.flat.max(initial=0)) + 1
+    rows = len(lengths)
     matches = np.zeros((rows, n))
-    at, gram = np.arange(len(tokens.flat)), tokens.flat
+    at = np.arange(len(tokens.flat))
+    gram = tokens.flat
     for order in range(n):
         if order:
             keep = tokens.room[at] > order
@@ -220,7 +228,7 @@ def sentence_bleu(
     n: int = 4,
     smoothing: Smoothing = "method1",
 ) -> float:
-    """The BLEU of one sentence against its own few references.
+    """Compute the BLEU of one sentence against a few references.
 
     >>> round(sentence_bleu("a b c".split(), ["a b d".split()], n=2), 4)
     0.5774
@@ -244,14 +252,14 @@ def _ngrams(sentence: Sequence[Hashable], order: int) -> Counter[tuple[Hashable,
 
 
 def check_bleu_options(n: int, smoothing: Smoothing) -> None:
-    """Refuse an n or a smoothing that makes no sense."""
+    """Refuse an n below 1 and an unknown smoothing."""
     whole_number("n", n, least=1)
     if smoothing not in ("method1", None):
         raise OptionError(f"smoothing must be 'method1' or None, not {smoothing!r}")
 
 
 def _flatten(sentences: Sentences, lengths: npt.ArrayLike | None) -> tuple[IntArray | list[Hashable], IntArray]:
-    """All tokens in a row and the length of each sentence; an array if they are integers."""
+    """Concatenate the sentences, as an array if their tokens are integers; also return their lengths."""
     if isinstance(sentences, np.ndarray):
         if sentences.ndim != 2 or sentences.dtype.kind not in "iu":
             raise OptionError(f"an array of ids has shape [n, T], not {sentences.dtype} {sentences.shape}")
@@ -285,20 +293,20 @@ def _are_small_ids(flat: IntArray | list[Hashable]) -> TypeGuard[IntArray]:
 
 
 def _number(flat: IntArray | list[Hashable], ids: dict[Hashable, int]) -> IntArray:
-    """Tokens as the numbers in `ids`, which grows by those it lacks."""
+    """Number tokens by `ids`, to which new ones are added."""
     listed = flat.tolist() if isinstance(flat, np.ndarray) else flat
     return np.array([ids.setdefault(token, len(ids)) for token in listed], dtype=np.int64)
 
 
 def _runs(keys: IntArray) -> tuple[IntArray, IntArray]:
-    """The distinct keys in order, and how often each occurs."""
+    """Sort and count the distinct keys."""
     ordered = np.sort(keys)
     (starts,) = np.nonzero(np.diff(ordered, prepend=-1))
     return ordered[starts], np.diff(starts, append=len(ordered))
 
 
 def _matches_of_others(gram: IntArray, row: IntArray, rows: int) -> FloatArray:
-    """For each row, its n-grams clipped by the largest count in any other row."""
+    """Count the n-grams of each row, clipped by the largest count in any other row."""
     pairs, counts = _runs(gram * rows + row)
     if not len(pairs):
         return np.zeros(rows)
@@ -314,17 +322,18 @@ def _matches_of_others(gram: IntArray, row: IntArray, rows: int) -> FloatArray:
 
 
 def _nearest_other(lengths: IntArray) -> IntArray:
-    """For each sentence, the nearest length among the others, the shorter of two equally near."""
+    """Find the nearest length among the other sentences, the shorter of two equally near."""
     values, which, counts = np.unique(lengths, return_inverse=True, return_counts=True)
     far = 1 << 40
     padded = np.concatenate(([-far], values, [far]))
-    low, high = padded[which], padded[which + 2]
+    low = padded[which]
+    high = padded[which + 2]
     nearest = np.where(lengths - low <= high - lengths, low, high)
     return np.where(counts[which] > 1, lengths, nearest)
 
 
 def _combine(matches: FloatArray, lengths: IntArray, reference_lengths: IntArray, smoothing: Smoothing) -> FloatArray:
-    """From clipped matches [rows, n] to BLEU [rows]: geometric mean times brevity penalty."""
+    """Combine clipped matches [rows, n] to BLEU [rows]: geometric mean times brevity penalty."""
     n = matches.shape[1]
     totals = np.maximum(lengths[:, None] - np.arange(n), 1)
     counted = np.where(matches == 0, EPSILON, matches) if smoothing else matches

@@ -16,11 +16,11 @@ class UnknownNameError(TextGymError, ValueError):
 
 
 class OptionError(TextGymError, ValueError):
-    """An argument whose value makes no sense, or does not fit the others."""
+    """An argument whose value is invalid, or does not fit the others."""
 
 
 class RenderModeError(OptionError, TypeError):
-    """A way of rendering that there is not; a TypeError too, because Stable-Baselines3 then tries without."""
+    """A render mode that is not available; a TypeError too, because Stable-Baselines3 then tries without."""
 
 
 class DataError(TextGymError, ValueError):

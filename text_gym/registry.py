@@ -35,7 +35,7 @@ class Registry(Generic[T]):
     """
 
     def __init__(self, kind: str, entries: Mapping[str, str | T], about: Mapping[str, str] | None = None) -> None:
-        """Import nothing yet."""
+        """Store the entries without importing them."""
         self.kind = kind
         self.entries: dict[str, str | T] = dict(entries)
         self.about: dict[str, str] = dict(about or {})

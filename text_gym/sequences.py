@@ -1,4 +1,4 @@
-"""Token sequences: ragged as a corpus stores them, padded as a batch carries them.
+"""Token sequences: ragged in a corpus, padded in a batch.
 
 One rule holds everywhere. A finished sequence is its row of `tokens`, right-padded with PAD,
 and its `length`, which counts EOS where there is one. A valid_mask is True at real tokens.
@@ -31,7 +31,7 @@ class Sequences:
     """
 
     def __init__(self, flat: npt.NDArray[np.int32], offsets: IntArray) -> None:
-        """Take the tokens of all sequences in a row, and where each begins and ends."""
+        """Take the concatenated tokens, and the offset of each sequence."""
         if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != len(flat):
             raise OptionError(f"offsets must run from 0 to the {len(flat)} tokens")
         self.flat = flat  # [sum of lengths]
@@ -53,19 +53,19 @@ class Sequences:
     @overload
     def __getitem__(self, index: AnyArray) -> Sequences: ...
     def __getitem__(self, index: int | AnyArray) -> npt.NDArray[np.int32] | Sequences:
-        """One sequence by its number, or a selection of them by an array of numbers."""
+        """Return one sequence by its number, or several by an array of numbers or a mask."""
         if isinstance(index, np.ndarray):
             rows = np.flatnonzero(index) if index.dtype == np.bool_ else index
             lengths = self.lengths[rows]
             offsets = np.concatenate(([0], np.cumsum(lengths)))
             shift = np.repeat(self.offsets[rows] - offsets[:-1], lengths)
             return Sequences(self.flat[np.arange(offsets[-1]) + shift], offsets)
-        start, end = self.offsets[range(len(self))[index]], self.offsets[range(len(self))[index] + 1]
-        return self.flat[start:end]
+        index = range(len(self))[index]
+        return self.flat[self.offsets[index] : self.offsets[index + 1]]
 
     @property
     def lengths(self) -> IntArray:
-        """How many tokens each sequence has, [n]."""
+        """The number of tokens of each sequence, [n]."""
         return np.diff(self.offsets)
 
     @property
@@ -75,11 +75,11 @@ class Sequences:
 
     def to_lists(self) -> list[list[int]]:
         """Unpack into lists of ids."""
-        flat, ends = self.flat.tolist(), self.offsets.tolist()
-        return [flat[a:b] for a, b in pairwise(ends)]
+        flat = self.flat.tolist()
+        return [flat[a:b] for a, b in pairwise(self.offsets.tolist())]
 
     def padded(self, width: int, pad: int, eos: int | None = None) -> tuple[IntArray, IntArray]:
-        """As `tokens` [n, width] and `lengths` [n], with EOS appended where there is room."""
+        """Pad to `tokens` [n, width] and `lengths` [n], with EOS appended where there is room."""
         tokens = np.full((len(self), width), pad, dtype=np.int64)
         lengths = np.minimum(self.lengths, width)
         if len(self.flat):
@@ -94,13 +94,13 @@ class Sequences:
 
 
 class Example(NamedTuple):
-    """A prompt, what would be right answers to it, and whatever else its line of data said."""
+    """A prompt, its references, and the other fields of its line of data."""
 
     prompt: tuple[int, ...]
     references: tuple[tuple[int, ...], ...]
     columns: dict[str, object]
     number: int | None = None
-    """Its place in its split; None for a prompt that is not from the data."""
+    """The index in the split; None for a prompt that is not from the data."""
 
 
 class Examples:
@@ -121,7 +121,7 @@ class Examples:
         per_prompt: npt.ArrayLike | None = None,
         columns: Mapping[str, Sequence[object]] | None = None,
     ) -> None:
-        """Take all references in a row, and how many of them belong to each prompt (one if not said)."""
+        """Take the references of all prompts, and how many belong to each prompt (one if not given)."""
         self.references = references
         self.prompts = prompts
         counts = np.ones(len(references), dtype=np.int64) if per_prompt is None else np.asarray(per_prompt)
@@ -133,9 +133,10 @@ class Examples:
         return len(self.per_prompt)
 
     def __getitem__(self, index: int) -> Example:
-        """One prompt with its references."""
+        """Return one prompt with its references."""
         index = range(len(self))[index]
-        first, last = self._starts[index], self._starts[index + 1]
+        first = self._starts[index]
+        last = self._starts[index + 1]
         prompt = () if self.prompts is None else tuple(self.prompts[index].tolist())
         references = tuple(tuple(self.references[r].tolist()) for r in range(first, last))
         return Example(prompt, references, {name: column[index] for name, column in self.columns.items()}, index)
@@ -154,7 +155,7 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Finished sequences, and on demand their texts; what rewards score and sources draw.
+    """Finished sequences, and on demand their texts; rewards score and sources sample them.
 
     >>> vocab = Vocabulary(("<eos>", "to", "be"), eos=0)
     >>> batch = Batch(np.array([[1, 2, 0, 3]]), np.array([3]), vocab)
@@ -167,7 +168,7 @@ class Batch:
     lengths: IntArray
     """Real tokens in each row, EOS included, [n]."""
     vocab: Vocabulary = field(repr=False)
-    """What the ids mean."""
+    """The vocabulary of the ids."""
     examples: Sequence[Example] | None = field(default=None, repr=False)
     """For conditional tasks, the example that each row answers."""
 
@@ -175,7 +176,7 @@ class Batch:
         return len(self.tokens)
 
     def take(self, rows: npt.ArrayLike) -> Batch:
-        """Some of its rows, by their numbers or a mask."""
+        """Select rows by their numbers or a mask."""
         index = np.asarray(rows)
         chosen: IntArray = np.flatnonzero(index) if index.dtype == np.bool_ else index.astype(np.int64)
         examples = None if self.examples is None else [self.examples[i] for i in chosen.tolist()]
@@ -197,32 +198,32 @@ class Batch:
 
     @cached_property
     def sentences(self) -> list[list[int]]:
-        """Each row's ids as a list, without EOS and PAD."""
+        """The ids of each row as a list, without EOS and PAD."""
         ends = self.content_lengths.tolist()
         return [row[:end] for row, end in zip(self.tokens.tolist(), ends, strict=True)]
 
     @cached_property
     def texts(self) -> list[str]:
-        """Each row as text."""
+        """The text of each row."""
         return self.vocab.decode_rows(self.tokens, self.content_lengths)
 
     @cached_property
     def prompts(self) -> list[str]:
-        """Each row's prompt as text; empty strings for tasks without prompts."""
+        """The prompt of each row as text; empty strings for tasks without prompts."""
         if self.examples is None:
             return [""] * len(self)
         return [self.vocab.decode(example.prompt) for example in self.examples]
 
     @cached_property
     def references(self) -> list[list[str]]:
-        """Each row's own references as texts; none for tasks without prompts."""
+        """The references of each row as texts; none for tasks without prompts."""
         if self.examples is None:
             return [[] for _ in range(len(self))]
         return [[self.vocab.decode(r) for r in e.references] for e in self.examples]
 
     @cached_property
     def columns(self) -> dict[str, object]:
-        """What else the data say of each row's prompt, by name; nothing for tasks without prompts."""
+        """The other fields of each row's line of data, by name; none for tasks without prompts."""
         names = self.examples[0].columns if self.examples else ()
         return {name: [example.columns.get(name) for example in self.examples or ()] for name in names}
 
@@ -233,7 +234,7 @@ def make_batch(
     vocab: Vocabulary,
     width: int | None = None,
 ) -> Batch:
-    """A checked Batch from whatever a caller holds: one row or many, with or without lengths.
+    """Make a checked Batch of one row or many, with or without lengths.
 
     Without `lengths`, a row ends after its first EOS, before its first PAD, or at its end.
     """

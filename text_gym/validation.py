@@ -12,7 +12,7 @@ from text_gym.errors import OptionError, UnknownNameError
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """The tail of an error message: near names if there are any, and all of them if few.
+    """Build the end of an error message: similar names, and all known names.
 
     >>> suggest("blue", ["bleu", "length"])
     " Did you mean 'bleu'? Known: bleu, length."
@@ -24,7 +24,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 def whole_number(name: str, value: Any, least: int) -> int:
-    """`value` as an int, whatever kind of whole number it is; an error that names it if it is none.
+    """Convert any kind of whole number to an int; anything else is an error that names the argument.
 
     >>> whole_number("n", 3, least=1)
     3
@@ -39,7 +39,7 @@ def whole_number(name: str, value: Any, least: int) -> int:
 
 
 def finite_number(name: str, value: Any) -> float:
-    """`value` as a float; an error that names it if it is no finite number."""
+    """Convert a finite number to a float; anything else is an error that names the argument."""
     try:
         number = float("nan") if isinstance(value, str | bytes | bool) else float(value)
     except (TypeError, ValueError, OverflowError):
@@ -50,7 +50,7 @@ def finite_number(name: str, value: Any) -> float:
 
 
 def check_switch(name: str, value: object) -> None:
-    """Refuse what is neither True nor False."""
+    """Refuse a value that is neither True nor False."""
     if not isinstance(value, bool):
         raise OptionError(f"{name}={value!r} must be True or False")
 

@@ -1,4 +1,4 @@
-"""Tokens and their ids: what text is cut into, and how it is put together again."""
+"""Vocabularies and tokenizers: tokens and their ids, encoding and decoding."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.spm", "*.tiktoken")
 
 
 class Splitter:
-    """How text is cut into tokens: "word", "char" or a regular expression of what a token is.
+    """A tokenizer by "word", by "char", or by a regular expression that matches a token.
 
     >>> Splitter("word").split("a  b"), Splitter("char").split("ab")
     (['a', 'b'], ['a', 'b'])
@@ -33,7 +33,7 @@ class Splitter:
     """
 
     def __init__(self, pattern: str = "word", joiner: str | None = None) -> None:
-        """Take a pattern, and what stands between tokens when they are joined again."""
+        """Take the pattern, and the text between tokens that are joined again."""
         if joiner is not None and not isinstance(joiner, str):
             raise OptionError(f"joiner must be a string, not {joiner!r}")
         self.pattern = pattern
@@ -66,7 +66,7 @@ class Splitter:
 
 
 class Vocabulary:
-    """A fixed list of tokens; a token's id is its place, and PAD is one past the last.
+    """A fixed list of tokens; a token's id is its index, and PAD is one past the last.
 
     >>> vocab = Vocabulary(("<eos>", "<unk>", "to", "be"), eos=0, unk=1)
     >>> vocab.encode("to be sure"), vocab.decode([2, 3, 0]), vocab.pad
@@ -80,7 +80,7 @@ class Vocabulary:
         unk: int | None = None,
         splitter: Splitter | None = None,
     ) -> None:
-        """Take the tokens in the order of their ids, and which of them end or stand in for others."""
+        """Take the tokens in the order of their ids, and the ids of EOS and UNK."""
         self.tokens = tuple(tokens)
         self.eos = eos
         self.unk = unk
@@ -110,12 +110,14 @@ class Vocabulary:
         return {token: i for i, token in enumerate(self.tokens)}
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without EOS; words outside the vocabulary become UNK."""
+        """Encode a text to ids, without EOS; words outside the vocabulary become UNK."""
         return self.encode_tokens(self.splitter.split(text))
 
     def encode_tokens(self, tokens: Iterable[str]) -> list[int]:
-        """The ids of tokens already cut."""
-        tokens, get, unk = list(tokens), self.ids.get, self.unk
+        """Encode tokens to ids."""
+        tokens = list(tokens)
+        get = self.ids.get
+        unk = self.unk
         ids = [get(token, unk) for token in tokens]
         if self.eos is not None and self.eos in ids:
             raise DataError(f"the text contains {self.tokens[self.eos]!r}, which marks the end and is no word")
@@ -125,7 +127,7 @@ class Vocabulary:
         return ids  # type: ignore[return-value]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids up to the first EOS; PAD is left out."""
+        """Decode ids up to the first EOS; PAD is left out."""
         kept: list[int] = []
         for i in ids:
             if i == self.eos:
@@ -135,8 +137,9 @@ class Vocabulary:
         return self._join(kept)
 
     def decode_rows(self, tokens: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> list[str]:
-        """The text of each row of `tokens` [n, T] up to its end in `ends` [n]."""
-        join, rows = self.splitter.joiner.join, self._names[tokens].tolist()
+        """Decode each row of `tokens` [n, T] up to its end in `ends` [n]."""
+        join = self.splitter.joiner.join
+        rows = self._names[tokens].tolist()
         return [join(row[:end]) for row, end in zip(rows, ends.tolist(), strict=True)]
 
     def _join(self, ids: list[int]) -> str:
@@ -152,17 +155,17 @@ class Tokenizer(Protocol):
 
     @property
     def encode(self) -> Callable[..., Iterable[SupportsIndex]]:
-        """Give the ids of a text."""
+        """Encode a text to ids."""
 
     def decode(self, ids: list[int], /) -> str:
-        """Give the text of ids."""
+        """Decode ids to a text."""
 
 
 class TokenizerVocabulary(Vocabulary):
     """The vocabulary of an object with encode(text) and decode(ids), such as a Hugging Face tokenizer.
 
-    Its ids are kept. A tokenizer without an eos_token_id gets EOS as one more id. Tokens are called as
-    convert_ids_to_tokens() calls them, where the tokenizer has it, and else by their numbers, as <7>.
+    Its ids are kept. A tokenizer without an eos_token_id gets EOS as one more id. Names of tokens
+    are from convert_ids_to_tokens(), where the tokenizer has it, and else their numbers, such as <7>.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -184,7 +187,7 @@ class TokenizerVocabulary(Vocabulary):
         self._encode_options = {"add_special_tokens": False} if "add_special_tokens" in takes else {}
 
     def encode(self, text: str) -> list[int]:
-        """The tokenizer's ids, without an EOS at the end."""
+        """Encode by the tokenizer, without an EOS at the end."""
         try:
             ids = list(map(operator.index, self.tokenizer.encode(text, **self._encode_options)))
         except TypeError as problem:
@@ -198,7 +201,7 @@ class TokenizerVocabulary(Vocabulary):
         return ids
 
     def decode_rows(self, tokens: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> list[str]:
-        """The text of each row, by the tokenizer."""
+        """Decode each row by the tokenizer."""
         rows = zip(tokens.tolist(), ends.tolist(), strict=True)
         return [self._join(row[:end]) for row, end in rows]
 
@@ -207,7 +210,7 @@ class TokenizerVocabulary(Vocabulary):
 
 
 def model_source(name: str, option: str) -> str:
-    """Where transformers finds a model: the folder of this name, or else the name, for its hub.
+    """Resolve a model for transformers: the folder of this name, or else the name, for its hub.
 
     A name on the hub has at most one slash, so that what has more, or looks like a path in another way, is a folder.
 
@@ -243,7 +246,8 @@ def has_tokenizer(name: str) -> bool:
 def load_tokenizer(name: str) -> Tokenizer:
     """Load the tokenizer of a Hugging Face model, from the model's name or its folder."""
     transformers = import_extra("transformers", f"tokenizer='hf:{name}'", "hf")
-    why, source = "there is none in the folder", model_source(name, f"tokenizer='hf:{name}'")
+    source = model_source(name, f"tokenizer='hf:{name}'")
+    why = "there is none in the folder"
     if has_tokenizer(name):  # without files, transformers would make one up
         try:
             return cast(Tokenizer, transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False))
@@ -255,7 +259,7 @@ def load_tokenizer(name: str) -> Tokenizer:
 
 
 def _names(tokenizer: Tokenizer, size: int) -> list[str]:
-    """What a tokenizer calls its tokens."""
+    """List the names of a tokenizer's tokens."""
     plain = [f"<{i}>" for i in range(size)]
     name_all = getattr(tokenizer, "convert_ids_to_tokens", None)
     if not callable(name_all):
@@ -268,7 +272,7 @@ def _names(tokenizer: Tokenizer, size: int) -> list[str]:
 
 
 def _unique(names: list[str]) -> list[str]:
-    """The names, with numbers in place of those that were there before."""
+    """Replace repeated names by numbers."""
     taken = set(names)
     seen: set[str] = set()
     for i, name in enumerate(names):

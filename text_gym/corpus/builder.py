@@ -1,7 +1,6 @@
-"""Records while they are read: words numbered as they come, then held out and renumbered.
+"""Records while they are read: words are numbered as they come, then split and renumbered.
 
-A file is read once. Only when the words of the training split have been counted is it known
-which id each of them gets.
+A file is read once, and the words of the training split get their ids after they have been counted.
 """
 
 from __future__ import annotations
@@ -43,7 +42,8 @@ class _Rows:
     """Sequences while they are read: numbers in flat arrays, 4 bytes a token."""
 
     def __init__(self) -> None:
-        self.flat, self.lengths = array("i"), array("q")
+        self.flat = array("i")
+        self.lengths = array("q")
 
     def add(self, ids: Iterable[int]) -> None:
         before = len(self.flat)
@@ -57,7 +57,7 @@ class _Rows:
 
 
 class _Numbering(dict[str, int]):
-    """Numbers words as they come."""
+    """The number of each word, in the order in which words are first looked up."""
 
     def __missing__(self, word: str) -> int:
         self[word] = number = len(self)
@@ -72,13 +72,17 @@ class RawCorpus:
     """
 
     def __init__(self, cut_up: CutUp, limits: Limits) -> None:
-        """Begin empty."""
-        self._cut_up, self._limits = cut_up, limits
+        """Start empty."""
+        self._cut_up = cut_up
+        self._limits = limits
         self._salt = limits.seed.to_bytes(16, "little")
         self.numbers = _Numbering()
         self.empty = self.too_long = 0
-        self._prompts, self._references = _Rows(), _Rows()
-        self._per_prompt, self._keys, self._files = array("q"), array("Q"), array("b")
+        self._prompts = _Rows()
+        self._references = _Rows()
+        self._per_prompt = array("q")
+        self._keys = array("Q")
+        self._files = array("b")
         self._columns: dict[str, list[object]] = {}
         self._conditional: bool | None = None
 
@@ -160,15 +164,15 @@ class RawCorpus:
             values.append(columns.get(name))
 
     def keys(self) -> npt.NDArray[np.uint64]:
-        """A hash of what each record says, or asks, [records]; the seed changes all of them."""
+        """Hash each record's prompt, or its text, [records]; the seed changes all hashes."""
         return np.array(self._keys, dtype=np.uint64)
 
     def files(self) -> IntArray:
-        """The number of the split that each record's file is for, [records]."""
+        """Return the number of the split that each record's file is for, [records]."""
         return np.array(self._files, dtype=np.int64)
 
     def counts(self, chosen: BoolArray) -> IntArray:
-        """How often each word occurs in the chosen records, [words]."""
+        """Count each word in the chosen records, [words]."""
         counts = np.zeros(len(self.numbers), dtype=np.int64)
         for rows, owner in ((self._references, np.repeat(chosen, self._per_prompt)), (self._prompts, chosen)):
             if rows.flat:
@@ -177,7 +181,7 @@ class RawCorpus:
         return counts
 
     def examples(self, chosen: BoolArray, new_ids: npt.NDArray[np.int32] | None) -> Examples:
-        """The chosen records, each word under its new id."""
+        """Collect the chosen records, each word under its new id."""
         per_prompt = np.array(self._per_prompt, dtype=np.int64)
         references = self._references.sequences()[np.repeat(chosen, per_prompt)]
         prompts = self._prompts.sequences()[chosen] if self._conditional else None
@@ -190,7 +194,7 @@ class RawCorpus:
 
 
 def hold_out(keys: npt.NDArray[np.uint64], files: IntArray, shares: Mapping[str, float]) -> IntArray:
-    """The split of each record, [records]: those of the first file are held out by their keys.
+    """Choose the split of each record, [records]: records of the first file are held out by their keys.
 
     Keys are taken in order until a share is filled, with all records of a key together. A key
     that would overfill a share is passed over.
@@ -216,7 +220,7 @@ def hold_out(keys: npt.NDArray[np.uint64], files: IntArray, shares: Mapping[str,
 
 
 def frequent_words(words: Sequence[str], counts: IntArray, min_count: int, most: int | None) -> list[str]:
-    """The words to keep, by frequency, then text.
+    """Choose the words to keep, ordered by frequency, then text.
 
     >>> frequent_words(["b", "a", "c"], np.array([2, 2, 1]), min_count=2, most=None)
     ['a', 'b']

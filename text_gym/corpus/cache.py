@@ -1,4 +1,4 @@
-"""Where encoded corpora are kept: one .npz for each file and way of reading it, never a pickle."""
+"""A cache of encoded corpora: one .npz for each file and way of reading it, never a pickle."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SMALLEST = 1 << 20  # bytes; a smaller file is read faster than it is looked up
 
 
 def folder() -> Path:
-    """TEXT_GYM_CACHE, or text_gym in the user's cache folder."""
+    """The cache's folder: TEXT_GYM_CACHE, or text_gym in the user's cache folder."""
     own = os.environ.get("TEXT_GYM_CACHE")
     if own:
         return Path(own)
@@ -33,7 +33,7 @@ def worth_keeping(files: Iterable[Path]) -> bool:
 
 
 def key_of(files: Mapping[str, Path], options: Mapping[str, object]) -> str:
-    """A hash of what the files contain and how they are read; their names do not matter."""
+    """Hash what the files contain and how they are read; their names do not matter."""
     digest = hashlib.blake2b(digest_size=16)
     described = {k: v for k, v in options.items() if k not in files}
     kinds = {name: path.suffix for name, path in files.items()}
@@ -47,7 +47,7 @@ def key_of(files: Mapping[str, Path], options: Mapping[str, object]) -> str:
 
 
 def load(key: str) -> dict[str, AnyArray] | None:
-    """What was stored under a key; None if nothing, or nothing readable."""
+    """Load what was stored under a key; None if there is nothing, or nothing readable."""
     try:
         with (folder() / f"{key}.npz").open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
@@ -56,7 +56,7 @@ def load(key: str) -> dict[str, AnyArray] | None:
 
 
 def store(key: str, arrays: Mapping[str, AnyArray]) -> None:
-    """Keep arrays under a key, whole or not at all; a full or read-only disk is no error."""
+    """Store arrays under a key, whole or not at all; a full or read-only disk is no error."""
     with contextlib.suppress(OSError):
         folder().mkdir(parents=True, exist_ok=True)
         with replace_file(folder() / f"{key}.npz") as file:

@@ -26,38 +26,38 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CorpusOptions:
-    """How a file becomes a task; the keyword arguments of `make_task("file.txt", ...)`."""
+    """Options of a task made of a file: the keyword arguments of `make_task("file.txt", ...)`."""
 
     tokenizer: str | Tokenizer | None = None
     """"word" (the default), "char", a regular expression, "hf:" and the name or the folder of a Hugging Face model, or
     an object with encode and decode."""
     joiner: str | None = None
-    """What stands between tokens in decoded text; a space, or nothing for "char"."""
+    """Text between tokens in decoded text; a space, or nothing for "char"."""
     max_length: int | None = None
-    """Tokens of a sequence at most, EOS included; as many as the longest line needs if not given."""
+    """Maximal tokens of a sequence, EOS included; None takes the length of the longest line."""
     max_prompt_length: int | None = None
-    """Tokens of a prompt at most."""
+    """Maximal tokens of a prompt; None sets no limit."""
     long_lines: Literal["drop", "cut", "error"] = "drop"
-    """What happens to longer lines: left out, cut off, or an error."""
+    """Whether longer lines are left out, truncated, or an error."""
     cut_prompts: Literal["beginning", "end"] = "beginning"
-    """Where a prompt that is too long is cut off: a dialogue at its beginning, an article at its end."""
+    """Which end of a prompt that is too long is truncated: a dialogue's beginning, an article's end."""
     min_count: int = 1
     """Words seen less often in the training split become UNK."""
     max_vocab: int | None = None
-    """Only so many of the most frequent words are kept, EOS and UNK not counted."""
+    """Number of the most frequent words to keep, EOS and UNK not counted; None keeps all."""
     valid: float | str = 0.1
     """The share of lines held out for validation, or a file of its own."""
     test: float | str = 0.1
     """The share of lines held out for testing, or a file of its own."""
     seed: int = 0
-    """Chooses which lines are held out. Lines of equal tokens, or equal prompts, stay together."""
+    """Seed that chooses the held-out lines. Lines of equal tokens, or equal prompts, stay together."""
     encoding: str = "utf-8"
     """The file's encoding."""
     cache: bool = True
     """Whether large files, once encoded, are kept in the cache folder."""
 
     def __post_init__(self) -> None:
-        """Refuse values that make no sense."""
+        """Check every option but the tokenizer."""
         if self.long_lines not in ("drop", "cut", "error"):
             raise OptionError(f"long_lines must be 'drop', 'cut' or 'error', not {self.long_lines!r}")
         if self.cut_prompts not in ("beginning", "end"):
@@ -76,23 +76,23 @@ class CorpusOptions:
 
 @dataclass(frozen=True)
 class Report:
-    """What was read, and what was left out of it."""
+    """Counts of what was read, and of what was left out."""
 
     lines: int
     """Lines, records or tunes kept."""
     empty: int
-    """Blank ones, left out."""
+    """Blank lines, left out."""
     too_long: int
-    """Longer than max_length: left out, or cut, as long_lines says."""
+    """Lines longer than max_length: left out or truncated, as long_lines says."""
     tokens: dict[str, int]
     """Tokens in each split."""
     unknown: dict[str, int]
-    """How many of them became UNK."""
+    """Tokens in each split that became UNK."""
     unfilled: tuple[str, ...] = ()
     """Splits that got nothing of their share, because equal lines stay together."""
 
     def __str__(self) -> str:
-        """One line for a person."""
+        """Summarise in one line."""
         parts = [f"{self.lines:,} lines"]
         parts += [f"{self.too_long:,} longer than max_length"] * bool(self.too_long)
         parts += [f"{self.empty:,} blank"] * bool(self.empty)
@@ -104,7 +104,7 @@ class Report:
 
 
 class Corpus(NamedTuple):
-    """A file, read: ids, splits, and what was left out."""
+    """A file that was read: vocabulary, splits, and a report."""
 
     vocab: Vocabulary
     splits: dict[str, Examples]
@@ -146,7 +146,7 @@ def _check_file(path: Path) -> None:
 
 
 def _cutter(options: CorpusOptions, path: Path) -> Splitter | TokenizerVocabulary:
-    """What cuts text into words, or the vocabulary of a tokenizer that has ids of its own."""
+    """Make what cuts text into words, or the vocabulary of a tokenizer that has ids of its own."""
     tokenizer = options.tokenizer
     if tokenizer is None:
         tokenizer = ABC_TOKEN if path.suffix == ".abc" else "word"
@@ -187,7 +187,7 @@ def _report(raw: RawCorpus, splits: Mapping[str, Examples], vocab: Vocabulary, u
 
 
 def _pack(corpus: Corpus) -> dict[str, AnyArray]:
-    """A corpus as plain arrays."""
+    """Convert a corpus to plain arrays."""
     arrays: dict[str, AnyArray] = {}
     for split, examples in corpus.splits.items():
         arrays |= {
@@ -209,7 +209,7 @@ def _pack(corpus: Corpus) -> dict[str, AnyArray]:
 
 
 def _unpack(arrays: Mapping[str, AnyArray] | None, splitter: Splitter) -> Corpus | None:
-    """The corpus that was packed; None if this is not one."""
+    """Convert arrays back to a corpus; None if they hold none."""
     if arrays is None:
         return None
     try:

@@ -28,7 +28,7 @@ CutUp = Callable[[str], Tokens]
 
 
 class Record(NamedTuple):
-    """What one line, or one tune, says."""
+    """A line, a JSON object, or a tune."""
 
     text: str
     prompt: Tokens | None
@@ -37,7 +37,7 @@ class Record(NamedTuple):
 
 
 def read_records(path: Path, cut_up: CutUp, encoding: str) -> Iterator[Record]:
-    """The records of a file, by its suffix; `cut_up` turns text into tokens."""
+    """Read a file's records in the format of its suffix; `cut_up` turns text into tokens."""
     lines = read_lines(path, encoding)
     if path.suffix == ".jsonl":
         yield from _json_records(path, lines, cut_up)
@@ -56,7 +56,7 @@ def check_encoding(encoding: str) -> None:
 
 
 def read_lines(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
-    """A file's lines with their numbers, under a progress bar when it takes longer than a second."""
+    """Read a file's lines with their numbers, with a progress bar when it takes longer than a second."""
     from tqdm import tqdm
 
     if codecs.lookup(encoding).name == "utf-8":
@@ -79,7 +79,7 @@ def read_lines(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
 
 
 def _undecodable_line(path: Path, encoding: str) -> int:
-    """The first line that cannot be decoded; the reader decodes ahead of the lines it gives."""
+    """Find the first line that cannot be decoded; the reader decodes ahead of the lines it gives."""
     try:
         with path.open(encoding=encoding, newline="\n", errors="replace") as file:
             return next((number for number, line in enumerate(file, 1) if "\ufffd" in line), 1)
@@ -134,7 +134,7 @@ def _references(record: dict[str, object], path: Path, number: int) -> list[str]
 
 
 def _tunes(lines: Iterator[tuple[int, str]]) -> Iterator[str]:
-    """Each tune of an ABC file as one text: metre and key first, then its body up to a blank line."""
+    """Read each tune of an ABC file as one text: metre and key first, then its body up to a blank line."""
     tune: list[str] = []
     in_tune = in_body = False
     for _, line in lines:
@@ -144,7 +144,9 @@ def _tunes(lines: Iterator[tuple[int, str]]) -> Iterator[str]:
         if begins or not line.strip():
             if in_body:
                 yield " ".join(tune)
-            tune, in_tune, in_body = [], begins, False
+            tune = []
+            in_tune = begins
+            in_body = False
         elif field is None:
             tune += [text] * bool(in_body and text)
         elif in_tune and field[1] in "MK":

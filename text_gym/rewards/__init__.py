@@ -1,4 +1,4 @@
-"""Rewards: what a finished sequence is worth."""
+"""Rewards: scores of finished sequences."""
 
 from text_gym.rewards.functions import FunctionReward
 from text_gym.rewards.reward import Reward

@@ -32,7 +32,7 @@ class _TaskReward(Reward):
 
     @property
     def prepared_task(self) -> Task:
-        """The task, once there is one."""
+        """The task, after prepare()."""
         if self.task is None:
             raise RewardError(f"call prepare(task) before score(): {self.name!r} needs its task")
         return self.task
@@ -50,17 +50,19 @@ class BleuReward(_TaskReward):
         smoothing: Smoothing = "method1",
         seed: int = 0,
     ) -> None:
-        """Choose what counts as a reference; tasks with prompts take no such choice.
+        """Choose the references; tasks with prompts have their own.
 
         Args:
             n: The longest n-gram that counts.
-            references: A split's name; or so many sentences, or such a share, of the training
-                split, drawn by the seed; or the texts themselves.
+            references: A split's name; or a number, or a share, of sentences sampled from the training
+                split; or a list of texts.
             smoothing: "method1" or None.
-            seed: Draws the sentences when not all of them are taken.
+            seed: Seed of the sampled sentences.
         """
         check_bleu_options(n, smoothing)
-        self.n, self.references, self.smoothing = n, references, smoothing
+        self.n = n
+        self.references = references
+        self.smoothing = smoothing
         self.seed = whole_number("seed", seed, least=0)
 
     def prepare(self, task: Task) -> None:
@@ -94,7 +96,7 @@ class BleuReward(_TaskReward):
         return [task.encode(text) for text in self.references]
 
     def _amount(self, most: int) -> int:
-        """How many of the training sentences a number or a share asks for."""
+        """Convert a number or a share of the training sentences to a number."""
         amount = finite_number("references", self.references)
         count = round(amount * most) if isinstance(self.references, float) else round(amount)
         if not 1 <= count <= most:
@@ -102,7 +104,7 @@ class BleuReward(_TaskReward):
         return count
 
     def score(self, batch: Batch) -> FloatArray:
-        """BLEU of each row."""
+        """Compute the BLEU of each row."""
         if batch.examples is None:
             return self.table.score(batch.tokens, batch.content_lengths)
         return np.array(
@@ -119,11 +121,11 @@ class RougeLReward(Reward):
     name = "rouge_l"
 
     def prepare(self, task: Task) -> None:
-        """Needs prompts."""
+        """Refuse a task without prompts."""
         needs_prompts(self.name, task)
 
     def score(self, batch: Batch) -> FloatArray:
-        """The longest common subsequence's harmonic mean of precision and recall."""
+        """Compute the harmonic mean of the longest common subsequence's precision and recall."""
         return np.array(
             [
                 max(rouge_l(sentence, reference) for reference in references_of(example, self.name))
@@ -138,7 +140,7 @@ class ExactMatchReward(Reward):
     name = "exact_match"
 
     def prepare(self, task: Task) -> None:
-        """Needs prompts."""
+        """Refuse a task without prompts."""
         needs_prompts(self.name, task)
 
     def score(self, batch: Batch) -> FloatArray:
@@ -153,13 +155,13 @@ class ValidityReward(_TaskReward):
     name = "validity"
 
     def prepare(self, task: Task) -> None:
-        """Needs a source with is_valid()."""
+        """Refuse a task whose source has no is_valid()."""
         super().prepare(task)
         if not task.knows("is_valid"):
             raise RewardError(f"task {task.name!r} cannot say what is valid; 'grammar' can")
 
     def score(self, batch: Batch) -> FloatArray:
-        """Ask the source."""
+        """Test each row."""
         return self.prepared_task.is_valid(batch.tokens, batch.lengths).astype(np.float64)
 
 
@@ -169,32 +171,32 @@ class LikelihoodReward(_TaskReward):
     name = "likelihood"
 
     def __init__(self, floor: float = -20.0) -> None:
-        """Take what an impossible sequence is worth."""
+        """Take the score of an impossible sequence."""
         self.floor = finite_number("floor", floor)
 
     def prepare(self, task: Task) -> None:
-        """Needs a source with log_prob()."""
+        """Refuse a task whose source has no log_prob()."""
         super().prepare(task)
         if not task.knows("log_prob"):
             raise RewardError(f"task {task.name!r} has no known source; 'grammar' and 'oracle' have")
 
     def score(self, batch: Batch) -> FloatArray:
-        """Ask the source."""
+        """Divide each row's log-probability by its length."""
         total = self.prepared_task.log_prob(batch.tokens, batch.lengths)
         return np.maximum(total / np.maximum(batch.lengths, 1), self.floor)
 
 
 class LengthReward(Reward):
-    """The number of tokens, EOS not counted; or how near it comes to a target."""
+    """The number of tokens, EOS not counted; or with a target, minus the distance from it."""
 
     name = "length"
 
     def __init__(self, target: int | None = None) -> None:
-        """Without a target the reward is the length; with one, minus the distance from it."""
+        """Take the target; without one, the reward is the length itself."""
         self.target = None if target is None else whole_number("target", target, least=0)
 
     def score(self, batch: Batch) -> FloatArray:
-        """Count."""
+        """Count the tokens of each row."""
         lengths = batch.content_lengths.astype(np.float64)
         return lengths if self.target is None else -np.abs(lengths - self.target)
 
@@ -209,12 +211,12 @@ class RepetitionReward(Reward):
         self.n = whole_number("n", n, least=1)
 
     def score(self, batch: Batch) -> FloatArray:
-        """Count distinct n-grams."""
+        """Count the distinct n-grams of each row."""
         return np.array([-_repeated(sentence, self.n) for sentence in batch.sentences])
 
 
 class ConstantReward(Reward):
-    """The same for every sequence: the control that shows what an update rule does without information."""
+    """The same number for every sequence: the control that shows what an update rule does without information."""
 
     name = "constant"
 
@@ -223,21 +225,21 @@ class ConstantReward(Reward):
         self.value = finite_number("value", value)
 
     def score(self, batch: Batch) -> FloatArray:
-        """Look at nothing."""
+        """Return the value for each row."""
         return np.full(len(batch), self.value)
 
 
 class RandomReward(Reward):
-    """A number in [0, 1) hashed from the sequence and the seed: repeatable, and says nothing."""
+    """A number in [0, 1) hashed from the sequence and the seed: repeatable, and without information."""
 
     name = "random"
 
     def __init__(self, seed: int = 0) -> None:
-        """Choose the function."""
+        """Take the seed of the hash."""
         self.seed = whole_number("seed", seed, least=0)
 
     def score(self, batch: Batch) -> FloatArray:
-        """Mix each row's tokens; the same sequence always gets the same score."""
+        """Hash each row's tokens; the same sequence always gets the same score."""
         with np.errstate(over="ignore"):
             state = _mixed(np.full(len(batch), self.seed % 2**64, dtype=np.uint64))
             for t in range(int(batch.content_lengths.max(initial=0))):
@@ -248,7 +250,7 @@ class RandomReward(Reward):
 
 
 def rouge_l(sentence: Sequence[Hashable], reference: Sequence[Hashable]) -> float:
-    """The F-measure of the longest common subsequence.
+    """Compute the F-measure of the longest common subsequence.
 
     >>> rouge_l("a b c".split(), "a c d".split())
     0.6666666666666666
@@ -258,9 +260,10 @@ def rouge_l(sentence: Sequence[Hashable], reference: Sequence[Hashable]) -> floa
 
 
 def longest_common_subsequence(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
-    """Its length, one step for each token of b over a whole number that holds a column of the table.
+    """Compute the length of the longest common subsequence, a column of the table at a time.
 
-    The bits of `column` that are 0 mark where the table grows (Hyyrö 2004, doi:10.1007/11587646).
+    A column is a whole number, updated for each token of b. Its bits that are 0 mark where the
+    table grows (Hyyrö 2004, doi:10.1007/11587646).
     """
     where: dict[Hashable, int] = {}
     for i, token in enumerate(a):
@@ -273,7 +276,7 @@ def longest_common_subsequence(a: Sequence[Hashable], b: Sequence[Hashable]) -> 
 
 
 def references_of(example: Example, name: str) -> tuple[tuple[int, ...], ...]:
-    """The references of a row's prompt, for the reward of this name; an error if there are none."""
+    """Return the references of a row's prompt; an error that names the reward if there are none."""
     if not example.references:
         raise RewardError(
             f"reward {name!r} needs references, and a prompt that is not of the task's data has none; "

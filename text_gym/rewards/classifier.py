@@ -31,7 +31,7 @@ LONGEST = 1_000_000  # tokenizers without a limit give a larger number
 
 
 class ClassifierReward(Reward):
-    """What a classifier of texts says: the probability of a label, or its logit or log-odds."""
+    """A text classifier's probability of a label, or its logit or log-odds."""
 
     name = "classifier"
 
@@ -45,7 +45,7 @@ class ClassifierReward(Reward):
         max_length: int | None = None,
         device: str = "auto",
     ) -> None:
-        """Say which classifier, and what of its answer counts.
+        """Choose the classifier, the label and the form of the score.
 
         Args:
             model: A local folder, or a name on the Hugging Face hub, of a model for sequence classification;
@@ -70,13 +70,17 @@ class ClassifierReward(Reward):
         if not (isinstance(prompts, bool) or prompts == "pair"):
             raise OptionError(f"prompts must be False, True or 'pair', not {prompts!r}")
         import_extra("transformers", "reward 'classifier'", "hf")
-        self.model, self.label, self.form, self.prompts, self.device = str(model), label, form, prompts, device
+        self.model = str(model)
+        self.label = label
+        self.form = form
+        self.prompts = prompts
+        self.device = device
         self.batch_size = whole_number("batch_size", batch_size, least=1)
         self.max_length = None if max_length is None else whole_number("max_length", max_length, least=1)
         self._reader: _Reader | None = None
 
     def prepare(self, task: Task) -> None:
-        """Load the classifier, once."""
+        """Load the classifier once."""
         if self.prompts and not task.conditional:
             raise RewardError(f"classifier(prompts={self.prompts!r}) reads prompts, and task {task.name!r} has none")
         if self._reader is None:
@@ -94,7 +98,7 @@ class ClassifierReward(Reward):
         return np.array([scores[row] for row in rows], dtype=np.float64)
 
     def _texts(self, batch: Batch) -> list[tuple[str, ...]]:
-        """What the model reads for each row: a text, or two."""
+        """Collect the model's input for each row: a text, or two."""
         if self.prompts == "pair":
             return list(zip(batch.prompts, batch.texts, strict=True))
         if self.prompts and batch.examples is not None:
@@ -107,7 +111,7 @@ class _Reader:
     """A classifier with its tokenizer, on a device."""
 
     def __init__(self, name: str, device: str) -> None:
-        """Load both; refuse what was not trained to classify."""
+        """Load both; refuse a model that was not trained to classify."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         folder = model_source(name, f"classifier(model={name!r})")
@@ -123,12 +127,13 @@ class _Reader:
         self._set_padding(name)
         self.places = self._places()
         self.side = self.tokenizer.truncation_side
-        self.name, self.device = name, _device(device)
+        self.name = name
+        self.device = _device(device)
         self.model.eval().to(self.device)
 
     @classmethod
     def shared(cls, name: str, device: str) -> _Reader:
-        """The one that is in use already, or a new one."""
+        """Return the reader that is in use already, or a new one."""
         folder = Path(name).expanduser()
         files = sorted(folder.glob("*.*")) if folder.is_dir() else []
         stamps = [(file.name, file.stat().st_mtime_ns) for file in files]
@@ -139,7 +144,7 @@ class _Reader:
         return reader
 
     def _set_padding(self, name: str) -> None:
-        """Decoders such as GPT-2 have no token to pad with; the mark of the end does."""
+        """Pad by EOS where there is no token for padding, as for decoders such as GPT-2."""
         if self.tokenizer.pad_token_id is None:
             if self.tokenizer.eos_token_id is None:
                 raise OptionError(f"the tokenizer of {name!r} has neither a pad_token nor an eos_token; give it one")
@@ -148,7 +153,7 @@ class _Reader:
             self.model.config.pad_token_id = self.tokenizer.pad_token_id
 
     def number_of(self, label: str | int | None) -> int:
-        """The place of a label among the model's outputs."""
+        """Find the index of a label among the model's outputs."""
         names = {int(number): str(name) for number, name in self.model.config.id2label.items()}
         lowered = {name.lower(): number for number, name in names.items()}
         if label is None:
@@ -163,7 +168,7 @@ class _Reader:
         raise OptionError(f"{self.name!r} has no label {label!r}." + suggest(str(label), names.values()))
 
     def logits(self, rows: list[tuple[str, ...]], batch_size: int, max_length: int | None, prompts: bool) -> FloatArray:
-        """The model's numbers for each row, [n, labels]; rows of like length are read together."""
+        """Compute the logits of each row, [n, labels]; rows of similar length are read together."""
         import torch
 
         longest = self._longest(max_length)
@@ -183,7 +188,7 @@ class _Reader:
     def _without_crowded_prompts(
         self, rows: list[tuple[str, ...]], longest: int
     ) -> tuple[list[tuple[str, ...]], list[bool]]:
-        """Pairs without their prompts where the second text leaves no room for one; and which pairs these are."""
+        """Remove the prompt of each pair whose second text leaves no room for one; also say which these are."""
         if not rows or len(rows[0]) == 1:
             return rows, [False] * len(rows)
         texts = [text for _, text in rows]
@@ -192,7 +197,7 @@ class _Reader:
         return [("", row[1]) if full else row for row, full in zip(rows, crowded, strict=True)], crowded
 
     def _encoded(self, rows: list[tuple[str, ...]], longest: int, cut: str) -> BatchEncoding:
-        """The ids of rows and which of them are real, on the device."""
+        """Encode rows to ids and an attention mask, on the device."""
         if not self.tokenizer("")["input_ids"]:  # nothing at all is no input for a model
             names = ("bos_token", "eos_token", "unk_token", "pad_token")
             blank = next(filter(None, (getattr(self.tokenizer, name) for name in names)))
@@ -204,19 +209,19 @@ class _Reader:
         return encoded.to(self.device)
 
     def _longest(self, asked: int | None) -> int:
-        """How many tokens the model can read, and is asked to."""
+        """Compute the maximal number of tokens that the model reads."""
         limits = [asked, self.tokenizer.model_max_length, self.places]
         return min([limit for limit in limits if limit is not None and limit < LONGEST], default=LONGEST)
 
     def _places(self) -> int | None:
-        """How many tokens the model has places for; RoBERTa and its kin count them from behind the padding's own."""
+        """Compute the number of position embeddings; RoBERTa and its kin count them from behind the padding's."""
         tables = [module for name, module in self.model.named_modules() if name.endswith("position_embeddings")]
         behind = [len(t.weight) - t.padding_idx - 1 for t in tables if getattr(t, "padding_idx", None) is not None]
         stated = getattr(self.model.config, "max_position_embeddings", None)
         return min([*behind, *([] if stated is None else [stated])], default=None)
 
     def formed(self, logits: FloatArray, number: int, form: Form) -> FloatArray:
-        """A label's column of the answers as probability, logit or log-odds, [n]."""
+        """Convert logits to the probability, logit or log-odds of a label, [n]."""
         logit = logits[:, number]
         if form == "logit":
             return logit

@@ -29,10 +29,10 @@ COLUMNS: dict[str, Callable[[Batch], object]] = {
     "tokens": lambda batch: batch.tokens,
     "lengths": lambda batch: batch.lengths,
 }
-"""What a reward function may ask for, beside the fields that the task's own data carry."""
+"""Columns that a reward function may name, beside the fields of the task's own data."""
 
 TRAINER: dict[str, object] = {"trainer_state": None, "log_extra": lambda *_: None, "log_metric": lambda *_: None}
-"""What TRL's trainers pass beside columns, and what stands for it without such a trainer."""
+"""Arguments that TRL's trainers pass beside columns, with placeholders for use without a trainer."""
 
 
 class FunctionReward(Reward):
@@ -53,7 +53,7 @@ class FunctionReward(Reward):
         self._wants_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
 
     def prepare(self, task: Task) -> None:
-        """Refuse a function that asks for a column nobody provides."""
+        """Refuse a function that names an unknown column."""
         known = {*COLUMNS, *TRAINER, *(task.train.columns if task.conditional else ())}
         for name, required in self._wanted.items():
             if required and name not in known:
@@ -70,7 +70,7 @@ class FunctionReward(Reward):
         return _awaited(answer) if inspect.isawaitable(answer) else answer
 
     def column(self, name: str, batch: Batch) -> object:
-        """What the function gets under a name."""
+        """Return the argument of this name."""
         if name in COLUMNS:
             return COLUMNS[name](batch)
         return batch.columns[name] if name in batch.columns else TRAINER[name]

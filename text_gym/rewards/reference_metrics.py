@@ -26,7 +26,7 @@ class _ComparingReward(Reward):
     """A score of a text against the references of its prompt, computed once for rows that are equal."""
 
     def prepare(self, task: Task) -> None:
-        """Needs prompts."""
+        """Refuse a task without prompts."""
         needs_prompts(self.name, task)
 
     def _library(self, module: str) -> ModuleType:
@@ -34,7 +34,7 @@ class _ComparingReward(Reward):
 
     @abstractmethod
     def compare(self, text: str, references: list[str]) -> float:
-        """The score of one text."""
+        """Score one text."""
 
     def score(self, batch: Batch) -> FloatArray:
         """Compare each different pair of a text and its references."""
@@ -79,7 +79,7 @@ class ChrfReward(_ComparingReward):
         )
 
     def compare(self, text: str, references: list[str]) -> float:
-        """Against all references, as sacreBLEU does: the best of them."""
+        """Compare with all references as sacreBLEU does: the best counts."""
         return float(self._metric.sentence_score(text, references).score) / 100
 
 
@@ -111,7 +111,7 @@ class TerReward(_ComparingReward):
         )
 
     def compare(self, text: str, references: list[str]) -> float:
-        """Edits to the nearest reference, over the references' mean length, as sacreBLEU does."""
+        """Count the edits to the nearest reference, over the references' mean length, as sacreBLEU does."""
         return max(1 - float(self._metric.sentence_score(text, references).score) / 100, self._floor)
 
 
@@ -133,7 +133,7 @@ class RougeReward(_ComparingReward):
         self._scorer = self._library("rouge_score.rouge_scorer").RougeScorer([variant], use_stemmer=use_stemmer)
 
     def compare(self, text: str, references: list[str]) -> float:
-        """Against each reference alone."""
+        """Compare with each reference alone: the best counts."""
         return max(float(self._scorer.score(reference, text)[self.variant].fmeasure) for reference in references)
 
 
@@ -163,16 +163,16 @@ class MeteorReward(_ComparingReward):
         }
 
     def score(self, batch: Batch) -> FloatArray:
-        """As the others, with the vocabulary's token for unknown words as one word."""
+        """Score with the vocabulary's token for unknown words as one word."""
         self._unknown = None if batch.vocab.unk is None else batch.vocab.tokens[batch.vocab.unk]
         return super().score(batch)
 
     def compare(self, text: str, references: list[str]) -> float:
-        """Words and marks of punctuation against those of each reference; the best counts."""
+        """Compare words and punctuation marks with those of each reference: the best counts."""
         return float(self._score([self._words(r) for r in references], self._words(text), **self._options))
 
     def _words(self, text: str) -> list[str]:
-        """NLTK's words and marks; it would make three of `<unk>`."""
+        """Split a text into NLTK's words and punctuation marks, of which `<unk>` alone would be three."""
         first, *rest = text.split(self._unknown) if self._unknown else [text]
         words = list(self._cut_up(first))
         for part in rest:
@@ -184,12 +184,12 @@ class _NoSynonyms:
     """A WordNet in which no word has a synonym."""
 
     def synsets(self, word: str) -> list[object]:
-        """None."""
+        """List the synonyms of a word: none."""
         return []
 
 
 def _wordnet() -> object:
-    """WordNet, where it has been downloaded."""
+    """Load WordNet, where it has been downloaded."""
     wordnet = import_extra("nltk.corpus", "reward 'meteor'", "metrics").wordnet
     try:
         wordnet.ensure_loaded()

@@ -1,4 +1,4 @@
-"""What a finished sequence is worth: the protocol."""
+"""The reward protocol: a score for each finished sequence."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class Reward(ABC):
     """
 
     name: str = ""
-    """What info["reward_terms"] and error messages call it; the class's name if empty."""
+    """The name in info["reward_terms"] and error messages; the class's name if empty."""
 
     def prepare(self, task: Task) -> None:  # noqa: B027 - most rewards need no preparation
-        """Called once when an environment is made: refuse a task that lacks what score() needs."""
+        """Refuse a task that lacks what score() needs; called once when an environment is made."""
 
     @abstractmethod
     def score(self, batch: Batch) -> Scores:
-        """One number for each row of the batch; None or 0 where the reward does not apply."""
+        """Return one number for each row of the batch; None or 0 where the reward does not apply."""
 
     def __deepcopy__(self, memo: dict[int, object]) -> Reward:
-        """Itself: Gymnasium copies what an EnvSpec holds, and a trained reward must stay one."""
+        """Return the reward itself: Gymnasium copies what an EnvSpec holds, and a trained reward must stay one."""
         return self

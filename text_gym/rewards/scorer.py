@@ -46,7 +46,7 @@ REWARDS: Registry[RewardFunction] = Registry(
 
 
 class Score(NamedTuple):
-    """What a batch is worth."""
+    """The scores of a batch."""
 
     total: FloatArray
     """The weighted sum, [n]."""
@@ -55,7 +55,7 @@ class Score(NamedTuple):
 
 
 class Scorer:
-    """One or more weighted rewards, checked: what an environment calls on sequences that ended.
+    """One or more weighted rewards, which an environment calls on finished sequences.
 
     >>> from text_gym.tasks import make_task
     >>> task = make_task("grammar")
@@ -81,7 +81,7 @@ class Scorer:
         reward.prepare(self.task)
 
     def __call__(self, batch: Batch) -> Score:
-        """Score a batch: the total and every term, all finite."""
+        """Score a batch: the total and every term, all checked to be finite."""
         terms = {name: _scores(name, reward, batch) for name, reward in self.rewards.items()}
         total = np.zeros(len(batch))
         with np.errstate(over="ignore"):
@@ -134,7 +134,7 @@ def registered_rewards() -> dict[str, str]:
 
 
 def _weighted(spec: RewardSpec) -> Iterator[tuple[Reward, object, str]]:
-    """The rewards of a spec with their weights and, where a name was written, that name."""
+    """Make the rewards of a spec, each with its weight and, where it was given by name, that name."""
     pairs: Collection[tuple[OneReward, object]]
     if isinstance(spec, Mapping):
         pairs = spec.items()
@@ -150,9 +150,11 @@ def _weighted(spec: RewardSpec) -> Iterator[tuple[Reward, object, str]]:
 
 
 def _distinct(name: str, taken: Container[str]) -> str:
-    number, candidate = 2, name
+    candidate = name
+    number = 2
     while candidate in taken:
-        candidate, number = f"{name}#{number}", number + 1
+        candidate = f"{name}#{number}"
+        number += 1
     return candidate
 
 
@@ -167,7 +169,7 @@ def _scores(name: str, reward: Reward, batch: Batch) -> FloatArray:
 
 
 def _checked(name: str, scores: object, batch: Batch) -> FloatArray:
-    """A reward's answer as finite numbers, or an error that names the reward and shows the text."""
+    """Convert a reward's answer to finite numbers; errors name the reward and show the text."""
     if hasattr(scores, "detach"):  # a tensor, perhaps on a GPU or with a gradient
         scores = scores.detach().cpu().numpy()
     if isinstance(scores, list | tuple):

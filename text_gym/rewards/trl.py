@@ -1,4 +1,4 @@
-"""Rewards to and from TRL: any reward here as one of TRL's functions, any of TRL's functions as a reward here.
+"""Rewards to and from TRL: any reward of this package in TRL, any of TRL's reward functions here.
 
 TRL calls a reward as r(prompts=..., completions=..., completion_ids=..., **columns of the data set),
 where prompts and completions are texts or conversations, lists of {"role": ..., "content": ...}.
@@ -33,7 +33,7 @@ REFERENCE_COLUMNS = ("references", "reference")
 def trl_reward(
     spec: RewardSpec, task: str | Task | None = None, references: str | None = None, name: str | None = None
 ) -> TrlReward:
-    """A reward as a function that TRL's trainers call.
+    """Make a function that TRL's trainers call of any reward.
 
     Args:
         spec: Any reward: a name, a function, a `Reward`, a list, or a dict of weights.
@@ -53,7 +53,7 @@ def trl_reward(
 def from_trl(
     function: RewardFunction, conversational: bool = False, system: str | None = None, name: str | None = None
 ) -> Reward:
-    """One of TRL's reward functions as a reward here; only those that read conversations need it.
+    """Make a reward of one of TRL's functions; only functions of conversations need it.
 
     Args:
         function: In TRL's signature, plain or async.
@@ -72,7 +72,7 @@ def from_trl(
 
 
 def trl_records(task: str | Task, split: str = "train", conversational: bool = False) -> list[dict[str, object]]:
-    """A split's prompts with their references and columns, for `datasets.Dataset.from_list`.
+    """List a split's prompts with their references and columns, for `datasets.Dataset.from_list`.
 
     >>> trl_records("answers")[1]
     {'prompt': 'anna has a red lamp . lucy has a green kite . who has a red lamp ?', 'references': ['anna']}
@@ -98,7 +98,7 @@ class ConversationReward(FunctionReward):
         self._opening = [] if system is None else [{"role": "system", "content": system}]
 
     def column(self, name: str, batch: Batch) -> object:
-        """Texts as conversations, everything else as it is."""
+        """Return texts as conversations, and other columns unchanged."""
         if name == "completions":
             return [[{"role": "assistant", "content": text}] for text in batch.texts]
         if name == "prompts":
@@ -107,7 +107,7 @@ class ConversationReward(FunctionReward):
 
 
 class TrlReward:
-    """What `trl_reward` makes: called by TRL with its columns, it returns a number for each completion."""
+    """A function that TRL calls with its columns, and that returns a number for each completion."""
 
     def __init__(self, spec: RewardSpec, task: Task | None, references: str | None, name: str | None) -> None:
         """Make the rewards, and let them check the task."""
@@ -131,7 +131,7 @@ class TrlReward:
         None, TRL's word for a reward that does not apply, is the answer where all of the rewards say it.
         """
         _check_lengths(len(completions), {"prompts": prompts} | columns)
-        if isinstance(self.task.vocab, WordNumbers):
+        if isinstance(self.task.vocab, HashedWords):
             self.task.vocab.forget()
         asked = [""] * len(completions) if prompts is None else [text_of(prompt, "user") for prompt in prompts]
         texts = [text_of(completion, "assistant") for completion in completions]
@@ -143,8 +143,9 @@ class TrlReward:
         return [float(v) if said else None for v, said in zip(score.total, self.scorer.applied, strict=True)]
 
     def _batch(self, texts: list[str], prompts: list[str], columns: dict[str, object]) -> Batch:
-        """The texts as rewards see them."""
-        vocab, eos = self.task.vocab, self.task.vocab.eos
+        """Encode the texts as a batch."""
+        vocab = self.task.vocab
+        eos = vocab.eos
         rows = Sequences.from_lists([_ids(vocab, text.strip()) for text in texts])
         width = rows.longest + (eos is not None)
         tokens, lengths = rows.padded(max(width, 1), vocab.pad, eos)
@@ -155,10 +156,10 @@ class TrlReward:
             examples = [self._example(*row) for row in zip(prompts, rows_of, strict=True)]
             given = given or [[vocab.decode(r) for r in example.references] for example in examples]
         given = given or [[] for _ in texts]
-        return WrittenBatch(tokens, lengths, vocab, examples, texts, prompts, given, columns)
+        return TextBatch(tokens, lengths, vocab, examples, texts, prompts, given, columns)
 
     def _given_references(self, n: int, columns: Mapping[str, object]) -> list[list[str]] | None:
-        """Each row's references in the data set, if it has them."""
+        """Find each row's references in the data set, if it has them."""
         names = REFERENCE_COLUMNS if self._references is None else (self._references,)
         found = [columns[name] for name in names if name in columns]
         if not found:
@@ -174,7 +175,7 @@ class TrlReward:
         return references
 
     def _example(self, prompt: str, references: list[str] | None) -> Example:
-        """The prompt with its references: the data set's, else those of the task's own data."""
+        """Make an example of the prompt and its references: the data set's, or else the task's."""
         ids = tuple(_ids(self.task.vocab, prompt.strip()))
         if references is not None:
             return Example(ids, tuple(tuple(_ids(self.task.vocab, text.strip())) for text in references), {})
@@ -185,20 +186,20 @@ class TrlReward:
 
 
 @dataclass(frozen=True, eq=False)
-class WrittenBatch(Batch):
-    """A batch that came as texts, which rewards of texts get as they were written, unknown words and all."""
+class TextBatch(Batch):
+    """A batch that came as texts, which rewards of texts read unchanged, unknown words included."""
 
     texts: list[str] = field(default_factory=list)
-    """Each row as it was written."""
+    """The original text of each row."""
     prompts: list[str] = field(default_factory=list)
-    """What each row answers."""
+    """The prompt of each row."""
     references: list[list[str]] = field(default_factory=list)
-    """What would be right answers."""
+    """The references of each row."""
     columns: dict[str, object] = field(default_factory=dict)
-    """Whatever else TRL passed, a list for each of the data set's columns."""
+    """The data set's columns, a list each, and whatever else TRL passed."""
 
-    def take(self, rows: npt.ArrayLike) -> WrittenBatch:
-        """Some of its rows, by their numbers or a mask."""
+    def take(self, rows: npt.ArrayLike) -> TextBatch:
+        """Select rows by their numbers or a mask."""
         part = super().take(rows)
         chosen = np.arange(len(self))[np.asarray(rows)].tolist()
         columns = dict(self.columns)
@@ -208,30 +209,30 @@ class WrittenBatch(Batch):
         texts = [self.texts[i] for i in chosen]
         prompts = [self.prompts[i] for i in chosen]
         references = [self.references[i] for i in chosen]
-        return WrittenBatch(part.tokens, part.lengths, part.vocab, part.examples, texts, prompts, references, columns)
+        return TextBatch(part.tokens, part.lengths, part.vocab, part.examples, texts, prompts, references, columns)
 
 
-class WordNumbers(Vocabulary):
-    """Every word there is: its id is a hash of it, so that no list of words is needed or kept.
+class HashedWords(Vocabulary):
+    """A vocabulary of all words: a word's id is its hash, so that no list of words is needed.
 
-    >>> words = WordNumbers()
-    >>> words.decode(words.encode("any words  at all")), words.encode("any") == WordNumbers().encode("any")
+    >>> words = HashedWords()
+    >>> words.decode(words.encode("any words  at all")), words.encode("any") == HashedWords().encode("any")
     ('any words at all', True)
     """
 
     def __init__(self) -> None:
-        """Begin with no word but EOS."""
+        """Start with EOS alone."""
         super().__init__([EOS], eos=0)
         self._words: dict[int, str] = {}
 
     @property
     def pad(self) -> int:
-        """Larger than any word's id."""
+        """An id larger than any word's."""
         return 2**31 - 1
 
     @cached_property
     def ids(self) -> dict[str, int]:
-        """None are listed."""
+        """The listed words: none."""
         return {}
 
     def encode_tokens(self, tokens: Iterable[str]) -> list[int]:
@@ -241,11 +242,11 @@ class WordNumbers(Vocabulary):
         return [self._number(word) for word in tokens]
 
     def decode_rows(self, tokens: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> list[str]:
-        """The words of each row."""
+        """Join the words of each row."""
         return [self._join(row[:end]) for row, end in zip(tokens.tolist(), ends.tolist(), strict=True)]
 
     def forget(self) -> None:
-        """Remember no word any longer; ids stay what they are."""
+        """Forget all words; their ids stay the same."""
         self._words.clear()
 
     def _join(self, ids: list[int]) -> str:
@@ -257,18 +258,18 @@ class WordNumbers(Vocabulary):
 
 
 class _DataSetScorer(Scorer):
-    """A scorer whose functions may ask for any column; which ones a data set has is not known yet."""
+    """A scorer whose functions may name any column: the data set's columns are not known yet."""
 
     def __init__(self, spec: RewardSpec, task: Task) -> None:
-        """Let each reward note where it applies."""
+        """Wrap the rewards, to record where they apply."""
         super().__init__(spec, task)
-        self.noted = {name: _Noted(reward) for name, reward in self.rewards.items()}
-        self.rewards |= self.noted
+        self.recorded = {name: _Recorded(reward) for name, reward in self.rewards.items()}
+        self.rewards |= self.recorded
 
     @property
     def applied(self) -> list[bool]:
-        """Whether any reward had a number, and not None, for each row of the last batch."""
-        return [any(row) for row in zip(*(reward.applied for reward in self.noted.values()), strict=True)]
+        """Whether any reward was not None, for each row of the last batch."""
+        return [any(row) for row in zip(*(reward.applied for reward in self.recorded.values()), strict=True)]
 
     def prepare(self, reward: Reward) -> None:
         """Let a reward check the task, unless it is a function of columns."""
@@ -276,15 +277,17 @@ class _DataSetScorer(Scorer):
             super().prepare(reward)
 
 
-class _Noted(Reward):
-    """A reward that notes where it applies: where its score is not None."""
+class _Recorded(Reward):
+    """A reward that records where it applies: where its score is not None."""
 
     def __init__(self, reward: Reward) -> None:
-        """Keep the reward."""
-        self.reward, self.name, self.applied = reward, reward.name, list[bool]()
+        """Wrap the reward."""
+        self.reward = reward
+        self.name = reward.name
+        self.applied: list[bool] = []
 
     def score(self, batch: Batch) -> Scores:
-        """What the reward says."""
+        """Score the batch."""
         scores = self.reward.score(batch)
         listed = isinstance(scores, list | tuple)
         self.applied = [score is not None for score in scores] if listed else [True] * len(batch)
@@ -292,20 +295,20 @@ class _Noted(Reward):
 
 
 def _check_lengths(n: int, columns: Mapping[str, object]) -> None:
-    """Refuse prompts and columns that are not as many as the completions."""
+    """Refuse prompts and columns that have another length than the completions."""
     for name, column in columns.items():
         if isinstance(column, list | tuple) and len(column) != n:
             raise RewardError(f"{name!r} has {len(column)} rows for {n} completions; there must be one for each")
 
 
 def _task_of_words() -> Task:
-    """A task of prompts without data, in which every word is known."""
+    """Make a task of prompts without data, in which every word is known."""
     nothing = Sequences.from_lists([])
-    return Task("trl", WordNumbers(), 1, dict.fromkeys(SPLITS, Examples(nothing, nothing)), prompt_length=1)
+    return Task("trl", HashedWords(), 1, dict.fromkeys(SPLITS, Examples(nothing, nothing)), prompt_length=1)
 
 
 def text_of(message: str | Conversation, role: str) -> str:
-    """A text, or what the last message of this role in a conversation says.
+    """Return a text, or the content of the last message of this role in a conversation.
 
     >>> text_of([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}], "user")
     'Who?'
@@ -323,7 +326,7 @@ def text_of(message: str | Conversation, role: str) -> str:
 
 
 def _ids(vocab: Vocabulary, text: str) -> list[int]:
-    """The ids of a text; words that cannot be encoded become EOS, which no other sequence has inside."""
+    """Encode a text; unknown words become UNK or else EOS, which no other sequence has inside."""
     try:
         return vocab.encode(text)
     except DataError:

@@ -1,4 +1,4 @@
-"""The tasks: what is to be generated."""
+"""Tasks: what is to be generated."""
 
 from text_gym.tasks.registry import make_task, register_task, registered_tasks
 from text_gym.tasks.task import Source, Task

@@ -39,13 +39,13 @@ def answers_task(seed: int = 0, size: int = 2_000, max_length: int = 4) -> Task:
 
 
 def vocabulary() -> Vocabulary:
-    """Every word that questions and answers are made of."""
+    """Collect every word of questions and answers."""
     words = ["what", "is", "plus", "minus", "?", "has", "a", ".", "does", "have", "who"]
     return Vocabulary([EOS, *sorted({*words, *NAMES, *COLORS, *THINGS, *"0123456789"})], eos=0)
 
 
 def make_splits(vocab: Vocabulary, size: int = 2000, seed: int = 0) -> dict[str, Examples]:
-    """`size` different questions about sums and small tables of facts, drawn and split by the seed."""
+    """Sample and split `size` different questions about sums and small tables of facts."""
     size = whole_number("size", size, least=10)
     random = np.random.default_rng(whole_number("seed", seed, least=0))
     sums = list(_sums())
@@ -72,7 +72,7 @@ def _spell(number: int) -> str:
 
 
 def _sums() -> Iterator[Question]:
-    """Every sum and difference of numbers up to LARGEST that is not negative."""
+    """List every sum and non-negative difference of numbers up to LARGEST."""
     for a, b in product(range(LARGEST + 1), repeat=2):
         yield f"what is {_spell(a)} plus {_spell(b)} ?", _spell(a + b)
         if a >= b:
@@ -80,7 +80,7 @@ def _sums() -> Iterator[Question]:
 
 
 def _fact(random: np.random.Generator) -> Question:
-    """A table of two or three facts, no thing or person twice, and a question about one of them."""
+    """Sample a table of two or three facts, no thing or person twice, and a question about one of them."""
     count = int(random.integers(2, 4))
     people = random.permutation(NAMES)[:count]
     objects = [f"a {c} {t}" for c, t in zip(random.choice(COLORS, count), random.permutation(THINGS), strict=False)]

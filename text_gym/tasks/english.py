@@ -8,7 +8,7 @@ NESTING = 2  # clauses within clauses within the sentence
 
 
 def _forms(regular: str, irregular: str = "") -> dict[str, list[str]]:
-    """Words without and with their s; "wolf/wolves" spells an exception out."""
+    """List words without and with their s; "wolf/wolves" is an exception."""
     pairs = [tuple(pair.split("/")) for pair in irregular.split()]
     return {
         "bare": regular.split() + [pair[0] for pair in pairs],
@@ -17,7 +17,7 @@ def _forms(regular: str, irregular: str = "") -> dict[str, list[str]]:
 
 
 def english_lexicon() -> dict[str, list[str]]:
-    """About two hundred words; a category's name says its number where it has one."""
+    """Return about two hundred words by category; a category's name holds its number where it has one."""
     nouns = {
         "person": _forms("teacher pilot farmer doctor singer baker sailor student writer nurse"),
         "animal": _forms("dog cat horse bird rabbit tiger goat", "fox/foxes wolf/wolves mouse/mice"),
@@ -56,7 +56,7 @@ def english_lexicon() -> dict[str, list[str]]:
 
 
 def english_rules(nesting: int = NESTING) -> dict[str, list[tuple[float, str]]]:
-    """The grammar: "a/b/c" is a part of speech with features, all else a category of the lexicon.
+    """Return the rules: "a/b/c" is a part of speech with features, all else a category of the lexicon.
 
     A subject carries what it is followed by, its `then`: in a clause its predicate, in a
     relative clause only a verb, because the object went before ("the dog that mary sees").
@@ -77,7 +77,7 @@ def english_rules(nesting: int = NESTING) -> dict[str, list[tuple[float, str]]]:
 
 
 def _subject_rules(then: str, depth: int) -> dict[str, list[tuple[float, str]]]:
-    """Who acts: a determiner, perhaps an adjective, a noun, perhaps a place or a relative clause."""
+    """Subjects: a determiner, perhaps an adjective, a noun, perhaps a place or a relative clause."""
     rules = {
         f"subject/{then}/{depth}": [
             (0.5, f"determiner:any noun/any/{then}/{depth}"),
@@ -119,7 +119,7 @@ def _relative(features: str, depth: int, rest: str = "") -> list[tuple[float, st
 
 
 def _predicate_rules(number: str, kind: str, depth: int) -> dict[str, list[tuple[float, str]]]:
-    """What a subject of this number and kind may do, and the verbs that relative clauses end in."""
+    """Predicates of a subject of this number and kind, and the verbs at the end of relative clauses."""
     features = f"{number}/{kind}/{depth}"
     taken_by = "takes" if kind == "thing" else "meets"
     act = [(0.4, f"goes.{kind}:{number} where")]
@@ -146,7 +146,7 @@ def _predicate_rules(number: str, kind: str, depth: int) -> dict[str, list[tuple
 
 
 def _object_rules(depth: int) -> dict[str, list[tuple[float, str]]]:
-    """Whom or what it is done to."""
+    """Objects."""
     rules: dict[str, list[tuple[float, str]]] = {}
     for sort, kinds in (("living", ("person", "animal")), ("thing", ("thing",))):
         names = [(0.15, "name")] if sort == "living" else []

@@ -12,7 +12,7 @@ from text_gym.validation import suggest
 
 
 def file_task(path: str | Path, **options: Any) -> Task:
-    """Sequences, or prompts with references, from a .txt, .jsonl or .abc file."""
+    """Make a task of sequences, or of prompts with references, from a .txt, .jsonl or .abc file."""
     for option in options.keys() - CorpusOptions.__dataclass_fields__.keys():
         known = CorpusOptions.__dataclass_fields__
         raise OptionError(f"the task from {str(path)!r} has no option {option!r}." + suggest(option, known))

@@ -28,16 +28,16 @@ from text_gym.validation import whole_number
 from text_gym.vocab import EOS, Vocabulary
 
 Rules = Mapping[str, Sequence[tuple[float, str]]]
-"""For each part of speech, its alternatives: a weight, and what is said, symbol by symbol."""
+"""The alternatives of each part of speech: a weight, and symbols separated by spaces."""
 Lexicon = Mapping[str, Sequence[str]]
-"""For each word category, its words; the seed chooses which are frequent."""
+"""The words of each category; the seed chooses which are frequent."""
 
 FEWEST_WORDS = 3
 MOST_WORDS = 20
 
 
 class Grammar:
-    """A known source of sentences: draws them, and says how likely any sentence is.
+    """A known source of sentences, with exact log-probabilities.
 
     >>> english = Grammar(seed=0)
     >>> batch = english.sample(2, seed=1)
@@ -105,12 +105,12 @@ class Grammar:
         return weighted
 
     def sample(self, n: int, seed: int | np.random.Generator | None = None) -> Batch:
-        """Draw n sentences."""
+        """Sample n sentences."""
         tokens, lengths = self.automaton.sample(n, np.random.default_rng(seed), self.max_length)
         return Batch(tokens, lengths, self.vocab)
 
     def log_prob(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> FloatArray:
-        """The log-probability of each sentence in nats, its end included; -inf outside the language.
+        """Compute the log-probability of each sentence in nats, its end included; -inf outside the language.
 
         A row may end in EOS or go without: it is scored as a whole sentence.
         """
@@ -118,15 +118,15 @@ class Grammar:
         return self.automaton.log_prob(batch.tokens, batch.content_lengths)
 
     def is_valid(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> BoolArray:
-        """Whether each sentence belongs to the language."""
+        """Test whether each sentence belongs to the language."""
         return self.log_prob(tokens, lengths) > -np.inf
 
     def allowed(self, prefixes: IntArray, lengths: IntArray) -> BoolArray:
-        """The tokens after which each prefix can still become a sentence, [n, V]."""
+        """Find the tokens after which each prefix can still become a sentence, [n, V]."""
         return self.automaton.allowed(prefixes, lengths, len(self.vocab))
 
     def steps(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> IntArray:
-        """For each word, the number of the rule's step that says it there, [n, T]; -1 behind what is not valid.
+        """Number the arc of the automaton that each word follows, [n, T]; -1 from the first invalid word on.
 
         >>> english = Grammar(seed=0)
         >>> some = english.sample(100, seed=1)
@@ -137,11 +137,11 @@ class Grammar:
         return self.automaton.arcs(batch.tokens, batch.content_lengths)
 
     def entropy(self) -> float:
-        """The exact entropy of a sentence, in nats."""
+        """Compute the exact entropy of a sentence, in nats."""
         return self.automaton.entropy
 
     def mean_length(self) -> float:
-        """The exact expected number of tokens of a sentence, EOS included."""
+        """Compute the exact expected number of tokens of a sentence, EOS included."""
         return self.automaton.mean_words + 1
 
 
@@ -174,7 +174,9 @@ class Automaton:
         most: int,
     ) -> None:
         """Follow the rules from "sentence" to every state that can be reached."""
-        self._rules, self._words, self._ids = rules, words, vocab.ids
+        self._rules = rules
+        self._words = words
+        self._ids = vocab.ids
         numbers: dict[tuple[str, ...], int] = {("sentence",): 0}
         todo: list[tuple[str, ...]] = [("sentence",)]
         stops: list[float] = []
@@ -195,14 +197,17 @@ class Automaton:
         self._target: IntArray = np.array(target)
         self._arc_of = np.full((len(stops) + 1, len(vocab) + 1), -1, dtype=np.int32)
         self._arc_of[self._source, self._word] = np.arange(len(arcs))
-        self._fewest, self._most = fewest, most
+        self._fewest = fewest
+        self._most = most
         self._fill_mass()
         if self._mass[0, 0] == 0:
             raise OptionError(f"the grammar has no sentence of {fewest} to {most} words")
 
     def _leave(self, state: tuple[str, ...]) -> tuple[float, list[tuple[int, float, tuple[str, ...]]]]:
-        """How a state goes on: the probability of stopping, and (word, probability, next state)."""
-        stop, nexts, open_ = 0.0, {}, [(1.0, state)]
+        """List how a state continues: the probability of stopping, and (word, probability, next state)."""
+        stop = 0.0
+        nexts: dict[int, tuple[float, tuple[str, ...]]] = {}
+        open_ = [(1.0, state)]
         while open_:
             probability, stack = open_.pop()
             if not stack:
@@ -218,7 +223,7 @@ class Automaton:
         return stop, [(word, *nexts[word]) for word in sorted(nexts)]
 
     def _arcs_with_mass(self, words_before: int) -> FloatArray:
-        """Each arc's probability times that of ending within bounds after it."""
+        """Multiply each arc's probability by that of ending within bounds after it."""
         ahead: FloatArray = self._mass[self._target, words_before + 1]
         return self._probability * ahead
 
@@ -226,17 +231,18 @@ class Automaton:
         return np.bincount(self._source, weights=values, minlength=len(self._stop)).astype(np.float64)
 
     def _fill_mass(self) -> None:
-        """From the longest sentences back to the start."""
+        """Fill the mass of every state, from the longest sentences back to the start."""
         self._mass: FloatArray = np.zeros((len(self._stop) + 1, self._most + 2))
         for t in range(self._most, -1, -1):
             self._mass[:-1, t] = self._per_state(self._arcs_with_mass(t))
             self._mass[:-1, t] += self._stop * (t >= self._fewest)
 
     def sample(self, n: int, random: np.random.Generator, width: int) -> tuple[IntArray, IntArray]:
-        """Walk n times from the start: `tokens` [n, width] and `lengths` [n], EOS (id 0) included."""
+        """Sample n sentences: `tokens` [n, width] and `lengths` [n], EOS (id 0) included."""
         tokens = np.full((n, width), self._arc_of.shape[1] - 1, dtype=np.int64)
         lengths = np.zeros(n, dtype=np.int64)
-        alive, state = np.arange(n), np.zeros(n, dtype=np.int64)
+        alive = np.arange(n)
+        state = np.zeros(n, dtype=np.int64)
         starts = np.searchsorted(self._source, np.arange(len(self._stop)))
         for t in range(self._most + 1):
             total = np.concatenate(([0.0], np.cumsum(self._arcs_with_mass(t))))
@@ -245,7 +251,9 @@ class Automaton:
             stops = draw < 0
             lengths[alive] = t + 1
             tokens[alive[stops], t] = 0
-            alive, state, draw = alive[~stops], state[~stops], draw[~stops]
+            alive = alive[~stops]
+            state = state[~stops]
+            draw = draw[~stops]
             arc = np.searchsorted(total, total[starts[state]] + draw, side="right") - 1
             arc = self._nearest_possible(arc, state, starts, total)
             tokens[alive, t] = self._word[arc]
@@ -261,9 +269,11 @@ class Automaton:
         return np.minimum(arc, furthest)
 
     def log_prob(self, tokens: IntArray, words: IntArray) -> FloatArray:
-        """The log-probability of the first `words` tokens of each row as a sentence."""
+        """Compute the log-probability of the first `words` tokens of each row as a sentence."""
         with np.errstate(divide="ignore"):
-            steps, stop, start = np.log(self._probability), np.log(self._stop), np.log(self._mass[0, 0])
+            steps = np.log(self._probability)
+            stop = np.log(self._stop)
+            start = np.log(self._mass[0, 0])
         result = np.full(len(tokens), -start)
         state = np.zeros(len(tokens), dtype=np.int64)
         for t in range(int(words.max(initial=0))):
@@ -275,7 +285,7 @@ class Automaton:
         return np.where(dead, -np.inf, result + stop[np.minimum(state, len(stop) - 1)])
 
     def arcs(self, tokens: IntArray, words: IntArray) -> IntArray:
-        """The arc that each of the first `words` tokens of a row goes along, [n, T]; -1 where there is none."""
+        """Find the arc of each of the first `words` tokens of a row, [n, T]; -1 where there is none."""
         state = np.zeros(len(tokens), dtype=np.int64)
         arcs = np.full(tokens.shape, -1, dtype=np.int64)
         for t in range(int(words.max(initial=0))):
@@ -284,7 +294,7 @@ class Automaton:
         return arcs
 
     def allowed(self, prefixes: IntArray, lengths: IntArray, size: int) -> BoolArray:
-        """The words, and id 0 for the end, that leave a way to a sentence, [n, size]."""
+        """Find the words, and id 0 for the end, after which a sentence is possible, [n, size]."""
         state = np.zeros(len(prefixes), dtype=np.int64)
         for t in range(int(lengths.max(initial=0))):
             arc = self._arc_of[state, prefixes[:, t]]
@@ -299,7 +309,7 @@ class Automaton:
 
     @cached_property
     def entropy(self) -> float:
-        """The entropy of a sentence in nats: each choice's, and that of what it leads to."""
+        """The entropy of a sentence in nats."""
         return self._expected(lambda p: -np.log(p))
 
     @cached_property
@@ -308,7 +318,7 @@ class Automaton:
         return self._expected(np.ones_like) - 1
 
     def _expected(self, cost: Callable[[FloatArray], FloatArray]) -> float:
-        """What a sentence costs on average, when a choice of probability p costs cost(p)."""
+        """Compute the expected cost of a sentence whose choices of probability p cost cost(p)."""
         value = np.zeros(len(self._stop))
         for t in range(self._most, -1, -1):
             mass = np.maximum(self._mass[:-1, t], np.finfo(float).tiny)

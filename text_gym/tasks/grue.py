@@ -1,4 +1,4 @@
-"""The tasks of GRUE, made of the data sets' published files, each with the reward that the benchmark pays.
+"""The tasks of GRUE, made of the data sets' published files, each with the benchmark's reward.
 
 The files are turned into JSON lines, one record at a time, and read as any corpus is; options of
 `text_gym.corpus.corpus.CorpusOptions` say how. What is expected where stands in docs/grue.md.
@@ -21,13 +21,13 @@ from text_gym.tasks.task import Task
 from text_gym.validation import suggest, whole_number
 
 WORDS = r"</?\w+>|\w+(?:['\u2019-]\w+)*|[^\w\s]"
-"""A token, where no other tokenizer is asked for: a tag, a word, or a mark of punctuation."""
+"""The default tokenizer: a tag, a word, or a punctuation mark is a token."""
 DEFAULTS: dict[str, object] = {"tokenizer": WORDS, "max_vocab": 20_000, "long_lines": "cut", "cut_prompts": "end"}
 OWN = ("limit", "lowercase")  # options of these tasks beside those of corpora
 
 
 def imdb_task(folder: str, classifier: str | None = None, prompt_words: int = 64, **options: object) -> Task:
-    """Films' reviews to be continued so that a classifier finds them positive (IMDB's files in a folder).
+    """Film reviews to be continued so that a classifier finds them positive (IMDB's files in a folder).
 
     Args:
         folder: Has train/pos, train/neg, test/pos and test/neg.
@@ -49,13 +49,13 @@ def commongen_task(folder: str, **options: object) -> Task:
 
 
 def cnn_dailymail_task(folder: str, **options: object) -> Task:
-    """News articles to be summed up (CNN/DailyMail's files in a folder)."""
+    """News articles to be summarised (CNN/DailyMail's files in a folder)."""
     sizes = {"max_length": 101, "max_prompt_length": 512}
     return _task("cnn_dailymail", published.cnn_dailymail(_checked(folder)), "meteor", sizes | options)
 
 
 def totto_task(folder: str, **options: object) -> Task:
-    """Cells of tables to be said in a sentence (ToTTo's files in a folder)."""
+    """Table cells to be described in a sentence (ToTTo's files in a folder)."""
     sizes = {"max_length": 51, "max_prompt_length": 512}
     return _task("totto", published.totto(_checked(folder)), "meteor", sizes | options)
 
@@ -80,7 +80,7 @@ def _checked(folder: str | Path) -> Path:
 
 
 def _task(name: str, splits: published.Splits, reward: str | Mapping[str, float], options: dict[str, object]) -> Task:
-    """A task of a data set's records, its reward the benchmark's."""
+    """Make a task of a data set's records, with the benchmark's reward."""
     known = {*CorpusOptions.__dataclass_fields__, *OWN} - {"encoding", "test"}
     known -= {"valid"} if "valid" in splits else set()
     for option in options:
@@ -103,7 +103,7 @@ def _task(name: str, splits: published.Splits, reward: str | Mapping[str, float]
 
 
 def _usable(records: Iterable[published.Published]) -> Iterator[published.Published]:
-    """Those with a prompt and at least one reference."""
+    """Keep records with a prompt and at least one reference."""
     for record in records:
         references = [text for text in record.references if text.strip()]
         if record.prompt.strip() and references:
@@ -111,7 +111,7 @@ def _usable(records: Iterable[published.Published]) -> Iterator[published.Publis
 
 
 def _write(file: Path, records: Iterable[published.Published], lowercase: bool) -> int:
-    """Records as lines of JSON; how many."""
+    """Write records as lines of JSON; return how many."""
     written = 0
     with file.open("w", encoding="utf-8") as out:
         for prompt, references, columns in records:

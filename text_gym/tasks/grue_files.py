@@ -1,6 +1,6 @@
-"""The published files of six data sets, read one record at a time: a prompt, its references, and what else is said.
+"""The published files of six data sets, read one record at a time: a prompt, its references, and other columns.
 
-Which files those are, and where they come from, stands in docs/grue.md.
+docs/grue.md lists the files and their origin.
 """
 
 from __future__ import annotations
@@ -41,22 +41,23 @@ class Published(NamedTuple):
 
 
 Splits = dict[str, Callable[[], Iterable[Published]]]
-"""How to read each split; a data set without one of its own for "valid" leaves it out."""
+"""Functions that read each split; "valid" is left out where it is a share of "train"."""
 
 
 def imdb(folder: Path, prompt_words: int) -> Splits:
-    """Reviews of films: the first words are the prompt, the rest is the reference."""
+    """Film reviews: the first words are the prompt, the rest is the reference."""
     return {split: partial(_reviews, folder / split, prompt_words) for split in ("train", "test")}
 
 
 def commongen(folder: Path) -> Splits:
-    """Sets of concepts, and sentences that have all of them."""
-    train, dev = folder / "commongen.train.jsonl", folder / "commongen.dev.jsonl"
+    """Sets of concepts, and sentences that contain all of them."""
+    train = folder / "commongen.train.jsonl"
+    dev = folder / "commongen.dev.jsonl"
     return _with_dev(partial(_concepts, train), partial(_concepts, dev))
 
 
 def cnn_dailymail(folder: Path) -> Splits:
-    """News articles with their highlights, from train.csv and its like, or from stories and lists of addresses."""
+    """News articles with their highlights, from train.csv and so on, or from stories and lists of URLs."""
     names = {"train": ("train", "all_train"), "valid": ("validation", "all_val"), "test": ("test", "all_test")}
     if (folder / "train.csv").is_file():
         return {split: partial(_articles, folder / f"{csv_name}.csv") for split, (csv_name, _) in names.items()}
@@ -67,8 +68,9 @@ def cnn_dailymail(folder: Path) -> Splits:
 
 
 def totto(folder: Path) -> Splits:
-    """Tables of Wikipedia with some cells marked, and sentences that say what those hold."""
-    train, dev = folder / "totto_train_data.jsonl", folder / "totto_dev_data.jsonl"
+    """Wikipedia tables with highlighted cells, and sentences that describe these."""
+    train = folder / "totto_train_data.jsonl"
+    dev = folder / "totto_dev_data.jsonl"
     return _with_dev(partial(_tables, train), partial(_tables, dev))
 
 
@@ -98,12 +100,12 @@ def narrativeqa(folder: Path) -> Splits:
 
 
 def missing(path: Path, more: str = "") -> DataError:
-    """The error about a file that is not where it should be."""
+    """Make the error about a file that is not where it should be."""
     return DataError(f"there is no {path}{' ' if more else ''}{more}; docs/grue.md says which files are expected")
 
 
 def _with_dev(train: Callable[[], Iterable[Published]], dev: Callable[[], Iterable[Published]]) -> Splits:
-    """Test sets without references are of no use here: the development set's records are valid and test in turn."""
+    """Use the development set's records as valid and test in turn; the test sets have no references."""
     return {
         "train": train,
         "valid": lambda: (record for i, record in enumerate(dev()) if i % 2 == 0),
@@ -118,7 +120,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _objects(path: Path, *fields: str) -> Iterator[Json]:
-    """The objects of a .jsonl file, each with these fields."""
+    """Read the objects of a .jsonl file, each with these fields."""
     for number, line in _lines(path):
         try:
             record = json.loads(line) if line.strip() else None
@@ -132,7 +134,7 @@ def _objects(path: Path, *fields: str) -> Iterator[Json]:
 
 
 def _table_rows(path: Path, *fields: str) -> Iterator[dict[str, str]]:
-    """The rows of a .csv file that has these columns."""
+    """Read the rows of a .csv file that has these columns."""
     if not path.is_file():
         raise missing(path)
     with path.open(encoding="utf-8-sig", newline="") as file:
@@ -147,7 +149,7 @@ def _table_rows(path: Path, *fields: str) -> Iterator[dict[str, str]]:
 
 
 def _reviews(folder: Path, prompt_words: int) -> Iterator[Published]:
-    """Positive and negative ones in turn, so that the first few are of both kinds."""
+    """Read positive and negative reviews in turn, so that the first few are of both kinds."""
     kinds = []
     for label in ("pos", "neg"):
         files = sorted((folder / label).glob("*.txt"))
@@ -156,7 +158,8 @@ def _reviews(folder: Path, prompt_words: int) -> Iterator[Published]:
         kinds.append([(file, label) for file in files])
     for file, label in filter(None, chain.from_iterable(zip_longest(*kinds))):
         words = re.sub(r"<br\s*/?>", " ", file.read_text(encoding="utf-8")).split()
-        prompt, rest = " ".join(words[:prompt_words]), " ".join(words[prompt_words:])
+        prompt = " ".join(words[:prompt_words])
+        rest = " ".join(words[prompt_words:])
         yield Published(prompt, [rest], {"label": label})
 
 
@@ -172,7 +175,7 @@ def _articles(path: Path) -> Iterator[Published]:
 
 
 def _stories(folder: Path, addresses: Path) -> Iterator[Published]:
-    """The stories of a list; each file's name is a hash of the story's address."""
+    """Read the stories of a list; each file's name is a hash of the story's URL."""
     places = [folder / "cnn" / "stories", folder / "dailymail" / "stories", folder]
     for _, address in _lines(addresses):
         if not address.strip():
@@ -200,7 +203,7 @@ def _tables(path: Path) -> Iterator[Published]:
 
 
 def linearized(record: Json) -> str:
-    """The titles and marked cells of a table, each cell with the headers above it and before it.
+    """Linearize the titles and highlighted cells of a table, each cell with its column and row headers.
 
     >>> cells = [[{"value": "Year", "is_header": True, "column_span": 1, "row_span": 1}],
     ...          [{"value": "1997", "is_header": False, "column_span": 1, "row_span": 1}]]
@@ -225,7 +228,7 @@ def linearized(record: Json) -> str:
 def _grid(
     table: list[list[TableCell]],
 ) -> tuple[dict[tuple[int, int], TableCell], dict[tuple[int, ...], tuple[int, int]]]:
-    """Which cell covers each place of a table, and where the cell of each number in each row begins."""
+    """Map each place of a table to its cell, and each row and index of a cell to its first place."""
     grid: dict[tuple[int, int], TableCell] = {}
     corners: dict[tuple[int, ...], tuple[int, int]] = {}
     for r, cells in enumerate(table):
@@ -240,7 +243,7 @@ def _grid(
 
 
 def _headers(cells: Iterable[TableCell | None]) -> list[str]:
-    """What the headers among some cells say, each once."""
+    """List the text of the headers among some cells, each once."""
     return list(dict.fromkeys(cell["value"] for cell in cells if cell is not None and cell["is_header"]))
 
 
@@ -250,7 +253,7 @@ def _tagged(tag: str, text: str) -> str:
 
 
 def _aligned(pairs: list[list[Path]], read: Callable[[Path], Iterable[str]]) -> Iterator[Published]:
-    """The lines of two files, of which the second translates the first."""
+    """Read pairs of lines of two files, of which the second translates the first."""
     for source, target in pairs:
         if not target.is_file():
             raise missing(target)
@@ -261,7 +264,7 @@ def _aligned(pairs: list[list[Path]], read: Callable[[Path], Iterable[str]]) -> 
 
 
 def _talk_lines(path: Path) -> Iterator[str]:
-    """What is said in the talks, without the lines about them."""
+    """Read what is said in the talks, without the lines about them."""
     return (line.strip() for _, line in _lines(path) if not line.lstrip().startswith("<"))
 
 
@@ -271,7 +274,7 @@ def _segments(path: Path) -> Iterator[str]:
 
 
 def _questions(folder: Path, split: str) -> Iterator[Published]:
-    """The question comes first, so that a prompt cut at its end keeps it."""
+    """Read questions with their summaries; the question comes first, so that truncating the end keeps it."""
     files = [folder / "third_party" / "wikipedia" / "summaries.csv", folder / "summaries.csv"]
     summaries = next((file for file in files if file.is_file()), files[0])
     rows = _table_rows(summaries, "document_id", "set", "summary")

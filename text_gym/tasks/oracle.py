@@ -32,7 +32,7 @@ FIRST_DRAW = 0x7E97  # keeps the stream of the weights apart from that of the sa
 
 
 class Oracle:
-    """A frozen random LSTM: draws sequences, and says how likely any sequence is.
+    """A frozen random LSTM as a known source, with exact log-probabilities.
 
     >>> oracle = Oracle(vocab_size=50, max_length=5, seed=1)
     >>> oracle.sample(3, seed=0).tokens.shape
@@ -56,7 +56,7 @@ class Oracle:
         seed: int = 0,
         parameters: Parameters | None = None,
     ) -> None:
-        """Remember the sizes; weights are drawn, and torch imported, when first needed."""
+        """Check the sizes; weights are sampled, and torch imported, when first needed."""
         sizes = {"vocab_size": vocab_size, "max_length": max_length, "embedding": embedding, "hidden": hidden}
         checked = {name: whole_number(name, size, least=1) for name, size in sizes.items()}
         self.vocab_size, self.max_length, self.embedding, self.hidden = checked.values()
@@ -79,7 +79,7 @@ class Oracle:
 
     @cached_property
     def parameters(self) -> dict[str, npt.NDArray[np.float32]]:
-        """The weights by NAMES, each drawn from N(0, 1)."""
+        """The weights by NAMES, each sampled from N(0, 1)."""
         random = np.random.default_rng([self.seed, FIRST_DRAW])
         shapes = shapes_of(self.vocab_size, self.embedding, self.hidden)
         return {name: random.standard_normal(shapes[name], dtype=np.float32) for name in NAMES}
@@ -108,7 +108,7 @@ class Oracle:
         return model.requires_grad_(False)
 
     def sample(self, n: int, seed: int | np.random.Generator | None = None) -> Batch:
-        """Draw n sequences."""
+        """Sample n sequences."""
         import torch
 
         from text_gym.language_model import generate
@@ -121,11 +121,12 @@ class Oracle:
         return Batch(tokens, np.full(n, self.max_length), self.vocab)
 
     def log_prob(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> FloatArray:
-        """The log-probability of each sequence in nats, summed over its tokens."""
+        """Compute the log-probability of each sequence in nats, summed over its tokens."""
         import torch
 
         batch = make_batch(tokens, lengths, self.vocab)
-        rows, valid = torch.from_numpy(batch.tokens), torch.from_numpy(batch.valid_mask)
+        rows = torch.from_numpy(batch.tokens)
+        valid = torch.from_numpy(batch.valid_mask)
         chunk = max(1, CHUNK // max(1, rows.shape[1]))
         with torch.no_grad():
             parts = [

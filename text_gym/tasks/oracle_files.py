@@ -1,4 +1,4 @@
-"""Reading an oracle's published parameters, from .npz or from the published pickle, and nothing else.
+"""Published parameters of an oracle, read from .npz or from the published pickle.
 
 A pickle is a program. This one is read by an interpreter that knows the few instructions with
 which numpy writes arrays of numbers, and refuses the file before running it if there are
@@ -37,7 +37,7 @@ STEPS = frozenset(_STEPS.split())
 
 
 def load_parameters(path: str | Path) -> dict[str, npt.NDArray[np.float32]]:
-    """The arrays of an oracle from .npz or the published pickle, checked for form and size."""
+    """Load the arrays of an oracle from .npz or the published pickle, and check their shapes."""
     path = Path(path)
     if not path.is_file():
         raise DataError(f"no oracle at {str(path)!r}; give the path of an .npz or of the published .pkl")
@@ -66,7 +66,7 @@ def _load_npz(path: Path) -> dict[str, AnyArray]:
 
 
 def shapes_of(vocab_size: int, embedding: int, hidden: int) -> dict[str, tuple[int, ...]]:
-    """The shape of each array, for these sizes."""
+    """Return the shape of each array, for these sizes."""
     shapes: dict[str, tuple[int, ...]] = {"embedding": (vocab_size, embedding)}
     for gate in "ifoc":
         shapes |= {f"W{gate}": (embedding, hidden), f"U{gate}": (hidden, hidden), f"b{gate}": (hidden,)}
@@ -107,7 +107,7 @@ def load_arrays(file: BinaryIO) -> Sequence[AnyArray]:
 
 
 class _Dtype:
-    """Stands in for numpy.dtype: a code such as "f4", and a byte order."""
+    """A stand-in for numpy.dtype: a code such as "f4", and a byte order."""
 
     def __init__(self, code: object, *_: object) -> None:
         self.code = code
@@ -118,7 +118,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands in for an array until its bytes are known."""
+    """A stand-in for an array until its bytes are known."""
 
     def __init__(self, *_: object) -> None:
         self.state: tuple[Any, ...] = ()
@@ -127,7 +127,7 @@ class _Array:
         self.state = state
 
     def array(self) -> AnyArray:
-        """The array itself."""
+        """Make the array from its bytes."""
         _, shape, dtype, by_columns, content = self.state
         if not isinstance(dtype, _Dtype) or dtype.code not in ("f2", "f4", "f8") or dtype.order not in "<>=":
             raise DataError("the pickle holds an array of something other than floats")
@@ -144,10 +144,10 @@ def _to_bytes(text: object, *_: object) -> bytes:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Finds stand-ins under the few names that a pickled array mentions."""
+    """An unpickler that finds stand-ins under the few names that a pickled array mentions."""
 
     def find_class(self, module: str, name: str) -> object:
-        """The stand-in, or an error."""
+        """Return the stand-in, or refuse the name."""
         if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
             return _Array
         stand_ins = {("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype, ("_codecs", "encode"): _to_bytes}

@@ -37,10 +37,9 @@ _made: weakref.WeakValueDictionary[str, Task] = weakref.WeakValueDictionary()
 def make_task(spec: str | Path | Task = "grammar", **options: object) -> Task:
     """Make a task from a name, a path to a .txt, .jsonl or .abc file, or "module:factory".
 
-    Options follow the name in brackets or come as arguments. They are the task's own: see
-    `grammar_task`, `oracle_task` and `answers_task`, and for files
-    `text_gym.corpus.corpus.CorpusOptions`. While a task is in use, asking for the same again by name or
-    path gives that one.
+    Options follow the name in brackets or come as arguments. See `grammar_task`,
+    `oracle_task` and `answers_task`, and for files `text_gym.corpus.corpus.CorpusOptions`. While a task is
+    in use, the same name or path and options return the same object.
 
     >>> make_task("grammar", seed=1)
     Task('grammar', 209 tokens, max_length=21)
@@ -66,7 +65,7 @@ def make_task(spec: str | Path | Task = "grammar", **options: object) -> Task:
 
 
 def find_task(spec: str | Path) -> tuple[str, Callable[..., Task], Options]:
-    """The name, the factory and the options that a spec stands for."""
+    """Look up the name, the factory and the options of a spec."""
     if isinstance(spec, Path):
         return str(spec), partial(file_task, spec), {}
     if not isinstance(spec, str):
@@ -78,7 +77,7 @@ def find_task(spec: str | Path) -> tuple[str, Callable[..., Task], Options]:
 
 
 def option_names(spec: str | Path) -> frozenset[str] | None:
-    """The options of the task that a spec stands for; None if it takes any."""
+    """List the options of the task that a spec stands for; None if it takes any."""
     _, factory, _ = find_task(spec)
     if isinstance(factory, partial):  # of file_task
         return frozenset(CorpusOptions.__dataclass_fields__)
@@ -87,7 +86,7 @@ def option_names(spec: str | Path) -> frozenset[str] | None:
 
 
 def _memory_key(name: str, factory: Callable[..., Task], options: Mapping[str, object]) -> str | None:
-    """What tells one task from another; None where that cannot be told."""
+    """Build a key that two specs of the same task share; None where that cannot be known."""
     plain = (str, int, float, bool, Path, type(None))
     if ":" in name or not all(isinstance(value, plain) for value in options.values()):
         return None

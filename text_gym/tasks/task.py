@@ -1,4 +1,4 @@
-"""What is to be generated: a vocabulary, a longest length, data, and where it is known, the source."""
+"""Tasks: a vocabulary, a maximal length, data, and where it is known, the source of the data."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ from text_gym.vocab import Vocabulary
 
 
 class Source(Protocol):
-    """The process that data came from, when it is known."""
+    """The process that generated the data, when it is known."""
 
     vocab: Vocabulary
 
     def sample(self, n: int, seed: int | np.random.Generator | None = None) -> Batch:
-        """Draw n sequences."""
+        """Sample n sequences."""
 
     def log_prob(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> FloatArray:
-        """The log-probability of each sequence, in nats."""
+        """Compute the log-probability of each sequence, in nats, [n]."""
 
 
 class KnownLanguage(Source, Protocol):
-    """A source that knows more; a task finds out which of these methods its own has."""
+    """A source that also knows its language; it may lack some of these methods, see `Task.knows`."""
 
     def is_valid(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> BoolArray:
-        """Whether each sequence belongs to the language, [n]."""
+        """Test whether each sequence belongs to the language, [n]."""
 
     def steps(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> IntArray:
-        """The steps that each sequence takes through the language, numbers of at least 0, [n, T]."""
+        """Number the steps that each sequence takes through the language, at least 0, [n, T]."""
 
     def entropy(self) -> float:
-        """The exact entropy, in nats a sequence."""
+        """Compute the exact entropy, in nats per sequence."""
 
     def allowed(self, prefixes: IntArray, lengths: IntArray) -> BoolArray:
-        """The tokens that keep each prefix inside the language, [n, V]."""
+        """Find the tokens that keep each prefix inside the language, [n, V]."""
 
 
 class Task:
-    """A text-generation problem. Once made it does not change, and copies share it.
+    """A text-generation problem. It never changes, and copies share it.
 
     Attributes:
-        name: What reports call it.
+        name: The name in reports.
         vocab: The tokens; `len(vocab)` is the number of actions.
-        max_length: The most tokens of a sequence, EOS included.
-        prompt_length: The most tokens of a prompt; 0 for tasks without prompts.
+        max_length: Maximal tokens of a sequence, EOS included.
+        prompt_length: Maximal tokens of a prompt; 0 for tasks without prompts.
         source: The known source of the data, or None.
         default_reward: The reward of an environment that is not given one: a name, or several with their weights.
-        report: For files, what was read and what was left out.
+        report: For files, counts of what was read and what was left out.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Task:
         return f"Task({self.name!r}, {kind}{len(self.vocab)} tokens, max_length={self.max_length})"
 
     def __deepcopy__(self, memo: dict[int, object]) -> Task:
-        """Itself: a task does not change, and Gymnasium copies what an EnvSpec holds."""
+        """Return the task itself: it never changes, and Gymnasium copies what an EnvSpec holds."""
         return self
 
     @property
@@ -98,7 +98,7 @@ class Task:
         return self.prompt_length > 0
 
     def split(self, name: str) -> Examples:
-        """The sequences, or prompts with references, of "train", "valid" or "test"."""
+        """Return the sequences, or prompts with references, of "train", "valid" or "test"."""
         if name not in SPLITS:
             raise OptionError(f"unknown split {name!r}." + suggest(str(name), SPLITS))
         if name not in self._splits:
@@ -121,7 +121,7 @@ class Task:
         return self.split("test")
 
     def batch(self, split: str = "train", indices: npt.ArrayLike | None = None) -> Batch:
-        """Real sequences of a split as a Batch, each with its prompt if there are prompts."""
+        """Collect real sequences of a split as a Batch, each with its prompt if there are prompts."""
         examples = self.split(split)
         rows = np.arange(len(examples.references)) if indices is None else np.asarray(indices)
         tokens, lengths = examples.references[rows].padded(self.max_length, self.vocab.pad, self.vocab.eos)
@@ -131,43 +131,43 @@ class Task:
         return Batch(tokens, lengths, self.vocab, asked)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without EOS."""
+        """Encode a text to ids, without EOS."""
         return self.vocab.encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids, up to EOS."""
+        """Decode ids to a text, up to EOS."""
         return self.vocab.decode(ids)
 
     def sample(self, n: int, seed: int | np.random.Generator | None = None) -> Batch:
-        """Draw n sequences from the known source."""
+        """Sample n sequences from the known source."""
         return self._known_source("sample").sample(n, seed)
 
     def log_prob(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> FloatArray:
-        """The exact log-probability of each sequence under the known source, in nats, [n]."""
+        """Compute the exact log-probability of each sequence under the known source, in nats, [n]."""
         return self._known_source("log_prob").log_prob(tokens, lengths)
 
     def is_valid(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> BoolArray:
-        """Whether each sequence belongs to the source's language, [n]."""
+        """Test whether each sequence belongs to the source's language, [n]."""
         return self._known_source("is_valid").is_valid(tokens, lengths)
 
     def steps(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> IntArray:
-        """The steps that each sequence takes through the source's language, numbers of at least 0, [n, T]."""
+        """Number the steps that each sequence takes through the source's language, at least 0, [n, T]."""
         return self._known_source("steps").steps(tokens, lengths)
 
     def entropy(self) -> float:
-        """The exact entropy of the source, in nats a sequence."""
+        """Compute the exact entropy of the source, in nats per sequence."""
         return float(self._known_source("entropy").entropy())
 
     def allowed(self, prefixes: IntArray, lengths: IntArray) -> BoolArray:
-        """The tokens that keep each prefix inside the source's language, [n, V]."""
+        """Find the tokens that keep each prefix inside the source's language, [n, V]."""
         return self._known_source("allowed").allowed(prefixes, lengths)
 
     def knows(self, ability: str) -> bool:
-        """Whether the task has a known source that can do this, for example "is_valid"."""
+        """Whether the task has a known source with this method, for example "is_valid"."""
         return hasattr(self.source, ability)
 
     def _known_source(self, ability: str) -> KnownLanguage:
-        """The source, once it is known to have this method."""
+        """Return the source, or refuse a task whose source lacks this method."""
         if not self.knows(ability):
             raise TaskError(
                 f"task {self.name!r} has no known source with {ability}(); of the built-in tasks, "
@@ -177,13 +177,13 @@ class Task:
 
 
 def sampled_task(name: str, source: Source, max_length: int, seed: int, sizes: tuple[int, int, int]) -> Task:
-    """Make a task whose splits are drawn from a known source, each from a stream of random numbers of its own.
+    """Make a task whose splits are sampled from a known source, each by a random stream of its own.
 
     Args:
         name: The task's name.
         source: Where the sequences come from.
-        max_length: The most tokens of a sequence, EOS included.
-        seed: Draws the splits.
+        max_length: Maximal tokens of a sequence, EOS included.
+        seed: Seed of the splits.
         sizes: Sequences in "train", "valid" and "test".
     """
     counts = [whole_number(f"{split}_size", size, least=0) for split, size in zip(SPLITS, sizes, strict=True)]

@@ -11,7 +11,7 @@ import text_gym
 from tests.helpers.batches import batch_of
 from text_gym.errors import DataError, OptionError, RewardError
 from text_gym.rewards import Scorer
-from text_gym.rewards.trl import WordNumbers, from_trl, text_of, trl_records, trl_reward
+from text_gym.rewards.trl import HashedWords, from_trl, text_of, trl_records, trl_reward
 
 
 @pytest.fixture
@@ -150,10 +150,10 @@ def test_words_are_remembered_no_longer_than_a_call():
     reward(completions=["a b", "c"], prompts=["d", "e"])
     reward(completions=["f"], prompts=["a"])
     assert (seen, asked) == ([["a b", "c"], ["f"]], [["d", "e"], ["a"]])
-    assert reward.task.vocab.decode(WordNumbers().encode("f a")) == "f a"
+    assert reward.task.vocab.decode(HashedWords().encode("f a")) == "f a"
     for word in "bcde":
         with pytest.raises(KeyError):
-            reward.task.vocab.decode(WordNumbers().encode(word))
+            reward.task.vocab.decode(HashedWords().encode(word))
 
 
 def test_a_part_of_the_batch_keeps_its_texts(asked):
