@@ -357,7 +357,7 @@ def test_actor_critics_train_them_and_resume(folders, lines, tmp_path, learner, 
 @pytest.mark.parametrize("learner", [PPO, A2C, MaskablePPO, NLPO])
 def test_actor_critics_in_bfloat16(folders, lines, learner):
     env = env_of(lines / "asked.jsonl", folders["gpt2"])
-    options = {"policy": "hf", "model": folders["gpt2"], "dtype": "bfloat16", "lora": 2, "copies": 4}
+    options = {"policy": "hf", "model": folders["gpt2"], "dtype": "bfloat16", "lora": 2, "n_envs": 4}
     agent = learner(env, seed=0, progress=False, **options).learn(1)
     assert next(agent.at_start.parameters()).dtype == torch.bfloat16
     assert np.isfinite(agent.log_prob(*_of(env))).all()
@@ -367,7 +367,7 @@ def test_actor_critics_in_bfloat16(folders, lines, learner):
 def test_what_is_learned_from_has_the_probability_that_it_was_written_with(folders, lines, learner, monkeypatch):
     """The first minibatch's ratio is 1 also for models with dropout, which these have: it rests while they learn."""
     env = env_of(lines / "asked.jsonl", folders["gpt2"])
-    options = {"policy": "hf", "model": folders["gpt2"], "copies": 8, "epochs": 1, "progress": False}
+    options = {"policy": "hf", "model": folders["gpt2"], "n_envs": 8, "n_epochs": 1, "progress": False}
     agent = learner(env, seed=0, **options)
     assert any(module.p > 0 for module in agent.policy.modules() if isinstance(module, torch.nn.Dropout))
     found = []
@@ -387,7 +387,7 @@ def test_what_is_learned_from_has_the_probability_that_it_was_written_with(folde
 
 def test_a_critic_of_its_own_is_another_model(folders, lines):
     env = env_of(lines / "texts.txt", folders["gpt2"])
-    options = {"policy": "hf", "model": folders["gpt2"], "critic": "separate", "copies": 4, "progress": False}
+    options = {"policy": "hf", "model": folders["gpt2"], "critic": "separate", "n_envs": 4, "progress": False}
     agent = PPO(env, seed=0, learning_rate=1e-3, **options).learn(1)
     reader = agent.model.policy.vf_features_extractor.model
     moved = [not torch.equal(a, b) for a, b in zip(agent.policy.parameters(), reader.parameters(), strict=True)]
