@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 import text_gym
 from tests.helpers.tasks import WITHOUT_FILES
-from text_gym import registry as names
 from text_gym.errors import DataError, OptionError, TaskError, UnknownNameError
 from text_gym.sequences import Batch, Examples, Sequences, make_batch
 from text_gym.tasks import Task, register_task
@@ -222,10 +221,3 @@ def test_vocabularies():
     ]:
         with pytest.raises(OptionError, match=words):
             Vocabulary(tokens, **options)
-
-
-def test_calls_are_literals_only():
-    assert names.parse_call("a(b=[1, 2], c={'d': None}, e=-1.5)") == ("a", {"b": [1, 2], "c": {"d": None}, "e": -1.5})
-    for spec in ("a(b", "a(b=c)", "a(b=1)(c=2)", "a(**{'b': 1})", "a(1)", "a(b=open('x'))"):
-        with pytest.raises(OptionError, match="cannot read"):
-            names.parse_call(spec)
