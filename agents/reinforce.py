@@ -26,7 +26,6 @@ from agents.common.baselines import (
     mean_of_others,
     position_mean,
 )
-from agents.common.generation import TextGenerator
 from agents.common.kl import AdaptiveKL, KLSettings, log_ratios
 from agents.common.losses import weighted_nll
 from agents.common.rollouts import rollout_values, score_sequences
@@ -385,7 +384,7 @@ class Reinforce(Agent[PolicyGradientSettings]):
     @classmethod
     def same_updates(cls, settings: PolicyGradientSettings, steps: int | None, reward: str) -> Updates | None:
         """Return the updates as plain REINFORCE on the environment's reward; SeqGAN makes them in a loop."""
-        own_loop = cls is not Reinforce and cls.rewards is TextGenerator.rewards
+        own_loop = cls is not Reinforce and cls.rewards is Agent.rewards
         if own_loop:
             return super().same_updates(settings, steps, reward)
         architecture = {f.name for f in fields(PolicySettings)}  # comes with the warm start

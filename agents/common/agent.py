@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -34,20 +35,21 @@ from agents.common.checkpoint import (
     CheckpointError,
     has_checkpoint,
     load_checkpoint,
-    pack_optimizer,
+    pack_parts,
     read_state,
     save_checkpoint,
-    tensors_of,
-    unpack_optimizer,
+    unpack_parts,
 )
-from agents.common.generation import Env, TextGenerator, rules_of
+from agents.common.generation import Env, find_device, next_logits, rules_of, sequence_log_probs, to_tensor
 from agents.common.losses import weighted_nll
-from agents.common.settings import NoSettings, as_json, changed
+from agents.common.settings import NoSettings, as_json, changed, describe_difference, filled
 from agents.common.training import Callback, as_callback, checked_logs, open_logger, stop_on_interrupt
-from agents.networks.policies import architecture_of
+from agents.networks.policies import LogitMask, Restricted, Tempered, architecture_of
+from text_gym.arrays import AnyArray, FloatArray, IntArray
 from text_gym.errors import OptionError, TrainingError
-from text_gym.language_model import LanguageModel
-from text_gym.sequences import Batch
+from text_gym.language_model import Drawn, LanguageModel, Sampling, draw_tokens, generate, keep_freed_memory
+from text_gym.rules import Rules
+from text_gym.sequences import Batch, Example, make_batch
 from text_gym.validation import suggest, whole_number
 
 if TYPE_CHECKING:
@@ -79,7 +81,7 @@ class Updates(NamedTuple):
     """Its hyper-parameters."""
 
 
-class Agent(TextGenerator, ABC, Generic[S]):
+class Agent(ABC, Generic[S]):
     """An agent that learns: `Agent(env).learn().sample(8)`.
 
     An agent of your own creates its policy and its optimiser in build(), and learns in one_step(); everything else
@@ -112,10 +114,13 @@ class Agent(TextGenerator, ABC, Generic[S]):
     """Whether it can start from another agent's policy."""
     is_warm_start: ClassVar[bool] = False
     """Whether the other agents of a comparison start from its policy."""
+    learns: ClassVar[bool] = True
+    """Whether it learns at all."""
     learns_from_reward: ClassVar[bool] = True
     """Whether a reward has any part in what it learns."""
 
     settings: S
+    policy: LanguageModel
     optimizer: torch.optim.Optimizer
 
     def __init_subclass__(cls, **kwargs: object) -> None:
@@ -133,7 +138,7 @@ class Agent(TextGenerator, ABC, Generic[S]):
         threads: int | None = None,
         progress: bool = True,
         log: Sequence[str] = ("csv", "json"),
-        start: TextGenerator | None = None,
+        start: Agent[Any] | None = None,
         **hyper: Any,
     ) -> None:
         """Create the policy; nothing is learned yet."""
@@ -144,7 +149,13 @@ class Agent(TextGenerator, ABC, Generic[S]):
         if seed is None and resumed is not None:
             seed = read_state(resumed, self.name).get("seed")
         self.seed = secrets.randbits(31) if seed is None else whole_number("seed", seed, least=0)
-        super().__init__(env, self.seed, device)
+        keep_freed_memory()
+        self.env = env
+        self.rules: Rules = rules_of(env)
+        self.task = self.rules.task
+        self.device = find_device(device)
+        self._sampler = torch.Generator(self.device)
+        self.n_sampled = 0  # sequences, completions of prefixes included
         if threads is not None:
             torch.set_num_threads(whole_number("threads", threads, least=1))
         self.progress = progress
@@ -168,7 +179,7 @@ class Agent(TextGenerator, ABC, Generic[S]):
             self._restore(resumed)
 
     @classmethod
-    def _policy_of(cls, start: TextGenerator, env: Env, hyper: dict[str, Any]) -> LanguageModel:
+    def _policy_of(cls, start: Agent[Any], env: Env, hyper: dict[str, Any]) -> LanguageModel:
         """Check an agent to start from, and set the hyper-parameters of its architecture."""
         if not cls.takes_start:
             raise OptionError(f"{cls.name} does not start from another agent's policy; leave start out")
@@ -226,10 +237,149 @@ class Agent(TextGenerator, ABC, Generic[S]):
         Returns:
             None for an agent that learns from no reward, or only from a reward of its own.
         """
-        own_reward = cls.rewards is not TextGenerator.rewards
+        own_reward = cls.rewards is not Agent.rewards
         return Updates(None, {}) if cls.learns_from_reward and not own_reward else None
 
-    # What every agent can do.
+    # Generation.
+
+    @property
+    def restricts(self) -> bool:
+        """Whether the environment bans tokens, or EOS before min_length."""
+        return not self.rules.later_mask.all() or self.rules.min_length > 0
+
+    def restricted(self, policy: LanguageModel) -> LanguageModel:
+        """Return the policy as it samples: without banned tokens, and without EOS before min_length."""
+        return policy if self.logit_mask is None else Restricted(policy, self.logit_mask)
+
+    @cached_property
+    def logit_mask(self) -> LogitMask | None:
+        """The mask added to the policy's logits when it samples; None if nothing is banned."""
+        if not self.restricts:
+            return None
+        early = self.tensor(self.rules.early_mask == 0)
+        later = self.tensor(self.rules.later_mask == 0)
+        return LogitMask.of_banned(early, later, self.rules.min_length)
+
+    def sample(
+        self,
+        n: int | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        prompts: Sequence[str | Sequence[int] | Example] | None = None,
+    ) -> Batch:
+        """Sample sequences, within the environment's banned tokens and min_length.
+
+        Args:
+            n: Number of sequences; 1, or one for each prompt, if not given.
+            temperature: Divides the logits; below 1, likely tokens become likelier.
+            top_k: Sample from so many of the likeliest tokens; 0 for all.
+            top_p: Nucleus sampling: sample from the fewest likeliest tokens with this much probability together.
+            seed: Seed; if not given, each call samples other sequences.
+            prompts: Prompts as texts, ids or Examples; sampled from the environment's split if not given.
+        """
+        if isinstance(prompts, str):
+            prompts = [prompts]
+        examples = None if prompts is None else [self._example(prompt) for prompt in prompts]
+        n = whole_number("n", (1 if examples is None else len(examples)) if n is None else n, least=0)
+        if examples is not None and len(examples) != n:
+            raise OptionError(f"n={n}, but there are {len(examples)} prompts; leave n out")
+        sampling = Sampling(temperature, top_k, top_p).checked()
+        generator = self._sampler if seed is None else torch.Generator(self.device).manual_seed(seed)
+        if examples is None and self.task.conditional:
+            examples = self.sample_examples(n, generator)
+        return self.generate(n, generator, examples, sampling)
+
+    def generate(
+        self, n: int, generator: torch.Generator, examples: Sequence[Example] | None, sampling: Sampling | None = None
+    ) -> Batch:
+        """Sample n sequences, one for each of the examples if there are any."""
+        drawn = self.draw(n, generator, examples, sampling or Sampling())
+        self.n_sampled += n
+        return Batch(drawn.tokens.cpu().numpy(), drawn.lengths.cpu().numpy(), self.task.vocab, examples)
+
+    def draw(self, n: int, generator: torch.Generator, examples: Sequence[Example] | None, sampling: Sampling) -> Drawn:
+        """Sample n sequences as tensors, with the log-probability of each token."""
+        self.policy.eval()
+        model = self.restricted(self.policy)
+        prompts = self.prompt_tokens(examples)
+        return generate(model, n, self.rules.limit, self.rules.eos, generator, sampling, prompts)
+
+    def rewards(self, batch: Batch) -> FloatArray:
+        """Score finished sequences with the environment's reward, [n]."""
+        return self.rules.scorer(batch).total
+
+    @torch.no_grad()
+    def log_prob(
+        self,
+        tokens: npt.ArrayLike,
+        lengths: npt.ArrayLike | None = None,
+        examples: Sequence[Example] | None = None,
+        as_sampled: bool = False,
+        temperature: float = 1.0,
+    ) -> FloatArray:
+        """Compute the log-probability of each sequence in nats, [n].
+
+        Args:
+            tokens: Sequences [n, T].
+            lengths: Lengths [n], EOS included.
+            examples: The prompt of each sequence, in tasks with prompts.
+            as_sampled: Whether banned tokens have probability 0, as in sample(). Otherwise the probability is the
+                policy's own, because real sequences may contain what the environment bans.
+            temperature: Divides the logits, as in sample().
+        """
+        batch = make_batch(tokens, lengths, self.task.vocab)
+        if self.task.conditional and (examples is None or len(examples) != len(batch)):
+            raise OptionError(f"task {self.task.name!r} has prompts: give log_prob() the example of each sequence")
+        self.policy.eval()
+        model = self.policy
+        if temperature != 1:
+            model = Tempered(model, Sampling(temperature).checked().temperature)
+        if as_sampled:
+            model = self.restricted(model)
+        return sequence_log_probs(model, batch, self.prompt_tokens(examples), self.device)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        observation: IntArray | Mapping[str, IntArray],
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[Any, Any]:
+        """Choose the next token of each prefix, as in Stable-Baselines3: the likeliest one, or a sampled one."""
+        parts = observation if isinstance(observation, Mapping) else {"prefix": observation}
+        single = np.ndim(parts["prefix"]) == 1
+        prefix = np.atleast_2d(np.asarray(parts["prefix"], dtype=np.int64))
+        prompts = self.tensor(np.atleast_2d(parts["prompt"]).astype(np.int64)) if "prompt" in parts else None
+        self.policy.eval()
+        logits = next_logits(self.restricted(self.policy), self.tensor(prefix), prompts, self.task.vocab.pad)
+        actions = logits.argmax(dim=1) if deterministic else draw_tokens(logits, self._sampler)[0]
+        chosen: IntArray = actions.cpu().numpy()
+        return (chosen[0] if single else chosen), state
+
+    def sample_examples(self, n: int, generator: torch.Generator) -> list[Example]:
+        """Sample prompts of the environment's split, uniformly."""
+        pool = self.task.split(self.rules.split)
+        chosen = torch.randint(len(pool), (n,), generator=generator, device=self.device)
+        return [pool[i] for i in chosen.tolist()]
+
+    def prompt_tokens(self, examples: Sequence[Example] | None) -> Tensor | None:
+        """Return the prompts of examples as the policy reads them, [n, P]."""
+        if examples is None:
+            return None
+        rows = [self.rules.prompt_row(example) for example in examples]
+        return self.tensor(np.stack(rows) if rows else np.zeros((0, self.task.prompt_length), dtype=np.int64))
+
+    def tensor(self, array: AnyArray) -> Tensor:
+        """Copy an array to the policy's device."""
+        return to_tensor(array, self.device)
+
+    def _example(self, prompt: str | Sequence[int] | Example) -> Example:
+        return prompt if isinstance(prompt, Example) else self.rules.find_example(prompt)
+
+    # Learning.
 
     def learn(self: AgentT, steps: int | None = None, callback: Callback = None) -> AgentT:
         """Learn for some more steps, or up to the number in the settings.
@@ -339,40 +489,7 @@ class Agent(TextGenerator, ABC, Generic[S]):
     def model_inputs(self, tokens: Tensor, prompts: Tensor | None) -> Tensor | None:
         """Return what likelihood_loss() feeds the policy in place of the real tokens [n, T]; None for the tokens."""
 
-    def checkpoint(self) -> None:
-        """Save the run in its folder, if it has one; where saving takes long, only now and then."""
-        begin = time.perf_counter()
-        if self.folder is not None and begin >= self._next_save:
-            self.save(self.folder)
-            took = time.perf_counter() - begin
-            self._next_save = begin + took / SAVING if took > QUICK else 0.0
-
-    def save(self, folder: str | Path) -> None:
-        """Save everything that learning resumes from."""
-        tensors, groups = self._packed_parts()
-        state = {
-            "settings": as_json(self.settings),
-            "seed": self.seed,
-            "trained": self.trained_numbers(),
-            "optimizers": groups,
-            "finished": self.finished,
-            "task": self._described_task(),
-            "cost": self.cost,
-        }
-        if self._frozen_digest() is not None:
-            state["frozen"] = self._frozen_digest()
-        save_checkpoint(folder, Checkpoint(self.name, self.steps_done, state, tensors))
-
-    @classmethod
-    def load(cls: type[AgentT], folder: str | Path, env: Env, **options: Any) -> AgentT:
-        """Load a saved agent for the same task; options are folder, device, threads, progress and log."""
-        state = read_state(folder, cls.name)
-        settings, seed = state.get("settings"), state.get("seed")
-        if not isinstance(settings, dict) or not isinstance(seed, int):
-            raise CheckpointError(f"the checkpoint in {folder} is damaged: it lacks its settings")
-        agent = cls(env, seed=seed, **options, **settings)
-        agent._restore(Path(folder))
-        return agent
+    # Randomness, metrics, and what Stable-Baselines3's callbacks ask for.
 
     def get_env(self) -> VecEnv | None:
         """Return the environment as Stable-Baselines3's callbacks want it, where it is a scalar one."""
@@ -418,15 +535,68 @@ class Agent(TextGenerator, ABC, Generic[S]):
         self.cost["seconds"] += time.perf_counter() - begin
         self.cost["sequences"] += self.n_sampled - before
 
+    def _prepare_callback(self, callback: Callback) -> BaseCallback:
+        model: Any = self  # callbacks are typed for Stable-Baselines3's algorithms
+        prepared = as_callback(callback)
+        prepared.init_callback(model)
+        return prepared
+
+    def _reseed_sampler(self, stream: Stream) -> None:
+        """Let what sample() draws depend on the seed and the number of steps alone, within a step and after it."""
+        self._sampler.manual_seed(int(self.numpy_random(self.steps_done, stream).integers(2**63)))
+
+    def _shown(self) -> dict[str, str]:
+        """Return the metrics of the progress bar."""
+        recorded = {k: v for k, v in self.logger.name_to_value.items() if isinstance(v, float) and "time" not in k}
+        names = self.shown or tuple(recorded)[:2]
+        return {name.split("/")[-1]: f"{recorded[name]:.4g}" for name in names if name in recorded}
+
+    # Checkpoints.
+
+    def checkpoint(self) -> None:
+        """Save the run in its folder, if it has one; where saving takes long, only now and then."""
+        begin = time.perf_counter()
+        if self.folder is not None and begin >= self._next_save:
+            self.save(self.folder)
+            took = time.perf_counter() - begin
+            self._next_save = begin + took / SAVING if took > QUICK else 0.0
+
+    def save(self, folder: str | Path) -> None:
+        """Save everything that learning resumes from."""
+        tensors, groups = pack_parts(self.trained_parts())
+        state = {
+            "settings": as_json(self.settings),
+            "seed": self.seed,
+            "trained": self.trained_numbers(),
+            "optimizers": groups,
+            "finished": self.finished,
+            "task": self._described_task(),
+            "cost": self.cost,
+        }
+        if self._frozen_digest() is not None:
+            state["frozen"] = self._frozen_digest()
+        save_checkpoint(folder, Checkpoint(self.name, self.steps_done, state, tensors))
+
+    @classmethod
+    def load(cls: type[AgentT], folder: str | Path, env: Env, **options: Any) -> AgentT:
+        """Load a saved agent for the same task; options are folder, device, threads, progress and log."""
+        state = read_state(folder, cls.name)
+        settings, seed = state.get("settings"), state.get("seed")
+        if not isinstance(settings, dict) or not isinstance(seed, int):
+            raise CheckpointError(f"the checkpoint in {folder} is damaged: it lacks its settings")
+        agent = cls(env, seed=seed, **options, **settings)
+        agent._restore(Path(folder))
+        return agent
+
     def _restore(self, folder: Path) -> None:
         saved = load_checkpoint(folder, self.name, self.device)
         ours = {"settings": as_json(self.settings), "seed": self.seed, "task": self._described_task()}
         theirs = dict(saved.state)
         if isinstance(theirs.get("settings"), dict):  # a setting that was added since had what is now the default
-            theirs["settings"] = _filled(theirs["settings"], as_json(self.settings_type()))
+            theirs["settings"] = filled(theirs["settings"], as_json(self.settings_type()))
         for what, value in ours.items():
             if theirs.get(what) != value:
-                different = _difference(theirs.get(what), value)
+                different = describe_difference(theirs.get(what), value)
                 raise CheckpointError(
                     f"the run in {folder} has other {what} than this agent: {different}. "
                     "Give another folder, or the same arguments and the same task."
@@ -439,42 +609,13 @@ class Agent(TextGenerator, ABC, Generic[S]):
             )
         try:
             self.restore_trained_numbers(saved.state["trained"])
-            self._unpack_parts(saved.tensors, saved.state["optimizers"])
+            unpack_parts(self.trained_parts(), saved.tensors, saved.state["optimizers"])
         except (KeyError, RuntimeError, TypeError, ValueError) as problem:
             raise CheckpointError(f"the checkpoint in {folder} is damaged: {problem}") from problem
         self.steps_done = saved.step
         self.finished = bool(saved.state.get("finished"))
         self.cost |= saved.state.get("cost", {})
         self._reseed_sampler(Stream.SAMPLING)
-
-    def _prepare_callback(self, callback: Callback) -> BaseCallback:
-        model: Any = self  # callbacks are typed for Stable-Baselines3's algorithms
-        prepared = as_callback(callback)
-        prepared.init_callback(model)
-        return prepared
-
-    def _packed_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the tensors of all parts, and the settings of the optimisers among them."""
-        tensors: dict[str, Tensor] = {}
-        groups: dict[str, Any] = {}
-        for name, part in self.trained_parts().items():
-            if isinstance(part, nn.Module):
-                tensors |= {f"{name}.{key}": value for key, value in part.state_dict().items()}
-            else:
-                packed, groups[name] = pack_optimizer(name, part)
-                tensors |= packed
-        return tensors, groups
-
-    def _unpack_parts(self, tensors: Mapping[str, Tensor], groups: Mapping[str, Any]) -> None:
-        for name, part in self.trained_parts().items():
-            if isinstance(part, nn.Module):
-                part.load_state_dict(tensors_of(name, tensors))
-            else:
-                unpack_optimizer(name, part, tensors, groups[name])
-
-    def _reseed_sampler(self, stream: Stream) -> None:
-        """Let what sample() draws depend on the seed and the number of steps alone, within a step and after it."""
-        self._sampler.manual_seed(int(self.numpy_random(self.steps_done, stream).integers(2**63)))
 
     def _frozen_digest(self) -> str | None:
         """Return a digest of the policy's weights that are not in checkpoints, where it has any."""
@@ -484,27 +625,3 @@ class Agent(TextGenerator, ABC, Generic[S]):
         """Describe what a policy depends on: the tokens, and the lengths."""
         tokens = hashlib.blake2b("\0".join(self.task.vocab.tokens).encode("utf-8", "surrogatepass"), digest_size=8)
         return {"tokens": tokens.hexdigest(), "length": self.rules.limit, "prompt_length": self.task.prompt_length}
-
-    def _shown(self) -> dict[str, str]:
-        """Return the metrics of the progress bar."""
-        recorded = {k: v for k, v in self.logger.name_to_value.items() if isinstance(v, float) and "time" not in k}
-        names = self.shown or tuple(recorded)[:2]
-        return {name.split("/")[-1]: f"{recorded[name]:.4g}" for name in names if name in recorded}
-
-
-def _filled(saved: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return saved settings with the defaults of those that they lack, in groups too."""
-    filled = {**defaults, **saved}
-    for name, value in defaults.items():
-        if isinstance(value, dict) and isinstance(filled[name], dict):
-            filled[name] = _filled(filled[name], value)
-    return filled
-
-
-def _difference(saved: object, ours: object, prefix: str = "") -> str:
-    """Say what differs between saved and present values, groups of hyper-parameters name by name."""
-    if not (isinstance(saved, dict) and isinstance(ours, dict)):
-        return f"{prefix} was {saved!r} and is {ours!r}" if prefix else f"{saved!r}, and not {ours!r}"
-    dot = f"{prefix}." if prefix else ""
-    names = [name for name in {**saved, **ours} if saved.get(name) != ours.get(name)]
-    return ", ".join(_difference(saved.get(name), ours.get(name), dot + str(name)) for name in names)

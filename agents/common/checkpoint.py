@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from text_gym.errors import TextGymError
 from text_gym.files import replace_file
@@ -141,6 +141,32 @@ def _read(path: Path) -> dict[str, Any]:
             f"cannot read {path}: another version made it ({found!r}, and this one reads {FORMAT!r}); train it again"
         )
     raise CheckpointError(f"cannot read {path}: it is not a {FORMAT}")
+
+
+def pack_parts(
+    parts: Mapping[str, nn.Module | torch.optim.Optimizer],
+) -> tuple[dict[str, Tensor], dict[str, list[dict[str, Any]]]]:
+    """Return the tensors of modules and optimisers, named after their part, and the settings of the optimisers."""
+    tensors: dict[str, Tensor] = {}
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for name, part in parts.items():
+        if isinstance(part, nn.Module):
+            tensors |= {f"{name}.{key}": value for key, value in part.state_dict().items()}
+        else:
+            packed, groups[name] = pack_optimizer(name, part)
+            tensors |= packed
+    return tensors, groups
+
+
+def unpack_parts(
+    parts: Mapping[str, nn.Module | torch.optim.Optimizer], tensors: Mapping[str, Tensor], groups: Mapping[str, Any]
+) -> None:
+    """Load what pack_parts() returned into modules and optimisers."""
+    for name, part in parts.items():
+        if isinstance(part, nn.Module):
+            part.load_state_dict(tensors_of(name, tensors))
+        else:
+            unpack_optimizer(name, part, tensors, groups[name])
 
 
 def tensors_of(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -98,3 +98,21 @@ def _plain(value: Any) -> Any:
     if _is_group(value):
         return as_json(value)
     return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def filled(saved: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return saved settings with the defaults of those that they lack, in groups too."""
+    values = {**defaults, **saved}
+    for name, value in defaults.items():
+        if isinstance(value, dict) and isinstance(values[name], dict):
+            values[name] = filled(values[name], value)
+    return values
+
+
+def describe_difference(saved: object, ours: object, prefix: str = "") -> str:
+    """Say what differs between saved and present values, groups of hyper-parameters name by name."""
+    if not (isinstance(saved, dict) and isinstance(ours, dict)):
+        return f"{prefix} was {saved!r} and is {ours!r}" if prefix else f"{saved!r}, and not {ours!r}"
+    dot = f"{prefix}." if prefix else ""
+    names = [name for name in {**saved, **ours} if saved.get(name) != ours.get(name)]
+    return ", ".join(describe_difference(saved.get(name), ours.get(name), dot + str(name)) for name in names)

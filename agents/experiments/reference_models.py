@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.common.generation import TextGenerator, rules_of
+from agents.common.agent import Agent
+from agents.common.generation import rules_of
+from agents.common.settings import NoSettings
 from text_gym.errors import OptionError
 from text_gym.language_model import LanguageModel, State
 from text_gym.sequences import Batch, Example, Sequences
@@ -18,42 +20,48 @@ from text_gym.sequences import Batch, Example, Sequences
 class UniformPolicy(LanguageModel):
     """The language model to which every token is as likely as any other, everywhere."""
 
-    def __init__(self, vocab_size: int) -> None:
-        """Know how many tokens there are."""
+    def __init__(self, vocab_size: int, device: torch.device) -> None:
+        """Know how many tokens there are, and where logits are wanted."""
         super().__init__()
         self.vocab_size = vocab_size
+        self.device = device
 
     def start(self, n: int, prompts: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits of 0, and a state that says nothing."""
-        return torch.zeros(n, self.vocab_size), torch.zeros(n, 0)
+        return torch.zeros(n, self.vocab_size, device=self.device), torch.zeros(n, 0, device=self.device)
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """Logits of 0."""
-        return torch.zeros(len(tokens), self.vocab_size), state
+        return torch.zeros(len(tokens), self.vocab_size, device=self.device), state
 
     def features(self, tokens: Tensor, prompts: Tensor | None = None) -> Tensor:
         """Nothing is known of a prefix, [n, T, 0]."""
-        return torch.zeros(*tokens.shape, 0)
+        return torch.zeros(*tokens.shape, 0, device=self.device)
 
     def output(self, features: Tensor) -> Tensor:
         """Logits of 0, [..., V]."""
-        return torch.zeros(*features.shape[:-1], self.vocab_size)
+        return torch.zeros(*features.shape[:-1], self.vocab_size, device=self.device)
 
 
-class Uniform(TextGenerator):
-    """Writes tokens that are all as likely, the end among them.
+class Uniform(Agent[NoSettings]):
+    """Samples every token with the same probability, EOS among them; it learns nothing.
 
     >>> import gymnasium as gym, text_gym
     >>> Uniform(gym.make("TextGen-v0"), seed=0).sample(2, seed=0).tokens.shape
     (2, 21)
     """
 
+    name = "uniform"
+    learns = False
     learns_from_reward = False
 
-    def __init__(self, env: Any, seed: int = 0) -> None:
-        """There is nothing to learn."""
-        super().__init__(env, seed, "cpu")
-        self.policy = UniformPolicy(len(self.task.vocab))
+    def build(self) -> None:
+        """Create the policy."""
+        self.policy = UniformPolicy(len(self.task.vocab), self.device)
+
+    def one_step(self, step: int) -> bool:
+        """End the run."""
+        return False
 
 
 class RealData:

@@ -185,7 +185,7 @@ def run_cell(folder: Path, progress: bool = False, env: gym.Env[Any, Any] | None
     write_json(folder / NOW, {"doing": "measuring"})
     measures = Measures(model.task, spec.measured, spec.reward if spec.report_reward else None)
     write_json(folder / SAMPLES, measures.samples(model, spec.seed))
-    learns = callable(getattr(model, "learn", None))
+    learns = model.learns if isinstance(model, Agent) else callable(getattr(model, "learn", None))
     write_json(
         folder / RESULTS,
         {
@@ -240,9 +240,9 @@ def load_model(folder: Path, trust: bool = True) -> Any:
                 "if that is your own code or code that you trust, say --trust"
             )
     factory = find_agent(spec.agent, spec.preset, **spec.options).factory
-    if isinstance(factory, type) and issubclass(factory, Agent):
+    if isinstance(factory, type) and issubclass(factory, Agent) and factory.learns:
         return factory.load(folder, make_env(spec), device=spec.device, progress=False)
-    learns = callable(getattr(factory, "learn", None))
+    learns = callable(getattr(factory, "learn", None)) and getattr(factory, "learns", True)
     if learns and "folder" not in inspect.signature(factory).parameters:
         raise OptionError(
             f"what {spec.label} learned is not kept in {folder}: only an agents.Agent can be loaded, or an agent that "
@@ -256,6 +256,8 @@ def learn(model: Any, spec: CellSpec, folder: Path) -> None:
     if not isinstance(model, Agent):
         if callable(getattr(model, "learn", None)):
             model.learn(spec.steps) if spec.steps is not None else model.learn()
+        return
+    if not model.learns:
         return
     total = model.default_steps if spec.steps is None else spec.steps
     callbacks: list[BaseCallback] = [Heartbeat(folder / NOW, total)]

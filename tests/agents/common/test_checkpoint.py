@@ -9,6 +9,7 @@ import torch
 from agents import MLE
 from agents.common import agent
 from agents.common.checkpoint import (
+    FORMAT,
     Checkpoint,
     CheckpointError,
     has_checkpoint,
@@ -69,9 +70,13 @@ def test_damaged_truncated_and_foreign_ones_are_refused(tmp_path):
                 load_checkpoint(tmp_path, "mle")
         path.write_bytes(whole)
     for name in ("../elsewhere", "absent", 3, None):
-        latest.write_text(json.dumps({"format": "text_gym checkpoint 1", "name": name}))
+        latest.write_text(json.dumps({"format": FORMAT, "name": name}))
         with pytest.raises(CheckpointError, match="which is not there"):
             load_checkpoint(tmp_path, "mle")
+    latest.write_text(json.dumps({"format": "text_gym checkpoint 1", "name": "step-000001"}))
+    with pytest.raises(CheckpointError, match=r"another version made it .*; train it again"):
+        load_checkpoint(tmp_path, "mle")
+    latest.write_text(json.dumps({"format": FORMAT, "name": "step-000001"}))
     assert has_checkpoint(tmp_path)
 
 
