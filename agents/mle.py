@@ -9,14 +9,15 @@ from __future__ import annotations
 import copy
 import math
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from agents.common.agent import Agent
+from agents.common.checkpoint import Json
+from agents.common.settings import Presets
 from agents.networks.policies import PolicySettings, make_policy
 from text_gym.errors import OptionError
 from text_gym.sequences import Batch
@@ -72,7 +73,7 @@ class MLESettings(PolicySettings):
         return self.schedule[-1][1]
 
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, dict[str, object]] = {
     # SeqGAN's pretraining: embedding and LSTM of 32, N(0, 0.1), Adam at 0.01, clip 5, batch 64, 120 epochs.
     # It goes through the data in the same order every epoch; here each epoch has an order of its own.
     "paper": {
@@ -110,7 +111,7 @@ class MLE(Agent[MLESettings]):
 
     name = "mle"
     settings_type = MLESettings
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    presets: ClassVar[Presets] = PRESETS
     shown = ("train/nll", "valid/nll")
     is_warm_start = True
     learns_from_reward = False
@@ -195,7 +196,7 @@ class MLE(Agent[MLESettings]):
         best = {"best": self.best_policy} if self.best_loss < math.inf else {}
         return super().trained_parts() | best | ({"latest": self.latest_policy} if self.resting else {})
 
-    def trained_numbers(self) -> dict[str, Any]:
+    def trained_numbers(self) -> Json:
         """Where early stopping stands."""
         return {
             "best_loss": None if math.isinf(self.best_loss) else self.best_loss,
@@ -204,7 +205,7 @@ class MLE(Agent[MLESettings]):
             "resting": self.resting,
         }
 
-    def restore_trained_numbers(self, numbers: Mapping[str, Any]) -> None:
+    def restore_trained_numbers(self, numbers: Json) -> None:
         """Put it back."""
         self.best_loss = math.inf if numbers["best_loss"] is None else float(numbers["best_loss"])
         self.best_epoch, self.epochs_waited = int(numbers["best_epoch"]), int(numbers["epochs_waited"])

@@ -6,9 +6,8 @@ baseline; raise the log-probability of each token in proportion to its advantage
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -26,9 +25,11 @@ from agents.common.baselines import (
     mean_of_others,
     position_mean,
 )
+from agents.common.checkpoint import Json
 from agents.common.kl import AdaptiveKL, KLSettings, log_ratios
 from agents.common.losses import weighted_nll
 from agents.common.rollouts import rollout_values, score_sequences
+from agents.common.settings import Presets
 from agents.networks.policies import PolicySettings, frozen_copy, make_policy, width_of_features
 from text_gym.arrays import FloatArray
 from text_gym.errors import OptionError
@@ -133,7 +134,7 @@ class ReinforceSettings(PolicyGradientSettings):
 # SeqGAN's generator update: 16 rollouts by the policy itself, no baseline, the sum over batch and time, batch 64,
 # Adam at 0.01, gradient norm 5.
 PUBLISHED_UPDATE = {"baseline": "none", "loss": "sum", "learning_rate": 1e-2, "embedding": 32, "hidden": 32}
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, dict[str, object]] = {
     "paper": {**PUBLISHED_UPDATE, "updates": 200},  # one a round
     "fast": {**PUBLISHED_UPDATE, "updates": 60},
     # The grammar in well under a minute, from a policy that MLE has trained.
@@ -159,7 +160,7 @@ class Reinforce(Agent[PolicyGradientSettings]):
 
     name = "reinforce"
     settings_type: ClassVar[type] = ReinforceSettings
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    presets: ClassVar[Presets] = PRESETS
     shown = ("train/reward", "train/entropy")
     takes_start = True
 
@@ -372,11 +373,11 @@ class Reinforce(Agent[PolicyGradientSettings]):
             parts["critic_adam"] = self.critic.optimizer
         return parts
 
-    def trained_numbers(self) -> dict[str, Any]:
+    def trained_numbers(self) -> Json:
         """Return the moving average of rewards and the KL weight."""
         return {"average_reward": self.average_reward, "kl_weight": self.kl.weight}
 
-    def restore_trained_numbers(self, numbers: Mapping[str, Any]) -> None:
+    def restore_trained_numbers(self, numbers: Json) -> None:
         """Restore the moving average of rewards and the KL weight."""
         self.average_reward = float(numbers["average_reward"])
         self.kl.weight = float(numbers["kl_weight"])

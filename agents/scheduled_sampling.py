@@ -8,13 +8,13 @@ favours real tokens at first, and less so from epoch to epoch (Bengio et al., ar
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from agents.common.settings import Presets
 from agents.mle import MLE, MLESettings
 from agents.mle import PRESETS as MLE_PRESETS
 from text_gym.errors import OptionError
@@ -60,7 +60,7 @@ class ScheduledSamplingSettings(MLESettings):
         return max(share, self.least_real)
 
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, dict[str, object]] = {
     # The published share falls by 0.002 an epoch, there for 300 epochs, and here for the 120 of MLE. (There one
     # coin is tossed for all tokens of the whole run, when the graph is built; here each token has its own.)
     "paper": {**MLE_PRESETS["paper"], "decay_rate": 0.002},
@@ -82,7 +82,7 @@ class ScheduledSampling(MLE):
 
     name = "scheduled_sampling"
     settings_type = ScheduledSamplingSettings
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    presets: ClassVar[Presets] = PRESETS
     is_warm_start = False
     settings: ScheduledSamplingSettings
 

@@ -7,7 +7,6 @@ Gradient" (arXiv:1609.05473). The generator is the policy; its update is that of
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -17,7 +16,9 @@ from torch import nn
 from tqdm import tqdm
 
 from agents.common.agent import Stream
+from agents.common.checkpoint import Json
 from agents.common.generation import Env
+from agents.common.settings import Presets
 from agents.mle import MLE
 from agents.mle import PRESETS as MLE_PRESETS
 from agents.networks.discriminators import Discriminator, DiscriminatorSettings
@@ -70,7 +71,7 @@ class SeqGANSettings(PolicyGradientSettings):
             whole_number("pretrain_epochs", self.pretrain_epochs, least=0)
 
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, dict[str, object]] = {
     # As published: 120 epochs of MLE; 50 discriminator updates of 3 epochs; 200 rounds of 1 generator update and 5
     # discriminator updates of 3 epochs. What differs: the training sequences are in another order in every epoch; as
     # many sequences are generated as there are real ones (9,984, and not 10,000 of which the published code drops the
@@ -150,7 +151,7 @@ class SeqGAN(Reinforce):
 
     name = "seqgan"
     settings_type: ClassVar[type] = SeqGANSettings
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    presets: ClassVar[Presets] = PRESETS
     shown = ("train/reward", "discriminator/accuracy")
     settings: SeqGANSettings
 
@@ -298,14 +299,14 @@ class SeqGAN(Reinforce):
             "discriminator_adam": self.discriminator.optimizer,
         }
 
-    def trained_numbers(self) -> dict[str, Any]:
+    def trained_numbers(self) -> Json:
         """Return the numbers of `Reinforce`, and how far the pretrainings are."""
         return super().trained_numbers() | {
             "generator_pretrained": self.generator_pretrained,
             "d_steps_pretrained": self.d_steps_pretrained,
         }
 
-    def restore_trained_numbers(self, numbers: Mapping[str, Any]) -> None:
+    def restore_trained_numbers(self, numbers: Json) -> None:
         """Restore the numbers of `Reinforce`, and how far the pretrainings are."""
         super().restore_trained_numbers(numbers)
         self.generator_pretrained = bool(numbers["generator_pretrained"])

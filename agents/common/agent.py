@@ -33,6 +33,7 @@ from tqdm import tqdm
 from agents.common.checkpoint import (
     Checkpoint,
     CheckpointError,
+    Json,
     has_checkpoint,
     load_checkpoint,
     pack_parts,
@@ -42,7 +43,7 @@ from agents.common.checkpoint import (
 )
 from agents.common.generation import Env, find_device, next_logits, rules_of, sequence_log_probs, to_tensor
 from agents.common.losses import weighted_nll
-from agents.common.settings import NoSettings, as_json, changed, describe_difference, filled
+from agents.common.settings import NoSettings, Presets, as_json, changed, describe_difference, filled
 from agents.common.training import Callback, as_callback, checked_logs, open_logger, stop_on_interrupt
 from agents.networks.policies import LogitMask, Restricted, Tempered, architecture_of
 from text_gym.arrays import AnyArray, FloatArray, IntArray
@@ -77,7 +78,7 @@ class Updates(NamedTuple):
 
     agent: str | None
     """Registered name of the agent that makes them; None for the agent itself."""
-    settings: dict[str, Any]
+    settings: dict[str, object]
     """Its hyper-parameters."""
 
 
@@ -106,7 +107,7 @@ class Agent(ABC, Generic[S]):
     """Name in checkpoints, logs and error messages; the class's name if empty."""
     settings_type: ClassVar[type] = NoSettings
     """Dataclass of the hyper-parameters."""
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    presets: ClassVar[Presets] = {}
     """Named sets of hyper-parameters."""
     shown: ClassVar[tuple[str, ...]] = ()
     """Metrics in the progress bar; the first two if none are named."""
@@ -139,7 +140,7 @@ class Agent(ABC, Generic[S]):
         progress: bool = True,
         log: Sequence[str] = ("csv", "json"),
         start: Agent[Any] | None = None,
-        **hyper: Any,
+        **hyper: object,
     ) -> None:
         """Create the policy; nothing is learned yet."""
         self._initial_policy = None if start is None else self._policy_of(start, env, hyper)
@@ -179,7 +180,7 @@ class Agent(ABC, Generic[S]):
             self._restore(resumed)
 
     @classmethod
-    def _policy_of(cls, start: Agent[Any], env: Env, hyper: dict[str, Any]) -> LanguageModel:
+    def _policy_of(cls, start: Agent[Any], env: Env, hyper: dict[str, object]) -> LanguageModel:
         """Check an agent to start from, and set the hyper-parameters of its architecture."""
         if not cls.takes_start:
             raise OptionError(f"{cls.name} does not start from another agent's policy; leave start out")
@@ -218,11 +219,11 @@ class Agent(ABC, Generic[S]):
         """Return the modules and optimisers that learning changes, whose tensors a checkpoint holds."""
         return {"policy": self.policy, "adam": self.optimizer}
 
-    def trained_numbers(self) -> dict[str, Any]:
+    def trained_numbers(self) -> Json:
         """Return what else learning changes, as JSON can hold it."""
         return {}
 
-    def restore_trained_numbers(self, numbers: Mapping[str, Any]) -> None:
+    def restore_trained_numbers(self, numbers: Json) -> None:
         """Restore what trained_numbers() returned."""
 
     @classmethod
@@ -344,10 +345,10 @@ class Agent(ABC, Generic[S]):
     def predict(
         self,
         observation: IntArray | Mapping[str, IntArray],
-        state: Any = None,
-        episode_start: Any = None,
+        state: object = None,
+        episode_start: object = None,
         deterministic: bool = False,
-    ) -> tuple[Any, Any]:
+    ) -> tuple[IntArray, object]:
         """Choose the next token of each prefix, as in Stable-Baselines3: the likeliest one, or a sampled one."""
         parts = observation if isinstance(observation, Mapping) else {"prefix": observation}
         single = np.ndim(parts["prefix"]) == 1
@@ -412,7 +413,7 @@ class Agent(ABC, Generic[S]):
         return self
 
     @classmethod
-    def choose_settings(cls, preset: str | None = None, **hyper: Any) -> S:
+    def choose_settings(cls, preset: str | None = None, **hyper: object) -> S:
         """Return all hyper-parameters: those given, over the preset's, over the defaults."""
         if preset is not None and preset not in cls.presets:
             raise OptionError(f"{cls.name} has no preset {preset!r}." + suggest(str(preset), cls.presets))
@@ -621,7 +622,7 @@ class Agent(ABC, Generic[S]):
         """Return a digest of the policy's weights that are not in checkpoints, where it has any."""
         return getattr(self.policy, "frozen_digest", None)
 
-    def _described_task(self) -> dict[str, Any]:
+    def _described_task(self) -> Json:
         """Describe what a policy depends on: the tokens, and the lengths."""
         tokens = hashlib.blake2b("\0".join(self.task.vocab.tokens).encode("utf-8", "surrogatepass"), digest_size=8)
         return {"tokens": tokens.hexdigest(), "length": self.rules.limit, "prompt_length": self.task.prompt_length}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -71,27 +71,22 @@ class Critic:
     """
 
     def __init__(self, width: int, learning_rate: float, device: torch.device | str = "cpu") -> None:
-        """Two layers with torch's own initial weights."""
-        self.network = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1)).to(device)
-        self.network.register_buffer("centre", torch.zeros((), device=device))
-        self.network.register_buffer("spread", torch.zeros((), device=device))  # 0: nothing seen yet
+        """Create the network with torch's own initial weights."""
+        self.network = _ValueNetwork(width).to(device)
         self.optimizer = torch.optim.Adam(self.network.parameters(), learning_rate, fused=True)
 
     @torch.no_grad()
     def value(self, features: Tensor) -> Tensor:
-        """The values [n, T] of prefixes with features [n, T, H]."""
-        network: Any = self.network
-        values: Tensor = self._in_units(features) * network.spread + network.centre
-        return values
+        """Predict the values [n, T] of prefixes with features [n, T, H]."""
+        return self.network.normalized(features) * self.network.spread + self.network.centre
 
     def learn(self, features: Tensor, values: Tensor, valid: Tensor) -> dict[str, float]:
-        """One step of Adam towards values [n, T], where valid; and how well they were known before it.
+        """Take one Adam step towards values [n, T], where valid, and say how well they were known before it.
 
         Returns:
-            The mean squared error as `critic_loss`, and where values differ, `explained_variance`, the share of
-            their variance that it is short of.
+            The mean squared error as `critic_loss`, and where values differ, `explained_variance`.
         """
-        network: Any = self.network
+        network = self.network
         wanted = values[valid].float()
         figures = _figures(self.value(features[valid]), wanted)
         if not network.spread:
@@ -99,14 +94,28 @@ class Critic:
             network.centre.copy_(wanted.mean())
             network.spread.copy_(spread if spread > 1e-6 else torch.ones_like(spread))
         self.optimizer.zero_grad()
-        loss = nn.functional.mse_loss(self._in_units(features[valid]), (wanted - network.centre) / network.spread)
+        predicted = network.normalized(features[valid])
+        loss = nn.functional.mse_loss(predicted, (wanted - network.centre) / network.spread)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return figures
 
-    def _in_units(self, features: Tensor) -> Tensor:
-        values: Tensor = self.network(features.detach().float())[..., 0]
-        return values
+
+class _ValueNetwork(nn.Sequential):
+    """Two layers from features to a value, in units of the first batch's standard deviation around its mean."""
+
+    centre: Tensor
+    spread: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1))
+        self.register_buffer("centre", torch.zeros(()))
+        self.register_buffer("spread", torch.zeros(()))  # 0: nothing seen yet
+
+    def normalized(self, features: Tensor) -> Tensor:
+        """Predict the values [n, T] in these units."""
+        values: Tensor = self(features.detach().float())
+        return values[..., 0]
 
 
 def _figures(values: Tensor, wanted: Tensor) -> dict[str, float]:

@@ -26,6 +26,8 @@ from text_gym.errors import TextGymError
 from text_gym.files import replace_file
 
 FORMAT = "text_gym checkpoint 2"
+Json = dict[str, Any]
+"""An object of JSON."""
 
 
 class CheckpointError(TextGymError, ValueError):
@@ -39,7 +41,7 @@ class Checkpoint(NamedTuple):
     """The agent's name."""
     step: int
     """How many steps had been learned."""
-    state: dict[str, Any]
+    state: Json
     """Settings and whatever else JSON can hold."""
     tensors: dict[str, Tensor]
     """Parameters, and the state of optimisers."""
@@ -81,13 +83,13 @@ def load_checkpoint(folder: str | Path, kind: str, device: str | torch.device = 
         raise CheckpointError(f"the checkpoint in {folder} is damaged: {problem}") from problem
 
 
-def read_state(folder: str | Path, kind: str) -> dict[str, Any]:
+def read_state(folder: str | Path, kind: str) -> Json:
     """What JSON holds of the newest checkpoint, without its tensors."""
     state = _find(Path(folder), kind)[1].get("state")
     return state if isinstance(state, dict) else {}
 
 
-def _find(folder: Path, kind: str) -> tuple[Path, dict[str, Any]]:
+def _find(folder: Path, kind: str) -> tuple[Path, Json]:
     """Where the newest checkpoint is, and its header."""
     name = _newest(folder)
     if name is None:
@@ -114,7 +116,7 @@ def _newest(folder: Path) -> str | None:
     return name
 
 
-def _write(path: Path, content: Mapping[str, Any]) -> None:
+def _write(path: Path, content: Json) -> None:
     with replace_file(path) as file:
         file.write(json.dumps(content, indent=1).encode())
 
@@ -128,7 +130,7 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Json:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
@@ -145,10 +147,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 def pack_parts(
     parts: Mapping[str, nn.Module | torch.optim.Optimizer],
-) -> tuple[dict[str, Tensor], dict[str, list[dict[str, Any]]]]:
+) -> tuple[dict[str, Tensor], dict[str, list[Json]]]:
     """Return the tensors of modules and optimisers, named after their part, and the settings of the optimisers."""
     tensors: dict[str, Tensor] = {}
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, list[Json]] = {}
     for name, part in parts.items():
         if isinstance(part, nn.Module):
             tensors |= {f"{name}.{key}": value for key, value in part.state_dict().items()}
@@ -159,7 +161,7 @@ def pack_parts(
 
 
 def unpack_parts(
-    parts: Mapping[str, nn.Module | torch.optim.Optimizer], tensors: Mapping[str, Tensor], groups: Mapping[str, Any]
+    parts: Mapping[str, nn.Module | torch.optim.Optimizer], tensors: Mapping[str, Tensor], groups: Json
 ) -> None:
     """Load what pack_parts() returned into modules and optimisers."""
     for name, part in parts.items():
@@ -174,7 +176,7 @@ def tensors_of(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
 
 
-def pack_optimizer(name: str, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+def pack_optimizer(name: str, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[Json]]:
     """An optimiser's state as named tensors, and its groups' settings."""
     state = optimizer.state_dict()
     tensors = {
@@ -186,7 +188,7 @@ def pack_optimizer(name: str, optimizer: torch.optim.Optimizer) -> tuple[dict[st
 
 
 def unpack_optimizer(
-    name: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
+    name: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[Json]
 ) -> None:
     """Give an optimiser the state that was packed."""
     state: dict[int, dict[str, Tensor]] = {}

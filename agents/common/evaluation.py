@@ -69,10 +69,10 @@ def evaluate(model: Model, n: int = 9_984, seed: int = 0, split: str = "test") -
 def likelihoods(model: Model, drawn: Batch, real: Batch, temperature: float = 1.0) -> dict[str, float]:
     """What `evaluate` says of likelihoods, for sequences drawn (at this temperature) and real ones."""
     task = model.task
-    changed: dict[str, Any] = {} if temperature == 1 else {"temperature": temperature}
+    changed = {} if temperature == 1 else {"temperature": temperature}
     of_real = model.log_prob(real.tokens, real.lengths, real.examples, **changed)
     restricts = getattr(model, "restricts", False)
-    as_sampled: dict[str, Any] = {"as_sampled": True} if restricts else {}
+    as_sampled = {"as_sampled": True} if restricts else {}
     of_drawn = model.log_prob(drawn.tokens, drawn.lengths, drawn.examples, **as_sampled, **changed)
     results = {"nll_test": per_token(of_real, real), "entropy": per_token(of_drawn, drawn)}
     same_language = drawn.tokens.shape[1] == task.max_length  # not if the environment limits the length

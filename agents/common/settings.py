@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 S = TypeVar("S", bound="DataclassInstance")
+Presets = Mapping[str, Mapping[str, object]]
+"""Named sets of hyper-parameters."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class NoSettings:
     """Settings of an agent without hyper-parameters."""
 
 
-def changed(settings: S, changes: Mapping[str, Any], owner: str, prefix: str = "") -> S:
+def changed(settings: S, changes: Mapping[str, object], owner: str, prefix: str = "") -> S:
     """Return the settings with some values replaced.
 
     A group takes a dict of the values that change, or a whole group; one that has a `kind` takes its kind alone.
@@ -34,7 +36,7 @@ def changed(settings: S, changes: Mapping[str, Any], owner: str, prefix: str = "
         prefix: Name of the group that the settings are, with a dot behind it.
     """
     known = {field.name: getattr(settings, field.name) for field in fields(settings)}
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for name, value in changes.items():
         if name not in known:
             raise OptionError(f"{owner} has no hyper-parameter {prefix + name!r}." + suggest(name, known))
@@ -65,9 +67,9 @@ def merged(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     return found
 
 
-def difference(settings: DataclassInstance, before: DataclassInstance) -> dict[str, Any]:
+def difference(settings: DataclassInstance, before: DataclassInstance) -> dict[str, object]:
     """Return the values that differ from those before, with a dict for each group that differs."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for field in fields(before):
         new, old = getattr(settings, field.name), getattr(before, field.name)
         if new != old:
@@ -75,7 +77,7 @@ def difference(settings: DataclassInstance, before: DataclassInstance) -> dict[s
     return found
 
 
-def flattened(settings: DataclassInstance, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flattened(settings: DataclassInstance, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Yield the name and the value of every hyper-parameter; names in groups are "group.name"."""
     for field in fields(settings):
         value = getattr(settings, field.name)
@@ -85,7 +87,7 @@ def flattened(settings: DataclassInstance, prefix: str = "") -> Iterator[tuple[s
             yield prefix + field.name, value
 
 
-def as_json(settings: DataclassInstance) -> dict[str, Any]:
+def as_json(settings: DataclassInstance) -> dict[str, object]:
     """Return the settings as JSON would read them back: tuples as lists, groups as dicts."""
     return {field.name: _plain(getattr(settings, field.name)) for field in fields(settings)}
 
@@ -94,7 +96,7 @@ def _is_group(value: object) -> TypeGuard[DataclassInstance]:
     return is_dataclass(value) and not isinstance(value, type)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if _is_group(value):
         return as_json(value)
     return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
