@@ -4,85 +4,104 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import SupportsIndex
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.utils import seeding
 
 from text_gym.arrays import BoolArray, IntArray, Mask
-from text_gym.errors import InvalidActionError, RenderModeError, ResetNeededError
 from text_gym.rewards.scorer import RewardSpec
-from text_gym.rules import Constraint, Final, Observation, Rules, check_reset_options
+from text_gym.rules import (
+    Constraint,
+    Info,
+    Observation,
+    Outcome,
+    Rules,
+    check_render_mode,
+    check_reset_options,
+    check_seed,
+    no_episode,
+)
 from text_gym.sequences import Example
 from text_gym.tasks.task import Task
-from text_gym.validation import whole_number
 
 
-class TextGenEnv(gym.Env[Any, Any]):
-    """Write a sequence token by token; at its end, be told what it is worth.
+class TextGenEnv(gym.Env[Observation, SupportsIndex]):
+    """Generate a sequence token by token; the reward is paid when it is finished.
 
     ## Description
-    The state is the prefix written so far. Each action appends a token. The episode ends with
-    EOS, or when the sequence is `max_length` tokens long, and only then the reward is paid.
-    Nothing is random but the choice of the prompt, in tasks that have prompts.
+    The state is the prefix generated so far. Each action appends a token. EOS, or the length
+    `max_length`, finishes the sequence. Transitions are deterministic.
 
     ## Action Space
-    `Discrete(V)`: the id of the next token. In tasks of variable length EOS is one of them.
+    `Discrete(V)`: the id of the next token. In tasks of variable length EOS is one of the tokens.
 
     ## Observation Space
     `Box(0, V, (T,), int64)`: the prefix, right-padded with PAD = V, which is never an action.
-    With prompts, `Dict(prompt=Box(0, V, (P,)), prefix=Box(0, V, (T,)))`.
+    With prompts, `Dict(prompt=Box(0, V, (P,), int64), prefix=Box(0, V, (T,), int64))`.
 
     ## Rewards
-    0 until the sequence ends; then the reward's score of the finished sequence.
+    0 until the sequence is finished; then the reward's score of the sequence.
+
+    ## Starting State
+    The empty prefix. Tasks with prompts sample a prompt uniformly from the split; nothing else is
+    random. The options of reset() start an episode elsewhere:
+
+    - `prefix`: a prefix to continue, as text or ids.
+    - `prompt`: a prompt as text or ids; or `prompt_index`: its number in the split.
+    - `disallowed`: how many tokens of the prefix were taken against the mask; 0 by default.
+
+    `snapshot()` returns the options that lead back to the current state. A refused reset changes
+    nothing: the running episode and the random numbers go on as if it had not been called.
 
     ## Episode End
     `terminated` at EOS or at `max_length` tokens; `truncated` never. The limit is part of the
-    task and pays the reward, so a learner must not bootstrap beyond it.
+    task and pays the reward, so a learner must not bootstrap beyond it. A refused action changes
+    nothing. If a reward or a constraint fails during a step, the episode is over without a
+    result, and reset() starts the next.
 
     ## Information
-    Always: `action_mask` [V] of int8, 1 for each token that min_length, the banned tokens and the
-    constraint allow next. The mask is advice, for agents that read it: a token it forbids is
-    appended like any other. Where the constraint then allows nothing at all, it is dropped.
-    At the end also: `text`; `length`, counting EOS; `reward_terms`, each reward's own score;
-    `disallowed`, how many tokens were taken against the mask; with prompts, `prompt` as text.
+    Always:
+
+    - `action_mask`: [V] of int8, 1 for each token that min_length, the banned tokens and the
+      constraint allow next. A mask is advice: a token that it forbids is appended like any other.
+      Where a constraint then allows nothing at all, it is ignored until the episode ends.
+
+    At the end of an episode also:
+
+    - `text`: the sequence as text.
+    - `length`: its number of tokens, counting EOS.
+    - `reward_terms`: the score of each reward, by name.
+    - `disallowed`: how many tokens were taken against the mask.
+    - `prompt`: the prompt as text, in tasks with prompts.
 
     ## Arguments
     Args:
         task: A name ("grammar", "oracle", "answers"), the path of a .txt, .jsonl or .abc file,
             "module:factory", or a `text_gym.Task`.
-        reward: What a finished sequence is worth: a name such as "bleu" or "bleu(n=2)", a function
-            of completions, a `text_gym.Reward`, a list of these, or a dict {reward: weight}. The
-            task's own if not given.
-        max_length: The most tokens of a sequence, EOS included; the task's own if not given. A task
-            given by name or path is made for this length; of one already made only the episode's
-            limit changes, not its data or language.
-        min_length: EOS is masked until so many tokens have been written.
-        split: The split whose prompts are drawn: "train", "valid" or "test".
+        reward: The score of a finished sequence: a name such as "bleu" or "bleu(n=2)", a function
+            of completions, a `text_gym.Reward`, a list of these, or a dict {reward: weight}. None
+            takes the task's own.
+        max_length: The largest number of tokens of a sequence, EOS included; None takes the
+            task's own. A task given by name or path is made for this length; with a `Task` only
+            the episode's limit changes, not its data or language.
+        min_length: The number of tokens before which EOS is masked.
+        split: The split to sample prompts from: "train", "valid" or "test".
         constraint: A function of prefixes [n, T] and, if it names them, lengths [n] and prompts,
             that returns which tokens may follow each, [n, V]; "module:function"; or "valid", which
             keeps to the task's own language where that is known.
-        banned: Tokens, as text or ids, that are always masked; if not given, the token for unknown
+        banned: Tokens that are always masked, as text or ids. None bans the token for unknown
             words, where there is one.
-        render_mode: "ansi" or "human".
-        **task_options: What the task takes, for example seed=1 or tokenizer="char".
-
-    ## Starting elsewhere
-    `reset(options={"prefix": ..., "prompt": ...})` starts behind any prefix and from any prompt,
-    given as text or ids; `"prompt_index"` takes a prompt by its number in the split.
-    `snapshot()` returns the options that lead back to where the episode is now.
-
-    ## Errors
-    A refused action or option changes nothing. If a reward or a constraint fails during a step,
-    the episode is over without a result, and reset() starts the next.
+        render_mode: "ansi" (`render()` returns the text), "human" (prints it as it grows) or None.
+        **task_options: Options of the task, for example seed=1 or tokenizer="char".
 
     ## Version History
     * v0: first version.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 30}
+    metadata = {"render_modes": ["ansi", "human"], "render_fps": 30}
 
     def __init__(
         self,
@@ -94,25 +113,23 @@ class TextGenEnv(gym.Env[Any, Any]):
         constraint: str | Constraint | None = None,
         banned: Iterable[str | int] | None = None,
         render_mode: str | None = None,
-        **task_options: Any,
+        **task_options: object,
     ) -> None:
-        """Build the task and the reward, and check them against each other."""
-        if render_mode not in (None, *self.metadata["render_modes"]):
-            raise RenderModeError(f"render_mode must be 'ansi', 'human' or None, not {render_mode!r}")
+        """Make the task and the reward, and check them against each other."""
+        check_render_mode(render_mode, self.metadata["render_modes"])
         self.rules = Rules(task, reward, max_length, min_length, split, constraint, banned, **task_options)
         self.render_mode = render_mode
         self.action_space = self.rules.action_space
         self.observation_space = self.rules.observation_space
         self._size = self.rules.size
         self._restricts = self.rules.restricts
-        self._conditional = self.rules.task.conditional
         self._running = False
         self._tokens: IntArray = np.full(self.rules.limit, self.rules.pad, dtype=np.int64)  # [T]
         self._length = 0
-        self._example: Example | None = None
-        self._prompt: IntArray | None = None  # [P]
-        self._mask: Mask = self.rules.later_mask  # the last one
         self._disallowed = 0
+        self._examples: list[Example] | None = None  # one, in tasks with prompts
+        self._prompt: IntArray | None = None  # [P]
+        self._mask: Mask = self.rules.later_mask  # [V], of the current prefix
 
     @property
     def task(self) -> Task:
@@ -120,101 +137,109 @@ class TextGenEnv(gym.Env[Any, Any]):
         return self.rules.task
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Start an episode: an empty prefix and a new prompt, or those of the options."""
-        given, rules = check_reset_options(options), self.rules
-        prefix = rules.read_prefix(given.get("prefix", ()))
-        disallowed = whole_number("disallowed", given.get("disallowed", 0), least=0)
-        example = None
-        if "prompt" in given:
-            example = rules.find_example(given["prompt"])
-        elif "prompt_index" in given:
-            example = rules.numbered_example(given["prompt_index"])
+        self, *, seed: int | None = None, options: Mapping[str, object] | None = None
+    ) -> tuple[Observation, Info]:
+        """Start an episode; see "Starting State" for the options.
+
+        Args:
+            seed: Seed of the random numbers that prompts are sampled with; None keeps them as they are.
+            options: "prefix", "prompt" or "prompt_index", "disallowed".
+        """
+        rules = self.rules
+        start = rules.start(check_reset_options(options))
+        seed = check_seed(seed)
+        example = start.example
         random = None
-        if self._conditional and example is None:
+        if example is None and rules.task.conditional:
             random = rules.planned(self.np_random) if seed is None else seeding.np_random(seed)[0]
-            example = rules.draw_example(random)
+            example = rules.sample_example(random)
+        length = len(start.prefix)
         tokens = np.full(rules.limit, rules.pad, dtype=np.int64)
-        tokens[: len(prefix)] = prefix
-        mask: Mask = self._masks(tokens, len(prefix), disallowed, example, live=True)[0]
-        # Nothing has changed up to here, and nothing is refused from here on.
+        tokens[:length] = start.prefix
+        examples = None if example is None else [example]
+        mask = self._mask
+        if self._restricts:
+            mask = self._action_masks(tokens, length, True, start.disallowed, examples)[0]
+        # Nothing has changed so far, and nothing fails from here on.
         super().reset(seed=seed)
-        if random is not None:
+        if random is not None and random is not self.np_random:
             self.np_random.bit_generator.state = random.bit_generator.state
-        self._tokens, self._length, self._disallowed = tokens, len(prefix), disallowed
-        self._example = example
+        self._tokens = tokens
+        self._length = length
+        self._disallowed = start.disallowed
+        self._examples = examples
         self._prompt = None if example is None else rules.prompt_row(example)
         self._mask = mask
         if self.render_mode == "human":
-            self._write_start(interrupted=self._running)
+            self._print_start(interrupted=self._running)
         self._running = True
-        return rules.observe(tokens, self._prompt), {"action_mask": mask.copy()}
+        return rules.observation(tokens, self._prompt), {"action_mask": mask.copy()}
 
-    def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: SupportsIndex) -> tuple[Observation, float, bool, bool, Info]:
         """Append a token."""
         try:
             token = operator.index(action)
         except TypeError:
-            token = -1
+            raise self.rules.invalid_action(action) from None
         if not 0 <= token < self._size:
-            raise InvalidActionError(f"an action is a whole number in 0..{self._size - 1}, not {action!r}")
+            raise self.rules.invalid_action(token)
         if not self._running:
-            raise ResetNeededError("no episode is under way; call reset() before step()")
+            raise no_episode("step")
         self._running = False  # until everything has gone well
         if self._restricts and not self._mask[token]:
             self._disallowed += 1
-        self._length, terminated = self.rules.append(self._tokens, self._length, self._length, token)
-        reward, info = 0.0, {}
+        self._length, terminated = self.rules.transition(self._tokens, self._length, self._length, token)
+        reward = 0.0
+        info: Info = {}
         if terminated:
-            final = self.rules.finish(self._tokens[None].copy(), np.array([self._length]), self._examples)
-            reward, info = float(final.rewards[0]), self._final_info(final)
+            outcome = self.rules.score(self._tokens[None].copy(), np.array([self._length]), self._examples)
+            reward = float(outcome.rewards[0])
+            info = self._final_info(outcome)
         if self._restricts:
             live = not terminated
-            self._mask = self._masks(self._tokens, self._length, self._disallowed, self._example, live)[0]
+            self._mask = self._action_masks(self._tokens, self._length, live, self._disallowed, self._examples)[0]
         info["action_mask"] = self._mask.copy()
         self._running = not terminated
         if self.render_mode == "human":
-            self._write_step(reward, info)
-        observation = self._tokens.copy() if self._prompt is None else self.rules.observe(self._tokens, self._prompt)
+            self._print_step(reward, info)
+        observation = (
+            self._tokens.copy() if self._prompt is None else self.rules.observation(self._tokens, self._prompt)
+        )
         return observation, reward, terminated, False, info
 
-    @property
-    def _examples(self) -> list[Example] | None:
-        return None if self._example is None else [self._example]
+    def _action_masks(
+        self, tokens: IntArray, length: int, live: bool, disallowed: int, examples: list[Example] | None
+    ) -> Mask:
+        """Compute which tokens may follow the prefix, [1, V]."""
+        lengths = np.array([length])
+        return self.rules.action_masks(tokens[None], lengths, np.array([live]), np.array([disallowed]), examples)
 
-    def _final_info(self, final: Final) -> dict[str, Any]:
-        info: dict[str, Any] = {
-            "text": final.texts[0],
-            "length": int(final.lengths[0]),
-            "reward_terms": {name: float(scores[0]) for name, scores in final.terms.items()},
+    def _final_info(self, outcome: Outcome) -> Info:
+        info: Info = {
+            "text": outcome.texts[0],
+            "length": int(outcome.lengths[0]),
+            "reward_terms": {name: float(scores[0]) for name, scores in outcome.terms.items()},
             "disallowed": self._disallowed,
         }
-        if final.prompts is not None:
-            info["prompt"] = final.prompts[0]
+        if outcome.prompts is not None:
+            info["prompt"] = outcome.prompts[0]
         return info
 
-    def _masks(self, tokens: IntArray, length: int, disallowed: int, example: Example | None, live: bool) -> Mask:
-        """Which tokens may follow the prefix, [1, V]."""
-        if not self._restricts:
-            return self.rules.later_mask[None]
-        examples = None if example is None else [example]
-        place = tokens[None], np.array([length]), np.array([live])
-        return self.rules.masks(*place, np.array([disallowed]), examples)
-
     def action_masks(self) -> BoolArray:
-        """Which tokens may come next, [V]; the name that MaskablePPO looks for."""
+        """Return which tokens may come next, [V]; the name that MaskablePPO looks for."""
         return self._mask.astype(np.bool_)
 
-    def snapshot(self) -> dict[str, Any]:
-        """The options with which reset() comes back to this position."""
+    def snapshot(self) -> dict[str, object]:
+        """Return the options with which reset() leads back to the current state."""
         if not self._running:
-            raise ResetNeededError("the episode has ended; take a snapshot while one is under way")
-        options: dict[str, Any] = {"prefix": self._tokens[: self._length].copy(), "disallowed": self._disallowed}
-        if self._example is not None and self._example.number is not None:
-            options["prompt_index"] = self._example.number
-        elif self._example is not None:
-            options["prompt"] = np.array(self._example.prompt, dtype=np.int64)
+            raise no_episode("snapshot")
+        options: dict[str, object] = {"prefix": self._tokens[: self._length].copy(), "disallowed": self._disallowed}
+        if self._examples is not None:
+            example = self._examples[0]
+            if example.number is None:  # a prompt of the caller's own
+                options["prompt"] = np.array(example.prompt, dtype=np.int64)
+            else:
+                options["prompt_index"] = example.number
         return options
 
     @property
@@ -223,21 +248,21 @@ class TextGenEnv(gym.Env[Any, Any]):
         return self.rules.vocab.decode(self._tokens[: self._length].tolist())
 
     def render(self) -> str | None:
-        """In mode "ansi" the text so far; "human" has already written it."""
+        """Return the text so far in mode "ansi"; in mode "human" it is on the screen already."""
         if self.render_mode is None:
             gym.logger.warn('render() does nothing without a render mode; pass render_mode="ansi" to make()')
         return self.text if self.render_mode == "ansi" else None
 
-    def _write_start(self, interrupted: bool) -> None:
-        prompt = "" if self._example is None else f"{self.rules.vocab.decode(self._example.prompt)} -> "
-        self._written = self.text
-        sys.stdout.write("\n" * interrupted + prompt + self._written)
+    def _print_start(self, interrupted: bool) -> None:
+        prompt = "" if self._examples is None else f"{self.rules.vocab.decode(self._examples[0].prompt)} -> "
+        self._printed = self.text
+        sys.stdout.write("\n" * interrupted + prompt + self._printed)
         sys.stdout.flush()
 
-    def _write_step(self, reward: float, info: dict[str, Any]) -> None:
+    def _print_step(self, reward: float, info: Info) -> None:
         text = self.text
-        sys.stdout.write(text.removeprefix(self._written))
-        self._written = text
+        sys.stdout.write(text.removeprefix(self._printed))
+        self._printed = text
         if "text" in info:
             terms = info["reward_terms"]
             shown = ", ".join(f"{name} {score:.4g}" if len(terms) > 1 else name for name, score in terms.items())

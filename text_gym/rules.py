@@ -1,23 +1,21 @@
-"""What the scalar and the vector environment share: the rules of the game, for one sequence or many.
+"""What `TextGenEnv` and `TextGenVectorEnv` share: the transition, action masks, reset options and error messages.
 
-A position is a row of tokens, right-padded with PAD, and its length. `append` is the whole
-transition; it is written so that it takes plain numbers as well as arrays. Everything else
-here works on batches, and the scalar environment is a batch of one.
+A sequence is a row of tokens, right-padded with PAD, and its length. `Rules.transition` takes plain numbers
+as well as arrays. Everything else works on batches, and the scalar environment is a batch of one.
 """
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
 from text_gym.arrays import BoolArray, FloatArray, IntArray, Mask
-from text_gym.errors import DataError, MaskError, OptionError
+from text_gym.errors import DataError, InvalidActionError, MaskError, OptionError, RenderModeError, ResetNeededError
 from text_gym.registry import load_attribute
 from text_gym.rewards.scorer import RewardSpec, Scorer
 from text_gym.sequences import Batch, Example
@@ -25,16 +23,30 @@ from text_gym.tasks.registry import make_task, option_names
 from text_gym.tasks.task import Task
 from text_gym.validation import suggest, whole_number
 
-Observation = Any  # the prefix [T], or {"prompt": [P], "prefix": [T]}; with one axis more in the vector environment
+Observation = IntArray | dict[str, IntArray]
+"""The prefix [T], or {"prompt": [P], "prefix": [T]}; [n, T] and [n, P] in the vector environment."""
+Info = dict[str, Any]
+"""Gymnasium's info."""
 Constraint = Callable[..., npt.ArrayLike]
-Number = TypeVar("Number", int, IntArray)
+"""A function of the columns it names, see CONSTRAINT_COLUMNS; returns true or false for each token, [n, V]."""
 
 RESET_OPTIONS = ("prefix", "prompt", "prompt_index", "disallowed")
 CONSTRAINT_COLUMNS = ("prefixes", "lengths", "prompts")
+UNUSED_SEED = np.random.SeedSequence(0)  # for generators whose state is set at once
 
 
-class Final(NamedTuple):
-    """What is known about sequences when they end, a row each."""
+class Start(NamedTuple):
+    """Where an episode starts, read from the options of reset()."""
+
+    prefix: list[int]
+    example: Example | None
+    """The prompt with its references; None samples one in tasks with prompts."""
+    disallowed: int
+    """Tokens of the prefix that were taken against the mask."""
+
+
+class Outcome(NamedTuple):
+    """Rewards of finished sequences and what info says of them, one row each."""
 
     rewards: FloatArray
     texts: list[str]
@@ -44,7 +56,7 @@ class Final(NamedTuple):
 
 
 class Rules:
-    """A task, a reward and the limits, checked against each other."""
+    """A task, a reward and the limits of an episode, checked against each other."""
 
     def __init__(
         self,
@@ -55,9 +67,9 @@ class Rules:
         split: str = "train",
         constraint: str | Constraint | None = None,
         banned: Iterable[str | int] | None = None,
-        **task_options: Any,
+        **task_options: object,
     ) -> None:
-        """See `TextGenEnv` for what the arguments mean."""
+        """Take the arguments of `TextGenEnv`."""
         known = frozenset[str]() if isinstance(task, Task) else option_names(task)
         for name in task_options:
             if known is not None and name not in known:
@@ -69,7 +81,9 @@ class Rules:
                 task_options["max_length"] = max_length
         self.task = make_task(task, **task_options)
         self.vocab = self.task.vocab
-        self.size, self.pad, self.eos = len(self.vocab), self.vocab.pad, self.vocab.eos
+        self.size = len(self.vocab)
+        self.pad = self.vocab.pad
+        self.eos = self.vocab.eos
         self._end = -1 if self.eos is None else self.eos  # no action is -1
         self.limit = max_length or self.task.max_length
         self.min_length = self._checked_min_length(min_length)
@@ -86,13 +100,13 @@ class Rules:
     def _checked_min_length(self, min_length: int) -> int:
         number = whole_number("min_length", min_length, least=0)
         if number >= self.limit:
-            raise OptionError(f"min_length={number} must lie below max_length={self.limit}")
+            raise OptionError(f"min_length={number} must be below max_length={self.limit}")
         if number and self.eos is None:
             raise OptionError(f"task {self.task.name!r} has no EOS, so its sequences cannot end before min_length")
         return number
 
     def _set_masks(self, banned: Iterable[str | int] | None) -> None:
-        """The masks at any place, and before min_length, without the constraint."""
+        """Set the masks before min_length and from there on, both without the constraint."""
         if banned is None:
             banned = [] if self.vocab.unk is None or self.vocab.unk == self.eos else [self.vocab.unk]
         self.later_mask: Mask = np.ones(self.size, dtype=np.int8)
@@ -105,8 +119,8 @@ class Rules:
         if not self.later_mask.any() or (self.min_length and not self.early_mask.any()):
             raise MaskError("banned and min_length together allow no token at all")
 
-    def _token_id(self, token: Any) -> int:
-        """The id of a token that is to be banned, given as text or id."""
+    def _token_id(self, token: object) -> int:
+        """Find the id of a banned token, given as text or id."""
         if isinstance(token, str) and token not in self.vocab.ids:
             try:
                 ids = self.vocab.encode(token)  # as a tokenizer of its own would
@@ -148,18 +162,35 @@ class Rules:
     def _set_spaces(self) -> None:
         self.action_space = spaces.Discrete(self.size)
         prefix = spaces.Box(0, self.pad, (self.limit,), np.int64)
-        self.observation_space: spaces.Space[Any] = prefix
+        self.observation_space: spaces.Space[Any] = prefix  # Gymnasium types Dict as a space of dicts of spaces
         if self.task.conditional:
             prompt = spaces.Box(0, self.pad, (self.task.prompt_length,), np.int64)
             self.observation_space = spaces.Dict({"prompt": prompt, "prefix": prefix})
 
-    def append(self, flat: IntArray, place: Number, lengths: Number, actions: Number) -> tuple[Number, Any]:
-        """Write the actions at their places in the tokens, all rows in one; say who ended."""
-        flat[place] = actions
+    # Transition, action masks, observation and reward.
+
+    @overload
+    def transition(self, flat: IntArray, places: int, lengths: int, actions: int) -> tuple[int, bool]: ...
+    @overload
+    def transition(
+        self, flat: IntArray, places: IntArray, lengths: IntArray, actions: IntArray
+    ) -> tuple[IntArray, BoolArray]: ...
+    def transition(
+        self, flat: IntArray, places: int | IntArray, lengths: int | IntArray, actions: int | IntArray
+    ) -> tuple[int | IntArray, bool | BoolArray]:
+        """Append actions to sequences, in place; return the new lengths and which sequences have terminated.
+
+        Args:
+            flat: The tokens of all sequences as one flat array.
+            places: Where in `flat` each sequence goes on.
+            lengths: Lengths before the actions.
+            actions: Token ids.
+        """
+        flat[places] = actions
         lengths = lengths + 1
         return lengths, (lengths == self.limit) | (actions == self._end)
 
-    def masks(
+    def action_masks(
         self,
         tokens: IntArray,
         lengths: IntArray,
@@ -167,10 +198,10 @@ class Rules:
         disallowed: IntArray,
         examples: Sequence[Example] | None,
     ) -> Mask:
-        """What may follow each prefix, [n, V], read-only; where all rows agree, a view of one row.
+        """Compute which tokens may follow each prefix: [n, V], read-only, a view of one row where all rows are equal.
 
-        The constraint is asked about live rows. One that allows nothing is an error, unless a
-        token was taken against the mask before: then the constraint is dropped for that row.
+        The constraint is called with the live rows. If it leaves no token to a row, that is an error, unless the row
+        has taken a token against the mask before: then the constraint does not apply to the row any more.
         """
         early = (lengths < self.min_length) & live
         if self.constraint is None and (not early.any() or early.all()):
@@ -180,22 +211,31 @@ class Rules:
         masks[early] = self.early_mask
         if self.constraint is not None and live.any():
             rows = np.flatnonzero(live)
-            bound = masks[rows] & self._ask_constraint(tokens[rows], lengths[rows], rows, examples)
-            open_ = bound.any(axis=1)
-            for row in rows[~open_ & (disallowed[rows] == 0)].tolist():
-                self._refuse_dead_end(tokens[row, : lengths[row]])
-            masks[rows[open_]] = bound[open_]
+            bound = masks[rows] & self._call_constraint(self.constraint, tokens[rows], lengths[rows], rows, examples)
+            possible = bound.any(axis=1)
+            for row in rows[~possible & (disallowed[rows] == 0)].tolist():
+                text = self.vocab.decode(tokens[row, : lengths[row]].tolist())
+                raise MaskError(
+                    f"{environment(row, len(tokens))}nothing may follow {text!r}: the constraint, "
+                    f"min_length={self.min_length} and the banned tokens together allow no token; "
+                    "let the constraint always leave one"
+                )
+            masks[rows[possible]] = bound[possible]
         masks.flags.writeable = False
         return masks
 
-    def _ask_constraint(
-        self, prefixes: IntArray, lengths: IntArray, rows: IntArray, examples: Sequence[Example] | None
+    def _call_constraint(
+        self,
+        constraint: Constraint,
+        prefixes: IntArray,
+        lengths: IntArray,
+        rows: IntArray,
+        examples: Sequence[Example] | None,
     ) -> BoolArray:
-        assert self.constraint is not None
-        columns: dict[str, Any] = {"prefixes": prefixes, "lengths": lengths}
+        columns: dict[str, object] = {"prefixes": prefixes, "lengths": lengths}
         if "prompts" in self._constraint_columns:
             columns["prompts"] = [list(examples[i].prompt) if examples else [] for i in rows.tolist()]
-        given = self.constraint(**{name: columns[name] for name in self._constraint_columns})
+        given = constraint(**{name: columns[name] for name in self._constraint_columns})
         try:
             answer = np.asarray(given)
         except ValueError:
@@ -207,55 +247,68 @@ class Rules:
             )
         return answer.astype(np.bool_)
 
-    def _refuse_dead_end(self, prefix: IntArray) -> None:
-        raise MaskError(
-            f"nothing may follow {self.vocab.decode(prefix.tolist())!r}: the constraint, min_length="
-            f"{self.min_length} and the banned tokens together allow no token; let the constraint always leave one"
-        )
-
-    def observe(self, tokens: IntArray, prompts: IntArray | None) -> Observation:
-        """A fresh observation of the position."""
+    def observation(self, tokens: IntArray, prompts: IntArray | None) -> Observation:
+        """Copy prefixes, and prompts where the task has them, into an observation."""
         prefix = tokens.copy()
         return prefix if prompts is None else {"prompt": prompts.copy(), "prefix": prefix}
 
-    def finish(self, tokens: IntArray, lengths: IntArray, examples: Sequence[Example] | None) -> Final:
-        """Score sequences that have ended."""
-        tokens.flags.writeable = lengths.flags.writeable = False  # rewards look, and do not touch
+    def score(self, tokens: IntArray, lengths: IntArray, examples: Sequence[Example] | None) -> Outcome:
+        """Compute the rewards of finished sequences; the arrays become read-only."""
+        tokens.flags.writeable = False
+        lengths.flags.writeable = False
         batch = Batch(tokens, lengths, self.vocab, examples)
         score = self.scorer(batch)
         prompts = None if examples is None else batch.prompts
-        return Final(score.total, batch.texts, lengths, score.terms, prompts)
+        return Outcome(score.total, batch.texts, lengths, score.terms, prompts)
+
+    # Prompts and the options of reset().
 
     def planned(self, random: np.random.Generator) -> np.random.Generator:
-        """The generator from which a reset draws before it is certain: a copy where a constraint may still refuse."""
-        return random if self.constraint is None else np.random.Generator(copy.copy(random.bit_generator))
+        """Return the generator that a reset samples prompts from: a copy where the constraint may still refuse it."""
+        if self.constraint is None:
+            return random
+        bits = type(random.bit_generator)(UNUSED_SEED)
+        bits.state = random.bit_generator.state
+        return np.random.Generator(bits)
 
-    def draw_example(self, random: np.random.Generator) -> Example:
-        """A prompt of the split, each as likely."""
+    def sample_example(self, random: np.random.Generator) -> Example:
+        """Sample a prompt of the split, uniformly."""
         examples = self.task.split(self.split)
         return examples[int(random.integers(len(examples)))]
 
-    def find_example(self, prompt: Any) -> Example:
-        """The example that options["prompt"] means, a text or ids; without references if it is not in the split."""
-        if not self.task.conditional:
-            raise OptionError(f"task {self.task.name!r} takes no prompt")
+    def start(self, options: Mapping[str, object]) -> Start:
+        """Read the reset options of one episode."""
+        example = None
+        if "prompt" in options:
+            example = self.find_example(options["prompt"])
+        elif "prompt_index" in options:
+            example = self._numbered_example(options["prompt_index"])
+        disallowed = whole_number("disallowed", options.get("disallowed", 0), least=0)
+        return Start(self._prefix(options.get("prefix", ())), example, disallowed)
+
+    def find_example(self, prompt: object) -> Example:
+        """Find the example of a prompt, given as text or ids; one without references if it is not in the split."""
+        self._check_conditional()
         examples = self.task.split(self.split)
         ids = tuple(self._ids(prompt, "prompt", self.task.prompt_length))
         known = examples.by_prompt.get(ids)
         return Example(ids, (), dict.fromkeys(examples.columns)) if known is None else examples[known]
 
-    def numbered_example(self, number: Any) -> Example:
-        """The example that options["prompt_index"] means: its number in the split."""
+    def _numbered_example(self, given: object) -> Example:
+        self._check_conditional()
+        examples = self.task.split(self.split)
+        number = whole_number("prompt_index", given, least=0)
+        if number >= len(examples):
+            raise OptionError(f"prompt_index={number} is not among the {len(examples)} prompts of {self.split!r}")
+        return examples[number]
+
+    def _check_conditional(self) -> None:
         if not self.task.conditional:
             raise OptionError(f"task {self.task.name!r} takes no prompt")
-        examples = self.task.split(self.split)
-        if whole_number("prompt_index", number, least=0) >= len(examples):
-            raise OptionError(f"prompt_index={number} is not among the {len(examples)} prompts of {self.split!r}")
-        return examples[int(number)]
 
-    def read_prefix(self, prefix: Any) -> list[int]:
-        """The ids that options["prefix"] means: a text or ids, with room for at least one token more."""
-        ids = self._ids(prefix, "prefix", self.limit)
+    def _prefix(self, given: object) -> list[int]:
+        """Read a prefix, given as text or ids, that leaves room for at least one token."""
+        ids = self._ids(given, "prefix", self.limit)
         if len(ids) >= self.limit:
             raise OptionError(
                 f"a prefix of {len(ids)} tokens fills all of max_length={self.limit}; nothing is left to do"
@@ -264,7 +317,7 @@ class Rules:
             raise OptionError("the prefix contains EOS, so the sequence has already ended")
         return ids
 
-    def _ids(self, given: Any, what: str, longest: int) -> list[int]:
+    def _ids(self, given: object, what: str, longest: int) -> list[int]:
         if isinstance(given, str):
             ids = self.vocab.encode(given)
         else:
@@ -285,20 +338,64 @@ class Rules:
         return ids
 
     def prompt_row(self, example: Example) -> IntArray:
-        """A prompt as observed: right-padded, [P]."""
+        """Return a prompt as the observation has it: right-padded, [P]."""
         row = np.full(self.task.prompt_length, self.pad, dtype=np.int64)
         row[: len(example.prompt)] = example.prompt
         return row
 
+    def invalid_action(self, action: object, where: str = "") -> InvalidActionError:
+        """Return the error for an action outside the action space."""
+        return InvalidActionError(f"{where}an action is a whole number in 0..{self.size - 1}, not {action!r}")
 
-def check_reset_options(options: Mapping[str, Any] | None, known: Sequence[str] = RESET_OPTIONS) -> dict[str, Any]:
-    """The options of reset(), refusing unknown ones and two that contradict each other."""
+
+# Refusals that need no task.
+
+
+def environment(number: int, num_envs: int) -> str:
+    """Name one of several environments at the beginning of an error message.
+
+    >>> environment(3, 8) + "nothing may follow 'the'"
+    "environment 3: nothing may follow 'the'"
+    """
+    return f"environment {number}: " if num_envs > 1 else ""
+
+
+def no_episode(call: str, ended: Sequence[int] = ()) -> ResetNeededError:
+    """Return the error for a call that needs a running episode; `ended` are environments that have none.
+
+    >>> no_episode("step")
+    ResetNeededError('no episode is running; call reset() before step()')
+    """
+    if not ended:
+        return ResetNeededError(f"no episode is running; call reset() before {call}()")
+    return ResetNeededError(
+        f"no episode is running in environments {list(ended[:8])}; "
+        f"call reset(options={{'reset_mask': ...}}) with True for each of them before {call}()"
+    )
+
+
+def check_render_mode(render_mode: str | None, known: Sequence[str]) -> None:
+    """Refuse a render mode that the environment does not have."""
+    if render_mode is not None and render_mode not in known:
+        modes = ", ".join(map(repr, known))
+        raise RenderModeError(f"render_mode must be {modes} or None, not {render_mode!r}")
+
+
+def check_reset_options(
+    options: Mapping[str, object] | None, known: Sequence[str] = RESET_OPTIONS
+) -> dict[str, object]:
+    """Copy the options of reset(), refusing unknown ones and two that contradict each other."""
     if options is not None and not isinstance(options, Mapping):
         raise OptionError(f"the options of reset() are a dict, not {options!r}")
-    options = dict(options or {})
-    for name in options:
+    checked = dict(options or {})
+    for name in checked:
         if name not in known:
             raise OptionError(f"reset() has no option {name!r}." + suggest(str(name), known))
-    if "prompt" in options and "prompt_index" in options:
+    if "prompt" in checked and "prompt_index" in checked:
         raise OptionError("give reset() either a prompt or a prompt_index, not both")
-    return options
+    return checked
+
+
+def check_seed(seed: object, where: str = "") -> int | None:
+    """Return the seed as an int, or None, which keeps the random numbers as they are."""
+    return None if seed is None else whole_number(f"{where}seed", seed, least=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,28 +13,38 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from text_gym.arrays import AnyArray, BoolArray, FloatArray, IntArray, Mask
-from text_gym.errors import InvalidActionError, OptionError, RenderModeError, ResetNeededError
-from text_gym.rules import RESET_OPTIONS, Observation, Rules, check_reset_options
+from text_gym.errors import InvalidActionError, OptionError, TextGymError
+from text_gym.rules import (
+    RESET_OPTIONS,
+    Info,
+    Observation,
+    Outcome,
+    Rules,
+    Start,
+    check_render_mode,
+    check_reset_options,
+    check_seed,
+    environment,
+    no_episode,
+)
 from text_gym.sequences import Example
 from text_gym.tasks.task import Task
 from text_gym.validation import whole_number
 
-Step = tuple[Observation, FloatArray, BoolArray, BoolArray, dict[str, Any]]
-
 
 @dataclass
 class Episodes:
-    """The current episodes, a row for each environment."""
+    """The current episodes, one row for each environment."""
 
     tokens: IntArray  # [n, T]
     lengths: IntArray  # [n]
-    ended: BoolArray  # [n], to be reset
+    ended: BoolArray  # [n], True until the environment is reset
     disallowed: IntArray  # [n], tokens taken against the mask
     examples: list[Example] | None  # in tasks with prompts
     prompts: IntArray | None  # [n, P], in tasks with prompts
 
     def copy(self) -> Episodes:
-        """The same episodes, free to be changed."""
+        """Copy all arrays."""
         return Episodes(
             self.tokens.copy(),
             self.lengths.copy(),
@@ -45,21 +55,26 @@ class Episodes:
         )
 
 
-class TextGenVectorEnv(VectorEnv[Any, Any, AnyArray]):
-    """`TextGenEnv` times `num_envs`, token for token the same, with one array operation for all.
+class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
+    """`num_envs` times `TextGenEnv` in one process, with one array operation for all environments.
+
+    Observations, rewards and infos equal those of Gymnasium's `SyncVectorEnv` over scalar
+    environments, token for token. With a seed, environment i samples the same prompts as a scalar
+    environment that is reset with seed + i. The options of reset() take one value for all
+    environments, or a list with one for each (a flat list of ids is one prefix or prompt). Action
+    masks are read-only; where all environments have the same, it is a view of one row.
+
+    If a reward or a constraint fails during a step, all episodes are over without a result, and
+    reset() starts new ones.
 
     Args:
-        num_envs: How many sequences are written side by side.
+        num_envs: The number of environments.
         autoreset_mode: "NextStep" (the step after an end ignores its action and resets), "SameStep"
-            (an end resets at once; the last observation and info are in final_obs and final_info)
-            or "Disabled" (reset with options={"reset_mask": ...}).
-        render_mode: None or "ansi".
-        rules: Those of another environment, in place of the arguments that follow.
-        **arguments: task, reward and all the others that `TextGenEnv` takes.
-
-    With a seed, copy i draws its prompts as a scalar environment reset with seed + i would. The
-    reset options take one value for all copies, or a list with one for each (a flat list of ids
-    is one prefix or prompt). Masks are read-only; one that all copies share is a view of one row.
+            (the step with the end resets; the last observation and info are in final_obs and
+            final_info) or "Disabled" (reset by hand with options={"reset_mask": ...}).
+        render_mode: "ansi" or None.
+        rules: The `rules` of another environment, in place of the arguments that follow.
+        **arguments: task, reward and all other arguments of `TextGenEnv`.
     """
 
     def __init__(
@@ -70,10 +85,9 @@ class TextGenVectorEnv(VectorEnv[Any, Any, AnyArray]):
         rules: Rules | None = None,
         **arguments: Any,
     ) -> None:
-        """Build the task and the reward once, for all copies."""
-        self.num_envs = n = whole_number("num_envs", num_envs, least=1)
-        if render_mode not in (None, "ansi"):
-            raise RenderModeError(f"the vector environment renders as 'ansi' or not at all, not as {render_mode!r}")
+        """Make the task and the reward once, for all environments."""
+        self.num_envs = whole_number("num_envs", num_envs, least=1)
+        check_render_mode(render_mode, ["ansi"])
         try:
             self.autoreset_mode = AutoresetMode(autoreset_mode)
         except ValueError as problem:
@@ -85,24 +99,29 @@ class TextGenVectorEnv(VectorEnv[Any, Any, AnyArray]):
             raise OptionError(
                 f"rules={rules!r} is not what `rules` of another environment are; give env.unwrapped.rules"
             )
-        self.rules = rules = rules or Rules(**arguments)
+        self.rules = rules or Rules(**arguments)
         self.render_mode = render_mode
         self.metadata = {"render_modes": ["ansi"], "render_fps": 30, "autoreset_mode": self.autoreset_mode}
-        self.single_action_space, self.single_observation_space = rules.action_space, rules.observation_space
-        self.action_space = batch_space(self.single_action_space, n)
-        self.observation_space = batch_space(self.single_observation_space, n)
-        self._started = False
-        self._row_starts = np.arange(n) * rules.limit
-        self._mask: Mask = np.broadcast_to(rules.later_mask, (n, rules.size))  # the last one
-        self._generators: dict[int, np.random.Generator] = {}  # in tasks with prompts, one for each environment
-        conditional = rules.task.conditional
-        self._episodes = Episodes(
-            tokens=np.full((n, rules.limit), rules.pad, dtype=np.int64),
+        self.single_action_space = self.rules.action_space
+        self.single_observation_space = self.rules.observation_space
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self._started = False  # until the first reset, and after an error in a step
+        self._episodes = self._no_episodes()
+        self._row_starts = np.arange(self.num_envs) * self.rules.limit  # in the flat array of tokens
+        self._mask: Mask = np.broadcast_to(self.rules.later_mask, (self.num_envs, self.rules.size))  # the current one
+        self._generators: dict[int, np.random.Generator] = {}  # of each environment, in tasks with prompts
+
+    def _no_episodes(self) -> Episodes:
+        n = self.num_envs
+        task = self.rules.task
+        return Episodes(
+            tokens=np.full((n, self.rules.limit), self.rules.pad, dtype=np.int64),
             lengths=np.zeros(n, dtype=np.int64),
             ended=np.zeros(n, dtype=np.bool_),
             disallowed=np.zeros(n, dtype=np.int64),
-            examples=[Example((), (), {})] * n if conditional else None,
-            prompts=np.full((n, rules.task.prompt_length), rules.pad, dtype=np.int64) if conditional else None,
+            examples=[Example((), (), {})] * n if task.conditional else None,
+            prompts=np.full((n, task.prompt_length), self.rules.pad, dtype=np.int64) if task.conditional else None,
         )
 
     @property
@@ -111,108 +130,98 @@ class TextGenVectorEnv(VectorEnv[Any, Any, AnyArray]):
         return self.rules.task
 
     def reset(
-        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Start all episodes, or those of options["reset_mask"]."""
-        given, rules = check_reset_options(options, (*RESET_OPTIONS, "reset_mask")), self.rules
-        rows, seeds = self._rows_to_reset(given.get("reset_mask")), self._seeds(seed)
-        prefixes = [rules.read_prefix(p) for p in _for_each(given, "prefix", len(rows))]
-        examples = [rules.find_example(p) for p in _for_each(given, "prompt", len(rows))]
-        examples += [rules.numbered_example(i) for i in _for_each(given, "prompt_index", len(rows))]
-        disallowed = [whole_number("disallowed", d, least=0) for d in _for_each(given, "disallowed", len(rows))]
-        # The plan: copies of all that a reset changes, until nothing can refuse it any more.
-        random, generators = rules.planned(self.np_random), self._generators.copy()
+        self, *, seed: int | Sequence[int | None] | None = None, options: Mapping[str, object] | None = None
+    ) -> tuple[Observation, Info]:
+        """Start all episodes, or those of options["reset_mask"].
+
+        Args:
+            seed: Seed of the first environment, seed + i of environment i; or a list with one for each.
+            options: Those of `TextGenEnv`, one value for all environments that are reset or a list with one for
+                each; and "reset_mask", a boolean array [n] of the environments to reset.
+        """
+        rules = self.rules
+        given = check_reset_options(options, (*RESET_OPTIONS, "reset_mask"))
+        rows = self._rows_to_reset(given.pop("reset_mask", None))
+        own_seed, seeds = self._read_seeds(seed)
+        starts = self._read_starts(given, rows.tolist())
+        # All that the reset changes is a copy until the constraint has allowed every prefix.
+        random = rules.planned(self.np_random)
+        generators = self._generators.copy()
+        examples = []
         if rules.task.conditional:
             for row in rows.tolist():
                 generators[row] = self._plan_generator(row, seeds[row], random)
-            examples = examples or [rules.draw_example(generators[row]) for row in rows.tolist()]
+            for row, start in zip(rows.tolist(), starts, strict=True):
+                examples.append(rules.sample_example(generators[row]) if start.example is None else start.example)
         episodes = self._episodes.copy()
-        self._begin(episodes, rows, examples)
-        for row, prefix in zip(rows.tolist(), prefixes, strict=False):
-            episodes.tokens[row, : len(prefix)] = prefix
-            episodes.lengths[row] = len(prefix)
-        episodes.disallowed[rows] = disallowed or 0
+        self._start(episodes, rows, examples)
+        if given:
+            for row, start in zip(rows.tolist(), starts, strict=True):
+                episodes.tokens[row, : len(start.prefix)] = start.prefix
+                episodes.lengths[row] = len(start.prefix)
+                episodes.disallowed[row] = start.disallowed
         mask = self._next_masks(episodes)
-        # From here on nothing fails.
+        # Nothing has changed so far, and nothing fails from here on.
         self.np_random.bit_generator.state = random.bit_generator.state
-        super().reset(seed=seed if isinstance(seed, int) else None)
+        super().reset(seed=own_seed)
         self._generators = generators
         self._episodes = episodes
         self._mask = mask
         self._started = True
-        here = np.zeros(self.num_envs, dtype=np.bool_)
-        here[rows] = True
-        return rules.observe(episodes.tokens, episodes.prompts), {"action_mask": mask, "_action_mask": here}
+        was_reset = np.zeros(self.num_envs, dtype=np.bool_)
+        was_reset[rows] = True
+        infos = {"action_mask": mask, "_action_mask": was_reset}
+        return rules.observation(episodes.tokens, episodes.prompts), infos
 
-    def step(self, actions: npt.ArrayLike) -> Step:
-        """Append a token to each sequence."""
-        rules, episodes, rewards, infos = self.rules, self._episodes, np.zeros(self.num_envs), {}
-        waiting = np.flatnonzero(episodes.ended) if episodes.ended.any() else None  # for their reset
-        chosen = self._checked(actions, waiting)
-        self._started = False  # until everything has gone well
-        flat = episodes.tokens.reshape(-1)  # the same memory, all rows in one
-        if waiting is None:
-            self._count_disallowed(slice(None), chosen)
-            places = self._row_starts + episodes.lengths
-            episodes.lengths, done = rules.append(flat, places, episodes.lengths, chosen)
-        else:
-            live, done = np.flatnonzero(~episodes.ended), np.zeros(self.num_envs, dtype=np.bool_)
-            self._count_disallowed(live, chosen[live])
-            places = self._row_starts[live] + episodes.lengths[live]
-            episodes.lengths[live], done[live] = rules.append(flat, places, episodes.lengths[live], chosen[live])
-        rows = np.flatnonzero(done)
-        if len(rows):
-            infos = self._finish(rows, done, rewards)
-        if waiting is not None:
-            self._restart(waiting)
-        episodes.ended = done.copy()
-        if len(rows) and self.autoreset_mode is AutoresetMode.SAME_STEP:
-            infos = self._as_final(infos, rows, done)
-            self._restart(rows)
-        self._mask = self._next_masks(episodes)
-        infos["action_mask"], infos["_action_mask"] = self._mask, np.ones(self.num_envs, dtype=np.bool_)
-        self._started = True
-        truncated = np.zeros(self.num_envs, dtype=np.bool_)
-        return rules.observe(episodes.tokens, episodes.prompts), rewards, done, truncated, infos
+    def _rows_to_reset(self, reset_mask: object) -> IntArray:
+        if reset_mask is None:
+            return np.arange(self.num_envs)
+        if not isinstance(reset_mask, np.ndarray) or reset_mask.shape != (self.num_envs,) or reset_mask.dtype != bool:
+            raise OptionError(f"reset_mask must be a numpy array of {self.num_envs} booleans, not {reset_mask!r}")
+        if not reset_mask.any():
+            raise OptionError("reset_mask selects no environment; there is nothing to reset")
+        if not self._started and not reset_mask.all():
+            raise OptionError("the first reset must be of all environments, and so must the one after an error")
+        return np.flatnonzero(reset_mask)
 
-    def _checked(self, actions: npt.ArrayLike, waiting: IntArray | None) -> IntArray:
-        """The actions as an array; those of copies that wait for their reset do not matter."""
-        try:
-            chosen, size = np.asarray(actions), self.rules.size
-        except ValueError as problem:
-            raise InvalidActionError(f"actions are {self.num_envs} whole numbers, one for each copy") from problem
-        if chosen.shape != (self.num_envs,) or chosen.dtype.kind not in "iu":
-            raise InvalidActionError(
-                f"actions are {self.num_envs} whole numbers, one for each copy, not {chosen.dtype} {chosen.shape}"
-            )
-        if not self._started:
-            raise ResetNeededError("no episode is under way; call reset() before step()")
-        if waiting is not None:
-            if self.autoreset_mode is AutoresetMode.DISABLED:
-                raise ResetNeededError(
-                    f"copies {waiting[:8].tolist()} have ended; "
-                    "call reset(options={'reset_mask': ...}) with True for each of them"
-                )
-            chosen = chosen.copy()
-            chosen[waiting] = 0
-        if chosen.min() < 0 or chosen.max() >= size:
-            row = int(np.flatnonzero((chosen < 0) | (chosen >= size))[0])
-            raise InvalidActionError(f"an action is a whole number in 0..{size - 1}, not {chosen[row]} (copy {row})")
-        return chosen.astype(np.int64, copy=False)
+    def _read_seeds(self, seed: int | Sequence[int | None] | None) -> tuple[int | None, list[int | None]]:
+        """Read a seed for this object, and one for each environment; None keeps the random numbers as they are."""
+        n = self.num_envs
+        if isinstance(seed, Sequence | np.ndarray):
+            if len(seed) != n:
+                raise OptionError(f"{len(seed)} seeds for {n} environments; give one number, or one for each")
+            return None, [check_seed(each, environment(i, n)) for i, each in enumerate(seed)]
+        first = check_seed(seed)
+        return first, [None if first is None else first + i for i in range(n)]
 
-    def _count_disallowed(self, live: IntArray | slice, chosen: IntArray) -> None:
-        if self.rules.restricts:
-            self._episodes.disallowed[live] += self._mask[np.arange(self.num_envs)[live], chosen] == 0
+    def _read_starts(self, options: Mapping[str, object], rows: Sequence[int]) -> list[Start]:
+        """Read where each of the rows starts."""
+        lists = {name: values for name, given in options.items() if (values := _one_for_each(name, given)) is not None}
+        for name, values in lists.items():
+            if len(values) != len(rows):
+                count = f"{len(values)} values of {name!r} for {len(rows)} environments"
+                raise OptionError(f"{count}; give one, or one for each")
+        if not lists:
+            return [self.rules.start(options)] * len(rows)
+        starts = []
+        for i, row in enumerate(rows):
+            own = {name: values[i] for name, values in lists.items()}
+            try:
+                starts.append(self.rules.start({**options, **own}))
+            except TextGymError as problem:
+                raise type(problem)(f"{environment(row, self.num_envs)}{problem}") from problem
+        return starts
 
-    def _restart(self, rows: IntArray) -> None:
-        """Begin new episodes in the rows that have ended."""
-        examples: list[Example] = []
-        if self.rules.task.conditional:
-            examples = [self.rules.draw_example(self._generators[row]) for row in rows.tolist()]
-        self._begin(self._episodes, rows, examples)
+    def _plan_generator(self, row: int, seed: int | None, random: np.random.Generator) -> np.random.Generator:
+        """Return what an environment samples prompts with after a reset with this seed."""
+        if seed is not None:
+            return seeding.np_random(seed)[0]
+        if row in self._generators:
+            return self.rules.planned(self._generators[row])
+        return seeding.np_random(int(random.integers(2**63)))[0]
 
-    def _begin(self, episodes: Episodes, rows: IntArray, examples: Sequence[Example]) -> None:
-        """Put empty prefixes in these rows, and the prompts of the examples."""
+    def _start(self, episodes: Episodes, rows: IntArray, examples: Sequence[Example]) -> None:
+        """Start these rows with empty prefixes, and with the prompts of the examples in tasks with prompts."""
         episodes.tokens[rows] = self.rules.pad
         episodes.lengths[rows] = 0
         episodes.ended[rows] = False
@@ -222,43 +231,116 @@ class TextGenVectorEnv(VectorEnv[Any, Any, AnyArray]):
                 episodes.examples[row] = example
                 episodes.prompts[row] = self.rules.prompt_row(example)
 
-    def _plan_generator(self, row: int, seed: int | None, random: np.random.Generator) -> np.random.Generator:
-        """The random numbers that an environment draws from after a reset with this seed."""
-        if seed is not None:
-            return seeding.np_random(seed)[0]
-        if row in self._generators:
-            return self.rules.planned(self._generators[row])
-        return seeding.np_random(int(random.integers(2**63)))[0]
+    def _autoreset(self, rows: IntArray) -> None:
+        """Start these rows anew."""
+        examples = []
+        if self.rules.task.conditional:
+            examples = [self.rules.sample_example(self._generators[row]) for row in rows.tolist()]
+        self._start(self._episodes, rows, examples)
 
-    def _finish(self, rows: IntArray, done: BoolArray, rewards: FloatArray) -> dict[str, Any]:
-        """Score the rows that ended, writing their rewards; their infos as arrays for all copies."""
-        everyone = len(rows) == self.num_envs
-        tokens = self._episodes.tokens.copy() if everyone else self._episodes.tokens[rows]
-        examples = None if self._episodes.examples is None else [self._episodes.examples[i] for i in rows.tolist()]
-        final = self.rules.finish(tokens, self._episodes.lengths[rows], examples)
-        rewards[rows] = final.rewards
+    def _next_masks(self, episodes: Episodes) -> Mask:
+        if not self.rules.restricts:
+            return self._mask
+        return self.rules.action_masks(
+            episodes.tokens, episodes.lengths, ~episodes.ended, episodes.disallowed, episodes.examples
+        )
+
+    def step(self, actions: npt.ArrayLike) -> tuple[Observation, FloatArray, BoolArray, BoolArray, Info]:
+        """Append a token to each sequence."""
+        rules = self.rules
+        episodes = self._episodes
+        waiting = np.flatnonzero(episodes.ended) if episodes.ended.any() else None  # for their reset
+        chosen = self._checked(actions, waiting)
+        self._started = False  # until everything has gone well
+        flat = episodes.tokens.reshape(-1)  # a view
+        if waiting is None:
+            self._count_disallowed(slice(None), chosen)
+            places = self._row_starts + episodes.lengths
+            episodes.lengths, done = rules.transition(flat, places, episodes.lengths, chosen)
+        else:
+            live = np.flatnonzero(~episodes.ended)
+            self._count_disallowed(live, chosen[live])
+            places = self._row_starts[live] + episodes.lengths[live]
+            done = np.zeros(self.num_envs, dtype=np.bool_)
+            episodes.lengths[live], done[live] = rules.transition(flat, places, episodes.lengths[live], chosen[live])
+        rows = np.flatnonzero(done)
+        rewards = np.zeros(self.num_envs)
+        infos: Info = {}
+        if len(rows):
+            outcome = self._score(rows)
+            rewards[rows] = outcome.rewards
+            infos = self._final_infos(outcome, rows, done)
+        if waiting is not None:
+            self._autoreset(waiting)
+        episodes.ended = done.copy()
+        if len(rows) and self.autoreset_mode is AutoresetMode.SAME_STEP:
+            infos = self._in_final_info(infos, rows, done)
+            self._autoreset(rows)
+        self._mask = self._next_masks(episodes)
+        infos["action_mask"] = self._mask
+        infos["_action_mask"] = np.ones(self.num_envs, dtype=np.bool_)
+        self._started = True
+        truncated = np.zeros(self.num_envs, dtype=np.bool_)
+        return rules.observation(episodes.tokens, episodes.prompts), rewards, done, truncated, infos
+
+    def _checked(self, actions: npt.ArrayLike, waiting: IntArray | None) -> IntArray:
+        """Return the actions as an array; those of environments that wait for their reset do not matter."""
+        wanted = f"actions are {self.num_envs} whole numbers, one for each environment"
+        try:
+            chosen = np.asarray(actions)
+        except ValueError as problem:
+            raise InvalidActionError(wanted) from problem
+        if chosen.shape != (self.num_envs,) or chosen.dtype.kind not in "iu":
+            raise InvalidActionError(f"{wanted}, not {chosen.dtype} {chosen.shape}")
+        if not self._started:
+            raise no_episode("step")
+        if waiting is not None:
+            if self.autoreset_mode is AutoresetMode.DISABLED:
+                raise no_episode("step", waiting.tolist())
+            chosen = chosen.copy()
+            chosen[waiting] = 0
+        if chosen.min() < 0 or chosen.max() >= self.rules.size:
+            row = int(np.flatnonzero((chosen < 0) | (chosen >= self.rules.size))[0])
+            raise self.rules.invalid_action(int(chosen[row]), environment(row, self.num_envs))
+        return chosen.astype(np.int64, copy=False)
+
+    def _count_disallowed(self, live: IntArray | slice, chosen: IntArray) -> None:
+        if self.rules.restricts:
+            self._episodes.disallowed[live] += self._mask[np.arange(self.num_envs)[live], chosen] == 0
+
+    def _score(self, rows: IntArray) -> Outcome:
+        """Score the rows that have ended."""
+        episodes = self._episodes
+        tokens = episodes.tokens.copy() if len(rows) == self.num_envs else episodes.tokens[rows]
+        examples = None if episodes.examples is None else [episodes.examples[row] for row in rows.tolist()]
+        return self.rules.score(tokens, episodes.lengths[rows], examples)
+
+    def _final_infos(self, outcome: Outcome, rows: IntArray, done: BoolArray) -> Info:
+        """Return the infos of rows that have ended, as arrays over all environments."""
         values: dict[str, AnyArray] = {
-            "text": np.array(final.texts, dtype=object),
-            "length": final.lengths,
+            "text": np.array(outcome.texts, dtype=object),
+            "length": outcome.lengths,
             "disallowed": self._episodes.disallowed[rows],
         }
-        if final.prompts is not None:
-            values["prompt"] = np.array(final.prompts, dtype=object)
-        terms = self._spread(final.terms, rows, done)
-        return self._spread(values, rows, done) | {"reward_terms": terms, "_reward_terms": done.copy()}
+        if outcome.prompts is not None:
+            values["prompt"] = np.array(outcome.prompts, dtype=object)
+        infos = self._spread(values, rows, done)
+        infos["reward_terms"] = self._spread(outcome.terms, rows, done)
+        infos["_reward_terms"] = done.copy()
+        return infos
 
-    def _spread(self, values: dict[str, AnyArray], rows: IntArray, done: BoolArray) -> dict[str, Any]:
-        """The values of some rows as arrays for all copies, each beside the mask of those rows."""
-        infos: dict[str, Any] = {}
+    def _spread(self, values: Mapping[str, AnyArray], rows: IntArray, done: BoolArray) -> Info:
+        """Spread the values of some rows over all environments, each beside the mask of those rows."""
+        infos: Info = {}
         for name, some in values.items():
             infos[name] = np.full(self.num_envs, None if some.dtype == object else 0, dtype=some.dtype)
             infos[name][rows] = some
             infos[f"_{name}"] = done.copy()
         return infos
 
-    def _as_final(self, infos: dict[str, Any], rows: IntArray, done: BoolArray) -> dict[str, Any]:
-        """The infos of episodes that are reset in the step they end in."""
-        last = self.rules.observe(self._episodes.tokens, self._episodes.prompts)
+    def _in_final_info(self, infos: Info, rows: IntArray, done: BoolArray) -> Info:
+        """Move the infos of episodes that are reset in the step they end in to final_info."""
+        last = self.rules.observation(self._episodes.tokens, self._episodes.prompts)
         final_obs = np.full(self.num_envs, None, dtype=object)
         for row in rows.tolist():
             final_obs[row] = {k: v[row] for k, v in last.items()} if isinstance(last, dict) else last[row]
@@ -266,44 +348,16 @@ class TextGenVectorEnv(VectorEnv[Any, Any, AnyArray]):
         infos["_action_mask"] = done.copy()
         return {"final_obs": final_obs, "_final_obs": done.copy(), "final_info": infos, "_final_info": done.copy()}
 
-    def _next_masks(self, episodes: Episodes) -> Mask:
-        if not self.rules.restricts:
-            return self._mask
-        live = ~episodes.ended
-        return self.rules.masks(episodes.tokens, episodes.lengths, live, episodes.disallowed, episodes.examples)
-
-    def _rows_to_reset(self, reset_mask: Any) -> IntArray:
-        if reset_mask is None:
-            return np.arange(self.num_envs)
-        if not isinstance(reset_mask, np.ndarray) or reset_mask.shape != (self.num_envs,) or reset_mask.dtype != bool:
-            raise OptionError(f"reset_mask must be a numpy array of {self.num_envs} booleans, not {reset_mask!r}")
-        if not reset_mask.any():
-            raise OptionError("reset_mask selects no copy; there is nothing to reset")
-        if not self._started and not reset_mask.all():
-            raise OptionError("the first reset must be of all copies, and so must the one after an error")
-        return np.flatnonzero(reset_mask)
-
-    def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
-        """A seed for each copy; None leaves its random numbers as they are."""
-        if seed is None:
-            return [None] * self.num_envs
-        if isinstance(seed, int | np.integer):
-            return [int(seed) + i for i in range(self.num_envs)]
-        if len(seed) != self.num_envs:
-            raise OptionError(f"{len(seed)} seeds for {self.num_envs} copies; give one number, or one for each")
-        return [None if s is None else whole_number("a seed", s, least=0) for s in seed]
-
     def action_masks(self) -> BoolArray:
-        """Which tokens may come next in each copy, [n, V]."""
+        """Return which tokens may come next in each environment, [n, V]."""
         return self._mask.astype(np.bool_)
 
-    def snapshot(self) -> dict[str, Any]:
-        """The options with which reset() comes back to this position."""
+    def snapshot(self) -> dict[str, object]:
+        """Return the options with which reset() leads back to the current state."""
         episodes = self._episodes
         if not self._started or episodes.ended.any():
-            ended = np.flatnonzero(episodes.ended).tolist()
-            raise ResetNeededError(f"copies {ended[:8]} have ended; take a snapshot while all are under way")
-        options: dict[str, Any] = {"prefix": episodes.tokens.copy(), "disallowed": episodes.disallowed.tolist()}
+            raise no_episode("snapshot", np.flatnonzero(episodes.ended).tolist() if self._started else ())
+        options: dict[str, object] = {"prefix": episodes.tokens.copy(), "disallowed": episodes.disallowed.tolist()}
         if episodes.examples is not None:
             numbers = [example.number for example in episodes.examples]
             if None in numbers:  # a prompt of the caller's own
@@ -313,27 +367,18 @@ class TextGenVectorEnv(VectorEnv[Any, Any, AnyArray]):
         return options
 
     def render(self) -> tuple[str, ...] | None:
-        """In mode "ansi" the texts so far."""
+        """Return the texts so far in mode "ansi"."""
         if self.render_mode is None:
             return None
         ends = zip(self._episodes.tokens.tolist(), self._episodes.lengths.tolist(), strict=True)
         return tuple(self.rules.vocab.decode(row[:end]) for row, end in ends)
 
 
-def _for_each(given: dict[str, Any], name: str, count: int) -> list[Any]:
-    """A reset option for each copy: its own where a list of them is given, else the same for all."""
-    if name not in given:
-        return []
-    value = given[name]
-    flat_ids = name in ("prefix", "prompt")
-    if isinstance(value, np.ndarray):
-        several = value.ndim == (2 if flat_ids else 1)
-    else:
-        several = isinstance(value, list | tuple) and not (
-            flat_ids and all(isinstance(v, int | np.integer) for v in value)
-        )
-    if not several:
-        return [value] * count
-    if len(value) != count:
-        raise OptionError(f"{len(value)} values of {name!r} for {count} copies; give one, or one for each")
-    return list(value)
+def _one_for_each(name: str, given: object) -> list[object] | None:
+    """Return the values of a reset option for each environment, or None where one value is for all."""
+    is_ids = name in ("prefix", "prompt")
+    if isinstance(given, np.ndarray):
+        return list(given) if given.ndim == (2 if is_ids else 1) else None
+    if isinstance(given, list | tuple) and not (is_ids and all(isinstance(v, int | np.integer) for v in given)):
+        return list(given)
+    return None

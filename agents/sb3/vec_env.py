@@ -52,8 +52,8 @@ class TextGenVecEnv(VecEnv):
                 "Stable-Baselines3 resets a copy in the step it ends in: make the environments with "
                 f"autoreset_mode='SameStep', not {envs.autoreset_mode.value!r}"
             )
-        self.envs: Any = envs  # Gymnasium's types for seeds are narrower than this environment's
-        self._actions: AnyArray | None = None
+        self.envs = envs
+        self._actions: AnyArray = np.zeros(0, dtype=np.int64)  # of step_async()
         self._steps: IntArray = np.zeros(envs.num_envs, dtype=np.int64)  # of each episode, without a prefix given
         self._begun = time.time()
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)

@@ -397,7 +397,7 @@ def test_arguments_are_checked():
         ({"max_length": 0}, "max_length"),
         ({"min_length": 21}, "min_length=21"),
         ({"split": "tset", "task": "answers"}, "Did you mean 'test'"),
-        ({"render_mode": "html"}, "render_mode"),
+        ({"render_mode": "html"}, "render_mode must be 'ansi', 'human' or None, not 'html'"),
         ({"sead": 1}, "no option 'sead'.*Did you mean 'seed'"),
         ({"task": "gramar"}, "Did you mean 'grammar'"),
         ({"reward": "blue"}, "Did you mean 'bleu'"),

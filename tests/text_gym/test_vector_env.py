@@ -10,7 +10,9 @@ from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import text_gym
 from tests.helpers.constraints import ConstraintBugError, until_a_seven
+from text_gym.env import TextGenEnv
 from text_gym.errors import InvalidActionError, MaskError, OptionError, ResetNeededError, RewardError
 from text_gym.vector_env import TextGenVectorEnv
 
@@ -95,8 +97,8 @@ def test_it_equals_sync_vector_env(name, mode):
 
 @settings(max_examples=40, deadline=None)
 @given(count=st.integers(1, 6), data=st.data())
-def test_copies_together_equal_copies_alone(count, data):
-    """In one sweep of unequal lengths, every copy ends when and as its scalar twin does."""
+def test_environments_together_equal_environments_alone(count, data):
+    """In one sweep of unequal lengths, every environment ends when and as its scalar twin does."""
     envs = gym.make_vec("TextGen-v0", num_envs=count, max_length=5, reward="random", autoreset_mode="Disabled")
     envs.reset()
     rows = data.draw(st.lists(st.lists(st.integers(0, 208), min_size=5, max_size=5), min_size=count, max_size=count))
@@ -189,7 +191,7 @@ def test_starting_anywhere(answers, grammar):
     assert [answers.decode(row) for row in observations["prompt"]] == wanted
 
 
-def test_masks_of_copies_at_different_places():
+def test_masks_of_environments_at_different_places():
     envs = gym.make_vec("TextGen-v0", num_envs=3, min_length=2, reward="length").unwrapped
     _, infos = envs.reset(options={"prefix": ["", "the", "the dogs"]})
     assert infos["action_mask"][:, 0].tolist() == [0, 0, 1]
@@ -205,14 +207,14 @@ def test_masks_of_copies_at_different_places():
     assert envs.step([0, 5, 5])[4]["disallowed"].tolist() == [1, 0, 0]
 
 
-def test_a_reset_with_no_seed_for_some_copies_leaves_their_random_numbers(answers):
+def test_a_reset_with_no_seed_for_some_environments_leaves_their_random_numbers(answers):
     theirs = SyncVectorEnv([lambda: gym.make("TextGen-v0", task=answers)] * 3)
     ours = gym.make_vec("TextGen-v0", num_envs=3, task=answers)
     for seed in ([4, 5, 6], [None, 9, None], None, [1, None, 2]):
         assert_same(ours.reset(seed=seed)[0], theirs.reset(seed=seed)[0])
 
 
-def test_an_action_for_a_copy_that_waits_does_not_matter():
+def test_an_action_for_an_environment_that_waits_does_not_matter():
     envs = gym.make_vec("TextGen-v0", num_envs=2, reward="length")
     envs.reset()
     envs.step([0, 5])
@@ -234,11 +236,11 @@ def test_a_failed_step_asks_for_a_reset():
     assert envs.step([5, 5])[0][:, 0].tolist() == [5, 5]
 
 
-def test_a_snapshot_needs_all_copies_under_way():
+def test_a_snapshot_needs_a_running_episode_in_every_environment():
     envs = gym.make_vec("TextGen-v0", num_envs=2, reward="length").unwrapped
     envs.reset()
     envs.step([0, 5])
-    with pytest.raises(ResetNeededError, match=r"copies \[0\] have ended"):
+    with pytest.raises(ResetNeededError, match=r"no episode is running in environments \[0\].*before snapshot\(\)"):
         envs.snapshot()
 
 
@@ -261,9 +263,9 @@ def test_refused_actions_change_nothing(actions):
 
 def test_mistakes_are_told(answers):
     for arguments, words in [
-        ({"num_envs": 0}, "num_envs"),
+        ({"num_envs": 0}, "num_envs must be a whole number of at least 1"),
         ({"autoreset_mode": "Sometimes"}, "'NextStep', 'SameStep', 'Disabled'"),
-        ({"render_mode": "human"}, "renders as 'ansi'"),
+        ({"render_mode": "human"}, "render_mode must be 'ansi' or None, not 'human'"),
         ({"max_episode_steps": 4}, "no option 'max_episode_steps'"),
     ]:
         with pytest.raises(OptionError, match=words):
@@ -271,22 +273,24 @@ def test_mistakes_are_told(answers):
     envs = TextGenVectorEnv(3, reward="length", autoreset_mode="Disabled")
     with pytest.raises(ResetNeededError):
         envs.step([0, 0, 0])
-    with pytest.raises(OptionError, match="first reset must be of all"):
+    with pytest.raises(OptionError, match="first reset must be of all environments"):
         envs.reset(options={"reset_mask": np.array([True, False, False])})
     envs.reset()
     envs.step([0, 5, 0])
-    with pytest.raises(ResetNeededError, match=r"copies \[0, 2\] have ended"):
+    with pytest.raises(
+        ResetNeededError, match=r"no episode is running in environments \[0, 2\].*reset_mask.*before step\(\)"
+    ):
         envs.step([1, 1, 1])
     for reset_mask, words in [
         ([True, False, False], "numpy array of 3 booleans"),
-        (np.zeros(3, bool), "selects no copy"),
+        (np.zeros(3, bool), "selects no environment"),
         (np.ones(2, bool), "numpy array of 3 booleans"),
     ]:
         with pytest.raises(OptionError, match=words):
             envs.reset(options={"reset_mask": reset_mask})
-    with pytest.raises(OptionError, match="2 seeds for 3 copies"):
+    with pytest.raises(OptionError, match="2 seeds for 3 environments"):
         envs.reset(seed=[1, 2])
-    with pytest.raises(OptionError, match="2 values of 'prefix' for 3 copies"):
+    with pytest.raises(OptionError, match="2 values of 'prefix' for 3 environments"):
         envs.reset(options={"prefix": ["the", "the"]})
     assert envs.reset(options={"reset_mask": np.array([True, False, True])})[1]["_action_mask"].tolist() == [
         True, False, True,
@@ -294,7 +298,7 @@ def test_mistakes_are_told(answers):
     assert envs.step([1, 1, 1])[0][1].tolist()[:3] == [5, 1, 209]
 
 
-def test_a_dead_end_in_one_copy_is_told():
+def test_a_dead_end_in_one_environment_is_told():
     def no_way_after_three(prefixes, lengths):
         mask = np.ones((len(prefixes), 209), bool)
         mask[(prefixes == 3).any(axis=1)] = False
@@ -302,8 +306,98 @@ def test_a_dead_end_in_one_copy_is_told():
 
     envs = TextGenVectorEnv(3, constraint=no_way_after_three, reward="length")
     envs.reset()
-    with pytest.raises(MaskError, match="nothing may follow"):
+    with pytest.raises(MaskError, match=r"^environment 1: nothing may follow"):
         envs.step([4, 3, 4])
+
+
+def refusal(call, *args, **kwargs):
+    """The type and the words of the error that a call raises."""
+    with pytest.raises(text_gym.TextGymError) as caught:
+        call(*args, **kwargs)
+    return type(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "bad"),
+    [
+        ({"prefix": [1, 209, 2]}, "prefix"),
+        ({"prefix": [1] * 21}, "prefix"),
+        ({"prefix": [1, 300]}, "prefix"),
+        ({"prefix": [1, 0]}, "prefix"),
+        ({"prefix": 3}, "prefix"),
+        ({"prefix": "the unheardof"}, "prefix"),
+        ({"prefix": [7]}, "prefix"),
+        ({"prompt": "the dogs"}, "prompt"),
+        ({"prompt_index": 2}, "prompt_index"),
+        ({"disallowed": -1}, "disallowed"),
+        ({"prompt": [1], "prompt_index": 1}, None),
+        ("prefix", None),
+    ],
+)
+def test_a_refused_option_is_told_in_the_words_of_the_scalar_environment(options, bad):
+    arguments = {"constraint": until_a_seven, "reward": "length"}
+    kind, words = refusal(gym.make("TextGen-v0", **arguments).reset, options=options)
+    envs = gym.make_vec("TextGen-v0", num_envs=3, **arguments)
+    named = f"environment 0: {words}" if "nothing may follow" in words else words
+    assert refusal(envs.reset, options=options) == (kind, named)
+    if bad:
+        envs.reset()
+        fine = {"prefix": "the", "prompt": "the", "prompt_index": 0, "disallowed": 0}[bad]
+        first, second = (0, 0) if "takes no prompt" in words else (1, 2)  # no prompt is fine in this task
+        several = {bad: [fine, options[bad], fine]}
+        assert refusal(envs.reset, options=several) == (kind, f"environment {first}: {words}")
+        several = {bad: [fine, options[bad]], "reset_mask": np.array([True, False, True])}
+        assert refusal(envs.reset, options=several) == (kind, f"environment {second}: {words}")
+    alone = gym.make_vec("TextGen-v0", num_envs=1, **arguments)
+    assert refusal(alone.reset, options=options) == (kind, words)
+
+
+def test_an_unknown_option_is_told_beside_the_known_ones():
+    kind, words = refusal(gym.make("TextGen-v0").reset, options={"prefx": [1]})
+    assert (
+        words
+        == "reset() has no option 'prefx'. Did you mean 'prefix'? Known: disallowed, prefix, prompt, prompt_index."
+    )
+    envs = gym.make_vec("TextGen-v0", num_envs=2)
+    assert refusal(envs.reset, options={"prefx": [1]}) == (kind, words[:-1] + ", reset_mask.")
+
+
+def test_refused_prompts_seeds_and_actions_are_told_in_the_words_of_the_scalar_environment(answers):
+    env = gym.make("TextGen-v0", task=answers).unwrapped
+    envs = gym.make_vec("TextGen-v0", num_envs=3, task=answers, autoreset_mode="Disabled").unwrapped
+    kind, words = refusal(env.step, 0)
+    assert refusal(envs.step, [0] * 3) == (kind, words)
+    assert words == "no episode is running; call reset() before step()"
+    kind, words = refusal(env.snapshot)
+    assert refusal(envs.snapshot) == (kind, words)
+    assert words == "no episode is running; call reset() before snapshot()"
+    for options in ({"prompt": [1, 99]}, {"prompt": 1.5}, {"prompt_index": 10**6}, {"prompt_index": "a"}):
+        assert refusal(envs.reset, options=options) == refusal(env.reset, options=options)
+    for seed in (-1, "a", 1.5, True):
+        kind, words = refusal(env.reset, seed=seed)
+        assert (kind, words) == (OptionError, f"seed must be a whole number of at least 0, not {seed!r}")
+        assert refusal(envs.reset, seed=[None, seed, 2]) == (kind, f"environment 1: {words}")
+        if seed != "a":  # which is a sequence
+            assert refusal(envs.reset, seed=seed) == (kind, words)
+    for e in (env, envs):
+        e.reset(seed=0)
+    for action in (-1, 39, 10**9):
+        kind, words = refusal(env.step, action)
+        assert refusal(envs.step, [0, 0, action]) == (kind, f"environment 2: {words}")
+    kind, words = refusal(TextGenEnv, render_mode="html")
+    assert words == "render_mode must be 'ansi', 'human' or None, not 'html'"
+    vector_words = words.replace(", 'human'", "")
+    assert refusal(TextGenVectorEnv, 2, render_mode="html") == (kind, vector_words)
+
+
+@pytest.mark.parametrize("seed", [5, np.int64(5), np.uint8(5)])
+def test_a_seed_is_a_whole_number_of_any_kind(answers, seed):
+    expected = gym.make("TextGen-v0", task=answers).reset(seed=5)[0]["prompt"]
+    env = gym.make("TextGen-v0", task=answers).unwrapped
+    envs = gym.make_vec("TextGen-v0", num_envs=2, task=answers).unwrapped
+    assert (env.reset(seed=seed)[0]["prompt"] == expected).all()
+    assert (envs.reset(seed=seed)[0]["prompt"][0] == expected).all()
+    assert env.np_random_seed == envs.np_random_seed == 5
 
 
 def assert_same_future(envs, twin, mode, steps=30):
