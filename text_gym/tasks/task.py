@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Protocol, cast
 
 import numpy as np
@@ -188,9 +189,10 @@ def sampled_task(name: str, source: Source, max_length: int, seed: int, sizes: t
     """
     counts = [whole_number(f"{split}_size", size, least=0) for split, size in zip(SPLITS, sizes, strict=True)]
 
-    def draw(split: str) -> Examples:
-        number = SPLITS.index(split)
-        batch = source.sample(counts[number], np.random.default_rng([seed, 100 + number]))
-        return Examples(Sequences.from_lists(batch.sentences))
+    return Task(name, source.vocab, max_length, partial(_sampled_split, source, seed, counts), source=source)
 
-    return Task(name, source.vocab, max_length, draw, source=source)
+
+def _sampled_split(source: Source, seed: int, counts: Sequence[int], split: str) -> Examples:
+    number = SPLITS.index(split)
+    batch = source.sample(counts[number], np.random.default_rng([seed, 100 + number]))
+    return Examples(Sequences.from_lists(batch.sentences))
