@@ -1,41 +1,58 @@
-# `make demo` shows what this is for; `make test` proves that it works. Both install into .venv first.
+# `make demo` shows what this is for; `make test` proves that it works. Both install into .venv first: the
+# demonstration only what the package itself needs, everything else the tools and the optional libraries too.
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALLED := .venv/.installed
+BASE := .venv/.installed-base
+DEV := .venv/.installed-dev
+# Python compiles what it imports by itself: compiling all of torch at once takes longer than the rest.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+	-c constraints.txt --config-settings editable_mode=compat
 
-.PHONY: demo test slow check format bench clean
+.PHONY: demo test slow check release format bench clean
 
-demo: $(INSTALLED)
+demo: $(BASE)
 	@$(BIN)/text-gym compare mle pg-bleu seqgan --task grammar --preset demo --seeds 3 \
 		--samples 2000 --sweep-samples 500 --references 500 --curve-samples 300 --points 8 --out runs/demo
 
-test: $(INSTALLED)
+test: $(DEV)
 	$(BIN)/python -m pytest -m "not slow" -n 2
 
-slow: $(INSTALLED)
+slow: $(DEV)
 	$(BIN)/python -m pytest -m slow
 
-check: $(INSTALLED)
+check: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q --doctest-modules text_gym agents
+	@$(MAKE) --no-print-directory release
 
-format: $(INSTALLED)
+# The wheel and the source distribution, in dist/.
+release: $(DEV)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation > /dev/null
+	$(BIN)/twine check --strict dist/*
+
+format: $(DEV)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 # fast-bleu is C++; where it cannot be built, its rows say so.
-bench: $(INSTALLED)
+bench: $(DEV)
 	-$(BIN)/python -m pip install --quiet -c constraints.txt fast-bleu
 	$(BIN)/text-gym bench
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(INSTALLED): setup.cfg pyproject.toml constraints.txt
-	@echo "Installing into .venv (a minute or two the first time)"
+$(BASE): setup.cfg pyproject.toml constraints.txt
+	@echo "Installing into .venv (less than a minute the first time, after the downloads)"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		--config-settings editable_mode=compat -e ".[dev]"
+	@$(INSTALL) -e .
 	touch $@
+
+$(DEV): setup.cfg pyproject.toml constraints.txt
+	@echo "Installing into .venv, with all tools and optional libraries (a minute or two the first time)"
+	@$(PYTHON) -m venv .venv
+	@$(INSTALL) -e ".[dev]"
+	touch $(BASE) $@

@@ -5,7 +5,7 @@
 >>> agent = MLE(gym.make("TextGen-v0"), seed=0, preset="demo")
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from agents.common.agent import Agent
@@ -29,7 +29,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import a learner, and with it torch, when it is first asked for."""
     if name not in _HOMES:
         raise AttributeError(f"module 'agents' has no attribute {name!r}")

@@ -1,6 +1,7 @@
 """What holds the project together: light imports, the package, and documentation that runs."""
 
 import importlib.metadata
+import os
 import re
 import shlex
 import shutil
@@ -46,28 +47,70 @@ def wheel(tmp_path_factory):
 def test_the_wheel_holds_both_packages_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-    assert {name.partition("/")[0] for name in names if "dist-info" not in name} == {"text_gym", "agents"}
-    assert {
-        "text_gym/py.typed",
-        "agents/py.typed",
-        "agents/cli/main.py",
-        "agents/report/report.html",
-        "text_gym/env.py",
-    } <= set(names)
-    assert not [name for name in names if "test" in name or "example" in name]
+        entry_points = archive.read("text_gym-0.1.0.dist-info/entry_points.txt").decode()
+    files = [path for package in ("text_gym", "agents") for path in (ROOT / package).rglob("*") if path.is_file()]
+    ours = {str(path.relative_to(ROOT)) for path in files if "__pycache__" not in path.parts}
+    assert {name for name in names if "dist-info" not in name} == ours
+    assert {"text_gym/py.typed", "agents/py.typed", "agents/report/report.html"} < ours
+    assert "text-gym = text_gym.__main__:main" in entry_points
 
 
 @pytest.mark.slow
-def test_a_plain_install_gives_the_packages_and_the_command(wheel, tmp_path):
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-    python = tmp_path / "venv" / "bin" / "python"
-    constraints = ROOT / "constraints.txt"
-    subprocess.run([python, "-m", "pip", "install", "-q", "-c", constraints, wheel], check=True, cwd=tmp_path)
-    code = "import agents, text_gym, gymnasium as gym; print(gym.make('TextGen-v0').unwrapped.task)"
-    done = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout == "Task('grammar', 209 tokens, max_length=21)\n"
-    command = tmp_path / "venv" / "bin" / "text-gym"
-    assert "grammar" in subprocess.run([command, "tasks"], capture_output=True, text=True, check=True).stdout
+def test_a_plain_install_gives_the_packages_and_the_command(wheel, tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.chdir(tmp_path)
+    subprocess.run([sys.executable, "-m", "venv", "venv"], check=True)
+    programs = tmp_path / "venv" / "bin"
+    install = [programs / "python", "-m", "pip", "install", "-q", "--no-compile"]
+    subprocess.run([*install, "-c", ROOT / "constraints.txt", wheel], check=True)
+
+    code = "import agents, text_gym, gymnasium as gym; print(gym.make('TextGen-v0').unwrapped.task, agents.__file__)"
+    done = subprocess.run([programs / "python", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"Task('grammar', 209 tokens, max_length=21) {tmp_path}")
+
+    tiny = shlex.split("--preset demo --seeds 1 --mle.steps 2 --samples 50 --references 50 --out run")
+    done = subprocess.run([programs / "text-gym", "compare", "mle", *tiny], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "mle" in Path("run/report.md").read_text(encoding="utf-8")
+    assert "<svg" in Path("run/report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def other_agents(tmp_path):
+    """A folder with another package of the name agents; importing it fails."""
+    (tmp_path / "other" / "agents").mkdir(parents=True)
+    (tmp_path / "other" / "agents" / "__init__.py").write_text("raise RuntimeError('imported')\n", encoding="utf-8")
+    return tmp_path / "other"
+
+
+def run_the_command(*path):
+    """Start text-gym with these folders first on Python's path."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
+    command = [sys.executable, "-m", "text_gym", "tasks"]
+    return subprocess.run(command, env=environment, cwd=path[0], capture_output=True, text=True)
+
+
+def test_the_command_tells_that_another_package_is_imported_as_agents(other_agents):
+    done = run_the_command(other_agents, ROOT)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"text-gym: 'import agents' finds {other_agents / 'agents' / '__init__.py'}, which")
+    assert "openai-agents" in done.stderr
+    assert "an environment of its own" in done.stderr
+    assert "grammar" in run_the_command(ROOT, other_agents).stdout
+
+
+@pytest.mark.parametrize("leaves", ["its own file", "nothing"])
+def test_the_command_tells_that_another_package_has_replaced_agents(leaves, other_agents):
+    """Installed into the same place, it replaces agents/__init__.py; uninstalled, it takes that with it."""
+    for package in ("text_gym", "agents"):
+        ignored = shutil.ignore_patterns("__pycache__", "__init__.py" if package == "agents" else "")
+        shutil.copytree(ROOT / package, other_agents / package, ignore=ignored, dirs_exist_ok=True)
+    if leaves == "nothing":
+        (other_agents / "agents" / "__init__.py").unlink()
+    done = run_the_command(other_agents)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("text-gym: 'import agents' finds ")
+    assert "install text-gym again" in done.stderr
 
 
 def test_the_version_is_one_and_has_its_changes():
@@ -121,3 +164,12 @@ def test_the_readmes_first_screen():
     assert first.index("make demo") < first.index("make test") < first.index("```python")
     program = blocks(ROOT / "README.md", "python")[0]
     assert len(program.strip().splitlines()) <= 11
+
+
+@pytest.mark.parametrize("package", ["text_gym", "agents"])
+def test_the_readme_shows_what_lies_where(package):
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## Where things are")[1].split("```")[1]
+    inside = re.search(rf"^{package}/.*\n((?: .*\n)+)", tree, re.MULTILINE)[1]
+    shown = re.findall(r"(?<!\S)\w+(?:/|\.py)(?!\S)", inside)
+    lies = [path.name + "/" * path.is_dir() for path in (ROOT / package).iterdir()]
+    assert sorted(shown) == sorted(name for name in lies if not name.startswith("__") and name != "py.typed")
