@@ -3,7 +3,6 @@
 import copy
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -452,26 +451,16 @@ def test_copies_and_parts_of_other_modules(folders):
 
 def test_the_command_line(folders, lines, tmp_path, capsys):
     task = f"{lines}/asked.jsonl(tokenizer='hf:{folders['llama']}', valid=0.3)"
-    line = ["train", "mle", "--policy", "hf", "--model", folders["llama"], "--lora", "2", "--task", task]
-    line += ["--schedule", "1", "0.01", "--samples", "20", "--out", str(tmp_path / "run")]
+    few = ["--samples", "20", "--references", "20", "--temperatures", "1", "--sweep-samples", "20", "--shown", "1"]
+    line = ["train", "mle", "--policy", "hf", "--model", folders["llama"], "--lora", "2", "--task", task, *few]
+    line += ["--schedule", "1", "0.01", "--out", str(tmp_path / "run")]
     assert main(line) == 0
     assert main(line) == 0  # finished already
     assert main(["sample", str(tmp_path / "run")]) == 0
-    line = [
-        "train",
-        "reinforce",
-        "--task",
-        task,
-        "--start",
-        str(tmp_path / "run"),
-        "--reward",
-        "length",
-        "--steps",
-        "1",
-    ]
-    line += ["--rollouts", "1", "--batch-size", "4", "--samples", "20", "--out", str(tmp_path / "more")]
+    line = ["train", "reinforce", "--task", task, "--start", str(tmp_path / "run"), "--reward", "length", *few]
+    line += ["--steps", "1", "--rollouts", "1", "--batch-size", "4", "--out", str(tmp_path / "more")]
     assert main(line) == 0
-    results = json.loads((Path(tmp_path) / "more" / "results.json").read_text())
+    results = json.loads((tmp_path / "more" / "results.json").read_text())
     assert results["settings"]["lora"] == 2
     assert results["settings"]["model"] == folders["llama"]
     capsys.readouterr()

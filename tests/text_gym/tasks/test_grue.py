@@ -387,6 +387,7 @@ def test_the_commands_of_the_page_train(name, words, tmp_path, monkeypatch, caps
     )
     FILES[name](tmp_path / "data" / name)
     monkeypatch.chdir(tmp_path)
-    small = ["--out", "run", "--steps", "1", "--samples", "2", "--references", "2", "--sweep-samples", "2"]
-    assert main([*shlex.split(command)[1:], *small, "--hidden", "8", "--embedding", "8"]) == 0
+    few = ["--samples", "2", "--references", "2", "--temperatures", "1", "--sweep-samples", "2", "--shown", "0"]
+    small = [*few, "--out", "run", "--steps", "1", "--hidden", "8", "--embedding", "8"]
+    assert main([*shlex.split(command)[1:], *small]) == 0
     assert (tmp_path / "run").is_dir()
