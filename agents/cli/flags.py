@@ -17,7 +17,7 @@ import tyro
 
 from agents.common.settings import difference, merged
 from agents.experiments.comparison import Comparison, label_of, recipe_of
-from agents.experiments.metrics import MeasureSettings
+from agents.experiments.metrics import MetricSettings
 from agents.experiments.registry import Recipe, find_agent
 from text_gym.errors import DataError, OptionError
 from text_gym.registry import parse_call
@@ -68,7 +68,7 @@ class Training:
     """Let the run to start from name modules and files of your own, which are then run."""
     config: Path | None = None
     """A TOML file with any of these settings and hyper-parameters; flags go before it."""
-    measured: Annotated[MeasureSettings, Flat] = field(default_factory=MeasureSettings)
+    metrics: Annotated[MetricSettings, Flat] = field(default_factory=MetricSettings)
     """What is measured when it has learned."""
 
     def __post_init__(self) -> None:
@@ -85,7 +85,7 @@ class Comparing(Comparison):
 
     agents: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="AGENT ...")] = Comparison.agents
     """Names, name(option=value), or module:attribute; label=agent calls one otherwise."""
-    measured: Annotated[MeasureSettings, Flat] = field(default_factory=MeasureSettings)
+    metrics: Annotated[MetricSettings, Flat] = field(default_factory=MetricSettings)
     """What is measured of each model, and on how much."""
     options: tyro.conf.Suppress[Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     config: Path | None = None
@@ -212,16 +212,16 @@ def _check_place(read: Any, first: Any) -> None:
 
 def _with_defaults(kind: type[Any], known: Mapping[str, Any]) -> Any:
     """The settings with what a file says as defaults."""
-    measured = {f.name: known[f.name] for f in fields(MeasureSettings) if f.name in known}
-    rest = {name: value for name, value in known.items() if name not in measured}
-    for settings, values in ((MeasureSettings, measured), (kind, rest)):
+    metrics = {f.name: known[f.name] for f in fields(MetricSettings) if f.name in known}
+    rest = {name: value for name, value in known.items() if name not in metrics}
+    for settings, values in ((MetricSettings, metrics), (kind, rest)):
         hints = get_type_hints(settings)
         for name, value in values.items():
             if not _fits(value, hints[name]):
                 said = list(value) if isinstance(value, tuple) else value
                 raise OptionError(f"the file says {name} = {said!r}, which must be {_described(hints[name])}")
     rest = {name: Path(value) if name in ("out", "start") else value for name, value in rest.items()}
-    return kind(**{"agent": "", **rest} if kind is Training else rest, measured=MeasureSettings(**measured))
+    return kind(**{"agent": "", **rest} if kind is Training else rest, metrics=MetricSettings(**metrics))
 
 
 def _alternatives(hint: Any) -> list[Any]:
@@ -244,7 +244,7 @@ def _described(hint: Any) -> str:
 
 def _names(kind: type[Any]) -> set[str]:
     """The settings of a run."""
-    return {f.name for of in (kind, MeasureSettings) for f in fields(of)} - {"measured", "options", "config"}
+    return {f.name for of in (kind, MetricSettings) for f in fields(of)} - {"metrics", "options", "config"}
 
 
 def _split(kind: type[Any], config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -269,5 +269,5 @@ def _underscored(table: Mapping[str, Any]) -> dict[str, Any]:
 
 def _prefix(settings: Any, name: str) -> Any:
     """No prefix, unless a hyper-parameter is called as a setting of the run is."""
-    taken = {f.name for kind in (Training, MeasureSettings) for f in fields(kind)}
+    taken = {f.name for kind in (Training, MetricSettings) for f in fields(kind)}
     return tyro.conf.arg(name=name if taken & {f.name for f in fields(settings)} else "")

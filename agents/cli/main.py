@@ -50,7 +50,7 @@ def rewards() -> None:
 @app.command
 def agents(name: tyro.conf.Positional[str | None] = None) -> None:
     """List the agents that have a name, or one agent's presets and hyper-parameters."""
-    from agents.common.settings import flattened
+    from agents.common.settings import NoSettings, flattened
     from agents.experiments.registry import find_agent, registered_agents
 
     if name is None:
@@ -58,12 +58,11 @@ def agents(name: tyro.conf.Positional[str | None] = None) -> None:
         _say("Hyper-parameters and presets of one: text-gym agents seqgan")
         return
     recipe = find_agent(name)
-    settings = recipe.settings(None)
-    if settings is None:
-        raise OptionError(f"{name} is {recipe.factory!r}, which has no settings to list")
     presets = getattr(recipe.factory, "presets", {})
+    columns = [dict(flattened(recipe.settings(preset) or NoSettings())) for preset in (None, *presets)]
+    if not columns[0]:
+        raise OptionError(f"{name} is {recipe.factory!r}, which has no hyper-parameters to list")
     table = Table("hyper-parameter", "default", *presets, box=None)
-    columns = [dict(flattened(recipe.settings(preset))) for preset in (None, *presets)]
     for hyper in columns[0]:
         default, *others = (_short(column[hyper]) for column in columns)
         table.add_row(hyper, default, *(value if value != default else "" for value in others))
@@ -270,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        0 if all went well; 1 if some cells of a comparison failed; 2 for a user's mistake, told in one line
+        0 if all went well; 1 if some runs of a comparison failed; 2 for a user's mistake, told in one line
         (--debug shows where it came from); 130 after Ctrl-C.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)

@@ -19,7 +19,7 @@ from text_gym.errors import DataError
 
 
 class Display:
-    """Shows a comparison while it runs: bars on a terminal, a line for each cell that ends elsewhere."""
+    """Shows a comparison while it runs: bars on a terminal, a line for each run that ends elsewhere."""
 
     def __init__(self, console: Console) -> None:
         """Begin the clock."""
@@ -50,7 +50,7 @@ class Display:
 
     def _say(self, progress: Progress, folder: Path) -> None:
         spec = progress.specs[folder]
-        count = f"{len(progress.done) + len(progress.failed)}/{len(progress.cells)}"
+        count = f"{len(progress.done) + len(progress.failed)}/{len(progress.runs)}"
         what = f"{_clock(time.monotonic() - self.begin)}  {count}  {spec.label}, seed {spec.seed}"
         why = progress.failed.get(folder)
         self.console.print(escape(what if why is None else f"{what} FAILED: {why}"), highlight=False)
@@ -59,8 +59,8 @@ class Display:
         ended = len(progress.done) + len(progress.failed)
         rows = Table.grid(padding=(0, 2))
         rows.add_row(
-            Text(f"{ended} of {len(progress.cells)} cells"),
-            ProgressBar(total=len(progress.cells), completed=ended, width=30),
+            Text(f"{ended} of {len(progress.runs)} runs"),
+            ProgressBar(total=len(progress.runs), completed=ended, width=30),
             Text(_clock(time.monotonic() - self.begin)),
         )
         for folder in progress.running:
@@ -75,7 +75,7 @@ class Display:
 
 
 def _now(folder: Path) -> tuple[str, int, int]:
-    """What a cell is doing, and how far it has learned."""
+    """What a run is doing, and how far it has learned."""
     try:
         now = read_json(folder / NOW)
         doing, step, total = str(now["doing"]), int(now.get("step", 1)), int(now.get("of", 1))

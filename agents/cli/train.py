@@ -1,4 +1,4 @@
-"""The commands that train: `text-gym train` and `text-gym compare`, and what `evaluate` measures."""
+"""The commands that train: `text-gym train` and `text-gym compare`, and what `evaluate` metrics."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from agents.common.evaluation import draw
 from agents.common.generation import find_device
 from agents.experiments.comparison import LOCK, label_of
 from agents.experiments.comparison import compare as run_comparison
-from agents.experiments.metrics import Measures, knows_temperature
+from agents.experiments.metrics import Metrics, knows_temperature
 from agents.experiments.registry import find_agent
-from agents.experiments.run import CellSpec, check_folder, load_model, make_env, prepare_cell, run_cell
-from agents.report.run_files import ERROR, read_cell
+from agents.experiments.run import RunSpec, check_folder, execute, load_model, make_env, prepare_run
+from agents.report.run_files import ERROR, read_run
 from agents.report.verdicts import summaries
 from agents.report.write import terminal_table, write_report
 from text_gym.errors import OptionError, TextGymError
@@ -38,10 +38,10 @@ def train(words: Sequence[str]) -> int:
     asked, options = read_training(words)
     label = label_of(asked.agent)
     folder = asked.out or Path("runs") / label
-    spec = CellSpec(
+    spec = RunSpec(
         label, asked.agent, asked.seed, asked.task, asked.reward, asked.preset, options,
         start_folder=None if asked.start is None else str(asked.start), steps=asked.steps, device=asked.device,
-        threads=asked.threads, measured=asked.measured, report_reward=asked.reward is not None,
+        threads=asked.threads, metrics=asked.metrics, report_reward=asked.reward is not None,
         command=shlex.join(["text-gym", "train", *words]),
     )  # fmt: skip
     env = _check(spec, asked.trust)
@@ -49,7 +49,7 @@ def train(words: Sequence[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(folder / LOCK, timeout=0):
-            prepare_cell(folder, spec)
+            prepare_run(folder, spec)
             _run(folder, env)
     except filelock.Timeout:
         raise OptionError(f"another training is running in {folder}; wait for it, or give another folder") from None
@@ -60,12 +60,12 @@ def train(words: Sequence[str]) -> int:
     return 0
 
 
-def _check(spec: CellSpec, trust: bool) -> Any:
+def _check(spec: RunSpec, trust: bool) -> Any:
     """Refuse what cannot be run before there is a folder; the environment that it will be run in."""
     recipe = find_agent(spec.agent, spec.preset, **spec.options)
     find_device(spec.device)
     env: Any = make_env(spec)
-    Measures(env.unwrapped.task, spec.measured, spec.reward if spec.report_reward else None)
+    Metrics(env.unwrapped.task, spec.metrics, spec.reward if spec.report_reward else None)
     if spec.start_folder is None:
         return env
     if not recipe.takes_start:
@@ -73,16 +73,16 @@ def _check(spec: CellSpec, trust: bool) -> Any:
     start = load_model(Path(spec.start_folder), trust)
     if start.task.vocab.tokens != env.unwrapped.task.vocab.tokens:
         raise OptionError(
-            f"{spec.start_folder} is a run of task {CellSpec.read(Path(spec.start_folder)).task!r}, whose "
+            f"{spec.start_folder} is a run of task {RunSpec.read(Path(spec.start_folder)).task!r}, whose "
             f"tokens are others than those of {spec.task!r}"
         )
     return env
 
 
 def _run(folder: Path, env: Any) -> None:
-    """Run a cell; what a user's own agent or reward raises is kept in the folder, and told in a line."""
+    """Execute a run; what a user's own agent or reward raises is kept in the folder, and told in a line."""
     try:
-        run_cell(folder, progress=True, env=env)
+        execute(folder, progress=True, env=env)
     except (TextGymError, OSError):
         raise
     except Exception as problem:
@@ -101,9 +101,9 @@ def compare(words: Sequence[str]) -> int:
     for line in summaries(results):
         console.print(escape(line), highlight=False)
     console.print(f"The report: {escape(str(page))}", highlight=False, soft_wrap=True)
-    for cell in results.failures:
-        why = (cell.error or "").strip().rpartition("\n")[2]
-        console.print(escape(f"FAILED: {cell.label}, seed {cell.seed}: {why} ({cell.folder / ERROR})"), highlight=False)
+    for run in results.failures:
+        why = (run.error or "").strip().rpartition("\n")[2]
+        console.print(escape(f"FAILED: {run.label}, seed {run.seed}: {why} ({run.folder / ERROR})"), highlight=False)
     return 1 if results.failures or results.unfinished else 0
 
 
@@ -111,18 +111,18 @@ def measure_run(
     folder: Path, samples: int | None, seed: int | None, also: Sequence[str], temperature: float, trust: bool
 ) -> dict[str, float]:
     """The figures of the agent in a folder."""
-    spec = CellSpec.read(folder)
+    spec = RunSpec.read(folder)
     model: Any = load_model(folder, trust)
-    settings = replace(spec.measured, also=tuple(also) or spec.measured.also)
+    settings = replace(spec.metrics, also=tuple(also) or spec.metrics.also)
     settings = settings if samples is None else replace(settings, samples=samples)
-    measures = Measures(model.task, settings, spec.reward if spec.report_reward else None)
+    metrics = Metrics(model.task, settings, spec.reward if spec.report_reward else None)
     seed = spec.seed if seed is None else whole_number("seed", seed, least=0)
     if temperature == 1:
-        return measures.figures(model, seed)
+        return metrics.figures(model, seed)
     if not knows_temperature(model):
         raise OptionError(f"{spec.label} cannot be drawn from at a temperature; leave --temperature out")
-    drawn = draw(model, max(settings.samples, measures.size), seed, "test", temperature=temperature)
-    return measures.of_samples(model, drawn, measures.test, temperature) | measures.of_texts(drawn)
+    drawn = draw(model, max(settings.samples, metrics.size), seed, "test", temperature=temperature)
+    return metrics.of_samples(model, drawn, metrics.test, temperature) | metrics.of_texts(drawn)
 
 
 def add_to(app: Any) -> None:
@@ -152,6 +152,6 @@ def _show_figures(console: Console, folder: Path) -> None:
     """The headline figures of a run."""
     from agents.report.columns import in_order
 
-    cell = read_cell(folder)
-    told = [f"{c.title} {c.show(cell.figures[c.key])}" for c in in_order(set(cell.figures)) if c.headline]
-    console.print(escape(f"{cell.label}, seed {cell.seed}: " + ", ".join(told)), highlight=False)
+    run = read_run(folder)
+    told = [f"{c.title} {c.show(run.figures[c.key])}" for c in in_order(set(run.figures)) if c.headline]
+    console.print(escape(f"{run.label}, seed {run.seed}: " + ", ".join(told)), highlight=False)

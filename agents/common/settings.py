@@ -59,10 +59,16 @@ def merged(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 
     >>> merged({"kl": {"weight": 0.1}, "rounds": 3}, {"kl": {"target": 0.05}, "rounds": 4})
     {'kl': {'weight': 0.1, 'target': 0.05}, 'rounds': 4}
+    >>> merged({"discriminator": "recurrent"}, {"discriminator": {"hidden": 8}})
+    {'discriminator': {'kind': 'recurrent', 'hidden': 8}}
     """
     found = dict(options)
     for name, value in changes.items():
         old = found.get(name)
+        if isinstance(old, str) and isinstance(value, Mapping):
+            old = {"kind": old}
+        elif isinstance(old, Mapping) and isinstance(value, str):
+            value = {"kind": value}
         found[name] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return found
 

@@ -1,7 +1,7 @@
 """Train several agents on one task from the same start, with controls, and keep everything that a report needs.
 
-A comparison is a list of cells (agents/cell.py), one for each model and seed. It can be stopped and
-started again at any time: cells that are finished are not run again.
+A comparison is a list of runs (run.py), one for each model and seed. It can be stopped and
+started again at any time: finished runs are not repeated.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import filelock
 
 from agents.common.generation import find_device
 from agents.common.settings import merged
-from agents.experiments.controls import Entry, begins_with, controls, is_start
-from agents.experiments.metrics import Measures, MeasureSettings, knows_real_data
+from agents.experiments.controls import PlannedModel, begins_with, controls, is_start
+from agents.experiments.metrics import Metrics, MetricSettings, knows_real_data
 from agents.experiments.reference_models import RealData
 from agents.experiments.registry import Recipe, find_agent
-from agents.experiments.run import CellSpec, check_folder, prepare_cell, write_json
+from agents.experiments.run import RunSpec, check_folder, prepare_run, write_json
 from agents.experiments.scheduler import Progress, make_pool, run_all
 from agents.networks.policies import PolicySettings
-from agents.report.run_files import COMPARISON, Results, read_cell
+from agents.report.run_files import COMPARISON, Results, read_run
 from text_gym.errors import OptionError
 from text_gym.registry import parse_call
 from text_gym.rewards import Scorer
@@ -61,16 +61,16 @@ class Comparison:
     stopped early, uniform tokens, and real data."""
     baseline: str | None = None
     """The label that others are measured against; the start, if not given."""
-    measured: MeasureSettings = field(default_factory=MeasureSettings)
+    metrics: MetricSettings = field(default_factory=MetricSettings)
     """What is measured of each model, and on how much."""
     jobs: int | None = None
-    """Cells at a time; as many as there are cores for if not given."""
+    """Runs at a time; as many as there are cores for if not given."""
     threads: int = 1
-    """Of each cell. Other threads give other last digits; other jobs give the same numbers."""
+    """Torch threads of each run. Other threads give other last digits; other jobs give the same numbers."""
     device: str = "auto"
     """"cpu", "cuda", or "auto" for a GPU where there is one."""
     ray: str | None = None
-    """The address of a Ray cluster to run the cells on; "local" starts one here."""
+    """The address of a Ray cluster that executes the runs; "local" starts one here."""
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
@@ -85,7 +85,7 @@ class Comparison:
 def compare(comparison: Comparison, watch: Callable[[Progress], None] | None = None, command: str = "") -> Results:
     """Run a comparison, and read back what came of it.
 
-    In a program of your own, call it under `if __name__ == "__main__":`, because cells run in processes
+    In a program of your own, call it under `if __name__ == "__main__":`, because runs are executed in processes
     that import the program anew.
 
     Args:
@@ -99,18 +99,18 @@ def compare(comparison: Comparison, watch: Callable[[Progress], None] | None = N
     comparison.out.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(comparison.out / LOCK, timeout=0):
-            cells = lay_out(comparison, models)
-            progress = Progress(cells)
+            runs = lay_out(comparison, models)
+            progress = Progress(runs)
             where = comparison.jobs, comparison.threads, comparison.device, comparison.ray
             run_all(progress, lambda: make_pool(*where), watch or (lambda progress: None))
-            return Results(map(read_cell, cells))
+            return Results(map(read_run, runs))
     except filelock.Timeout:
         raise OptionError(
             f"another comparison is running in {comparison.out}; wait for it, or give another folder"
         ) from None
 
 
-def plan(comparison: Comparison, command: str = "") -> list[Entry]:
+def plan(comparison: Comparison, command: str = "") -> list[PlannedModel]:
     """All models of a comparison: the agents, the start that they share, and the controls."""
     agents = [_agent(comparison, named) for named in comparison.agents]
     for label in comparison.options:
@@ -137,7 +137,7 @@ def plan(comparison: Comparison, command: str = "") -> list[Entry]:
     ]
 
 
-def _agent(comparison: Comparison, named: str) -> Entry:
+def _agent(comparison: Comparison, named: str) -> PlannedModel:
     """One of the agents that were named."""
     label = label_of(named)
     recipe, preset = recipe_of(comparison, named)
@@ -148,7 +148,7 @@ def _agent(comparison: Comparison, named: str) -> Entry:
     own_reward = find_agent(recipe.name, preset).reward
     options = recipe.options | ({} if recipe.reward == own_reward else {"reward": recipe.reward})
     spec = _spec(comparison, label, recipe.name, preset=preset, options=options, steps=recipe.steps)
-    return Entry(spec, recipe)
+    return PlannedModel(spec, recipe)
 
 
 def recipe_of(comparison: Comparison, named: str) -> tuple[Recipe, str | None]:
@@ -179,36 +179,36 @@ def _without_label(named: str) -> str:
     return text if equals and LABEL.fullmatch(label) else named
 
 
-def _spec(comparison: Comparison, label: str, agent: str, **more: Any) -> CellSpec:
-    shared = {name: getattr(comparison, name) for name in ("task", "reward", "device", "threads", "measured")}
-    return CellSpec(label, agent, report_reward=comparison.reward is not None, **shared | more)
+def _spec(comparison: Comparison, label: str, agent: str, **more: Any) -> RunSpec:
+    shared = {name: getattr(comparison, name) for name in ("task", "reward", "device", "threads", "metrics")}
+    return RunSpec(label, agent, report_reward=comparison.reward is not None, **shared | more)
 
 
-def lay_out(comparison: Comparison, models: Sequence[Entry]) -> list[Path]:
+def lay_out(comparison: Comparison, models: Sequence[PlannedModel]) -> list[Path]:
     """A folder for each model and seed, the ones that others wait for first, then those that take longest."""
     task = check(comparison, models)
     models = [model for model in models if model.spec.kind != "reference" or knows_real_data(task)]
-    cells = {
+    runs = {
         comparison.out / model.spec.label / f"seed-{seed}": replace(model.spec, seed=seed)
         for model in sorted(models, key=_urgency)
         for seed in range(comparison.seeds)
     }
-    for folder, spec in cells.items():  # all of them before any is written
+    for folder, spec in runs.items():  # all of them before any is written
         check_folder(folder, spec)
-    for folder, spec in cells.items():
-        prepare_cell(folder, spec)
-    write_json(comparison.out / COMPARISON, {"cells": [str(cell.relative_to(comparison.out)) for cell in cells]})
-    return list(cells)
+    for folder, spec in runs.items():
+        prepare_run(folder, spec)
+    write_json(comparison.out / COMPARISON, {"runs": [str(run.relative_to(comparison.out)) for run in runs]})
+    return list(runs)
 
 
-def check(comparison: Comparison, models: Sequence[Entry]) -> Task:
-    """Refuse now what would fail in every cell: devices, tasks, rewards, measures, architectures."""
+def check(comparison: Comparison, models: Sequence[PlannedModel]) -> Task:
+    """Refuse now what would fail in every run: devices, tasks, rewards, metrics, architectures."""
     if comparison.ray is None:
         find_device(comparison.device)
     task = make_task(comparison.task)
-    measures = Measures(task, comparison.measured, comparison.reward)
-    few = measures.test.take([0, 1])
-    for scorer in (measures.reward, *measures.also.values()):
+    metrics = Metrics(task, comparison.metrics, comparison.reward)
+    few = metrics.test.take([0, 1])
+    for scorer in (metrics.reward, *metrics.also.values()):
         if scorer is not None:
             scorer(few)  # a reward that fails does so before anything is trained
     starts = {model.spec.label: model.recipe.settings(model.spec.preset) for model in models if is_start(model)}
@@ -222,7 +222,7 @@ def check(comparison: Comparison, models: Sequence[Entry]) -> Task:
     return task
 
 
-def _check_architecture(model: Entry, start: Any) -> None:
+def _check_architecture(model: PlannedModel, start: Any) -> None:
     """Who goes on with a policy cannot have another architecture."""
     for name in (each.name for each in fields(PolicySettings) if each.name != "initial_std"):
         if name in model.recipe.options and model.recipe.options[name] != getattr(start, name):
@@ -232,7 +232,7 @@ def _check_architecture(model: Entry, start: Any) -> None:
             )
 
 
-def _urgency(model: Entry) -> tuple[int, ...]:
+def _urgency(model: PlannedModel) -> tuple[int, ...]:
     if is_start(model) and model.spec.kind == "agent":
         return (0,)
     settings = model.recipe.settings(model.spec.preset)

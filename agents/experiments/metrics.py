@@ -36,7 +36,7 @@ SWEPT = ("nll_oracle", "nll_test", "entropy", "kl_model_data", "kl_data_model", 
 
 
 @dataclass(frozen=True)
-class MeasureSettings:
+class MetricSettings:
     """What is measured of each model, and on how much."""
 
     samples: int = 4_000
@@ -72,7 +72,7 @@ class MeasureSettings:
                 raise OptionError(f"temperatures={self.temperatures} must be at least 0.001")
 
 
-class Measures:
+class Metrics:
     """What can be said of models of one task.
 
     Args:
@@ -81,7 +81,7 @@ class Measures:
         reward: The environment's reward, if it is to be a column; with prompts the task's own is one in any case.
     """
 
-    def __init__(self, task: Task, settings: MeasureSettings, reward: Any = None) -> None:
+    def __init__(self, task: Task, settings: MetricSettings, reward: Any = None) -> None:
         """Make the references' tables, once."""
         self.task, self.settings = task, settings
         self.test = task.batch("test")

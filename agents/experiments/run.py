@@ -1,6 +1,6 @@
 """One model of one seed, from what is to be run to its figures on disk; a comparison is many of these.
 
-The folder of a cell holds everything about it (agents/results.py says which files), so that a cell that
+The folder of a run holds everything about it (agents/report/run_files.py says which files), so that a run that
 was stopped goes on, one that is finished is not run again, and a report needs nothing else.
 """
 
@@ -29,9 +29,9 @@ import text_gym
 from agents.common.agent import Agent
 from agents.common.evaluation import Evaluation
 from agents.common.settings import as_json
-from agents.experiments.metrics import Measures, MeasureSettings
+from agents.experiments.metrics import Metrics, MetricSettings
 from agents.experiments.registry import find_agent
-from agents.report.run_files import CELL, ERROR, FORMAT, NOW, RESULTS, SAMPLES, read_json, read_metrics
+from agents.report.run_files import ERROR, FORMAT, NOW, OLD_RUN, RESULTS, RUN, SAMPLES, read_json, read_log, read_spec
 from text_gym.corpus.readers import SUFFIXES
 from text_gym.errors import DataError, OptionError
 from text_gym.files import replace_file
@@ -42,12 +42,12 @@ from text_gym.tasks import make_task
 WORDS_ALONE = {"order", "baseline", "controls_for", "trivial", "words", "command"}
 INPUTS = "inputs"
 # What a folder may have before anything was learned in it; of metrics it depends on what they say.
-BEFORE = (".lock", CELL, ERROR, NOW, "output.txt", "events.out.tfevents*", "progress*.json", "*.part")
+BEFORE = (".lock", RUN, ERROR, NOW, "output.txt", "events.out.tfevents*", "progress*.json", "*.part")
 PACKAGES = ("torch", "numpy", "gymnasium", "stable-baselines3")
 
 
 @dataclass(frozen=True)
-class CellSpec:
+class RunSpec:
     """What is to be run."""
 
     label: str
@@ -74,7 +74,7 @@ class CellSpec:
     """See `Agent`."""
     threads: int = 1
     """Of torch. Results depend on it in the last digits, and so it is not left to the machine."""
-    measured: MeasureSettings = field(default_factory=MeasureSettings)
+    metrics: MetricSettings = field(default_factory=MetricSettings)
     """What is measured when it has learned."""
     report_reward: bool = False
     """Whether the environment's reward is among that."""
@@ -94,33 +94,26 @@ class CellSpec:
     """What was typed."""
 
     def as_json(self) -> dict[str, Any]:
-        """The content of cell.json, with digests of the files that it names."""
+        """The content of run.json, with digests of the files that it names."""
         content: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **asdict(self), INPUTS: self.inputs()}))
         return content
 
     def inputs(self) -> dict[str, str]:
         """The files that the task, the agent and the rewards are read from, each with a digest of its content."""
-        named = [self.task, self.agent, self.reward, self.options.get("reward"), *self.measured.also]
+        named = [self.task, self.agent, self.reward, self.options.get("reward"), *self.metrics.also]
         paths = {path for name in named if name is not None for path in _files_in(str(name))}
         return {path: blake2b(Path(path).read_bytes(), digest_size=8).hexdigest() for path in sorted(paths)}
 
     @classmethod
-    def read(cls, folder: Path) -> CellSpec:
-        """What a folder's cell.json says."""
-        if not (folder / CELL).is_file():
-            raise DataError(
-                f"no run of text-gym train in {str(folder)!r}, nor one seed of a comparison: there is no {CELL}; "
-                "is the path right?"
-            )
-        content = read_json(folder / CELL)
-        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
-            raise DataError(f"{folder / CELL} is no {FORMAT!r}")
+    def read(cls, folder: Path) -> RunSpec:
+        """What a folder's run.json says."""
+        content = read_spec(folder)
         known = {field.name for field in fields(cls)}
         try:
-            measured = MeasureSettings(**_tupled(content.pop("measured", {})))
-            return cls(**_tupled({k: v for k, v in content.items() if k in known}), measured=measured)
+            metrics = MetricSettings(**_tupled(content.pop("metrics", {})))
+            return cls(**_tupled({k: v for k, v in content.items() if k in known}), metrics=metrics)
         except TypeError as problem:
-            raise DataError(f"{folder / CELL} is damaged: {problem}") from problem
+            raise DataError(f"{folder / RUN} is damaged: {problem}") from problem
 
 
 def _tupled(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,26 +128,26 @@ def _files_in(name: str) -> list[str]:
     return [text for text in texts if text and Path(text).is_file()]
 
 
-def prepare_cell(folder: Path, spec: CellSpec) -> None:
+def prepare_run(folder: Path, spec: RunSpec) -> None:
     """Write down what is to be run; refuse a folder where something else was."""
     check_folder(folder, spec)
     if (folder / RESULTS).exists():
-        spec = replace(spec, command=CellSpec.read(folder).command)  # what it was made with
+        spec = replace(spec, command=RunSpec.read(folder).command)  # what it was made with
     folder.mkdir(parents=True, exist_ok=True)
     if not _begun(folder):
         for path in folder.glob("progress*.json"):  # perhaps of other settings, that failed at once
             path.unlink()
-    write_json(folder / CELL, spec.as_json())
+    write_json(folder / RUN, spec.as_json())
 
 
-def check_folder(folder: Path, spec: CellSpec) -> None:
+def check_folder(folder: Path, spec: RunSpec) -> None:
     """Refuse a folder that is none, or where something else was, as far as it came to anything."""
     wanted = spec.as_json()
     there_is = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there_is.is_dir():
         raise OptionError(f"{there_is} is no folder; give another one")
-    if (folder / CELL).exists() and _begun(folder):
-        there = CellSpec.read(folder).as_json() | {INPUTS: read_json(folder / CELL).get(INPUTS, {})}
+    if (folder / OLD_RUN).exists() or ((folder / RUN).exists() and _begun(folder)):
+        there = RunSpec.read(folder).as_json() | {INPUTS: read_json(folder / RUN).get(INPUTS, {})}
         differs = [name for name in wanted if name not in WORDS_ALONE and there.get(name) != wanted[name]]
         if differs == [INPUTS]:
             changed = [path for path, digest in wanted[INPUTS].items() if there[INPUTS].get(path) != digest]
@@ -166,13 +159,13 @@ def check_folder(folder: Path, spec: CellSpec) -> None:
 
 def _begun(folder: Path) -> bool:
     """Whether a run left anything: a checkpoint, metrics, results, or files of an agent's own."""
-    learned = any(float(row.get("time/step", 0)) > 0 for row in read_metrics(folder))
+    learned = any(float(row.get("time/step", 0)) > 0 for row in read_log(folder))
     return learned or any(not any(map(path.match, BEFORE)) for path in folder.iterdir())
 
 
-def run_cell(folder: Path, progress: bool = False, env: gym.Env[Any, Any] | None = None) -> None:
-    """Learn and measure what cell.json asks for, going on where an earlier run was stopped; with a bar if wanted."""
-    spec = CellSpec.read(folder)
+def execute(folder: Path, progress: bool = False, env: gym.Env[Any, Any] | None = None) -> None:
+    """Learn and measure what run.json asks for, going on where an earlier run was stopped; with a bar if wanted."""
+    spec = RunSpec.read(folder)
     if (folder / RESULTS).exists():
         return
     (folder / ERROR).unlink(missing_ok=True)
@@ -183,16 +176,16 @@ def run_cell(folder: Path, progress: bool = False, env: gym.Env[Any, Any] | None
     learn(model, spec, folder)
     cost = model.cost if isinstance(model, Agent) else {"seconds": time.perf_counter() - begin}
     write_json(folder / NOW, {"doing": "measuring"})
-    measures = Measures(model.task, spec.measured, spec.reward if spec.report_reward else None)
-    write_json(folder / SAMPLES, measures.samples(model, spec.seed))
+    metrics = Metrics(model.task, spec.metrics, spec.reward if spec.report_reward else None)
+    write_json(folder / SAMPLES, metrics.samples(model, spec.seed))
     learns = model.learns if isinstance(model, Agent) else callable(getattr(model, "learn", None))
     write_json(
         folder / RESULTS,
         {
-            "figures": measures.figures(model, spec.seed) | (cost if learns else {}),
-            "sweep": measures.sweep(model, spec.seed) if learns else [],
-            "signatures": measures.signatures(),
-            "sizes": measures.sizes(),
+            "figures": metrics.figures(model, spec.seed) | (cost if learns else {}),
+            "sweep": metrics.sweep(model, spec.seed) if learns else [],
+            "signatures": metrics.signatures(),
+            "sizes": metrics.sizes(),
             "settings": as_json(model.settings) if isinstance(model, Agent) else dict(spec.options),
             "versions": versions(),
             "hardware": hardware(),
@@ -203,8 +196,8 @@ def run_cell(folder: Path, progress: bool = False, env: gym.Env[Any, Any] | None
     (folder / NOW).unlink(missing_ok=True)
 
 
-def make_model(spec: CellSpec, folder: Path, progress: bool = False, env: gym.Env[Any, Any] | None = None) -> Any:
-    """The model that a cell asks for, as far as the folder holds it; in its environment, if there is one already."""
+def make_model(spec: RunSpec, folder: Path, progress: bool = False, env: gym.Env[Any, Any] | None = None) -> Any:
+    """The model that a run asks for, as far as the folder holds it; in its environment, if there is one already."""
     recipe = find_agent(spec.agent, spec.preset, **spec.options)
     env = make_env(spec) if env is None else env
     begins_with = None if spec.start_folder is None else Path(spec.start_folder)
@@ -218,21 +211,21 @@ def make_model(spec: CellSpec, folder: Path, progress: bool = False, env: gym.En
     return model
 
 
-def make_env(spec: CellSpec) -> gym.Env[Any, Any]:
-    """The environment of a cell: its task, and its agent's own reward or the one that was asked for."""
+def make_env(spec: RunSpec) -> gym.Env[Any, Any]:
+    """The environment of a run: its task, and its agent's own reward or the one that was asked for."""
     reward = find_agent(spec.agent, spec.preset, **spec.options).reward or spec.reward
     return gym.make("TextGen-v0", task=make_task(spec.task), reward=reward)
 
 
 def load_model(folder: Path, trust: bool = True) -> Any:
-    """The model that a finished cell's folder holds, for sampling and measuring or as another's start.
+    """The model that a finished run's folder holds, for sampling and measuring or as another's start.
 
     Args:
-        folder: Of the cell.
+        folder: Of the run.
         trust: Whether modules and files that the folder names, for an agent or a reward of one's own, may be run.
     """
-    spec = CellSpec.read(folder)
-    named = [spec.agent, spec.task, spec.reward or "", str(spec.options.get("reward", "")), *spec.measured.also]
+    spec = RunSpec.read(folder)
+    named = [spec.agent, spec.task, spec.reward or "", str(spec.options.get("reward", "")), *spec.metrics.also]
     for name in named if not trust else ():
         if ":" in name.partition("(")[0]:
             raise OptionError(
@@ -251,7 +244,7 @@ def load_model(folder: Path, trust: bool = True) -> Any:
     return make_model(spec, folder)
 
 
-def learn(model: Any, spec: CellSpec, folder: Path) -> None:
+def learn(model: Any, spec: RunSpec, folder: Path) -> None:
     """Let a model learn, with its learning curve where it is an `Agent`."""
     if not isinstance(model, Agent):
         if callable(getattr(model, "learn", None)):
@@ -261,9 +254,9 @@ def learn(model: Any, spec: CellSpec, folder: Path) -> None:
         return
     total = model.default_steps if spec.steps is None else spec.steps
     callbacks: list[BaseCallback] = [Heartbeat(folder / NOW, total)]
-    if spec.measured.points:
+    if spec.metrics.points:
         split = "valid" if len(model.task.valid.references) else "test"
-        callbacks.append(Evaluation(max(1, -(-total // spec.measured.points)), spec.measured.curve_samples, split))
+        callbacks.append(Evaluation(max(1, -(-total // spec.metrics.points)), spec.metrics.curve_samples, split))
     model.learn(None if spec.steps is None else max(0, total - model.steps_done), callbacks)
 
 
@@ -283,7 +276,7 @@ class Heartbeat(BaseCallback):
 
 
 def seed_everything(seed: int) -> None:
-    """For agents that draw from the global generators; without it their numbers would depend on earlier cells."""
+    """For agents that draw from the global generators; without it their numbers would depend on earlier runs."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - the global one is meant
     torch.manual_seed(seed)

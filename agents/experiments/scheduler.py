@@ -1,4 +1,4 @@
-"""Which cell is run when: each after the one that it begins with, as many at a time as there is room for."""
+"""Which run is executed when: each after the one that it begins with, as many at a time as there is room for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from agents.experiments.run import CellSpec
+from agents.experiments.run import RunSpec
 from agents.experiments.workers import STOPPED, LocalPool, Pool, RayPool
 from agents.report.run_files import ERROR, NOW, RESULTS
 
@@ -17,23 +17,23 @@ class Progress:
     """How far a comparison is.
 
     Attributes:
-        cells: Their folders.
+        runs: Their folders.
         done: Those that are finished.
         failed: Those that failed, and why.
         running: Those that are being run.
     """
 
-    def __init__(self, cells: Sequence[Path]) -> None:
+    def __init__(self, runs: Sequence[Path]) -> None:
         """Some may be finished from an earlier run."""
-        self.cells = list(cells)
-        self.specs = {folder: CellSpec.read(folder) for folder in cells}
-        self.done = [folder for folder in cells if (folder / RESULTS).exists()]
+        self.runs = list(runs)
+        self.specs = {folder: RunSpec.read(folder) for folder in runs}
+        self.done = [folder for folder in runs if (folder / RESULTS).exists()]
         self.before = len(self.done)
         self.failed: dict[Path, str] = {}
         self.running: list[Path] = []
 
     def start_of(self, folder: Path) -> Path | None:
-        """The cell that this one begins with."""
+        """The run that this one begins with."""
         spec = self.specs[folder]
         return None if spec.start is None else folder.parent.parent / spec.start / folder.name
 
@@ -41,7 +41,7 @@ class Progress:
     def waiting(self) -> list[Path]:
         """Those that have not begun."""
         begun = {*self.done, *self.failed, *self.running}
-        return [folder for folder in self.cells if folder not in begun]
+        return [folder for folder in self.runs if folder not in begun]
 
     @property
     def ready(self) -> list[Path]:
@@ -83,14 +83,14 @@ def _give_up_those_without_start(progress: Progress) -> None:
 
 
 def fail(progress: Progress, folder: Path, why: str) -> None:
-    """Count a cell as failed, and say why in its folder, unless it has said so itself."""
+    """Count a run as failed, and say why in its folder, unless it has said so itself."""
     progress.failed[folder] = why
     if not (folder / ERROR).exists():
         (folder / ERROR).write_text(why + "\n", encoding="utf-8")
 
 
 def make_pool(jobs: int | None, threads: int, device: str, ray: str | None) -> Pool:
-    """Where the cells run; without a number of jobs, as many at a time as the machine has room for."""
+    """Where the runs are executed; without a number of jobs, as many at a time as the machine has room for."""
     if ray is not None:
         return RayPool(ray, jobs, threads, device != "cpu")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

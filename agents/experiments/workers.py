@@ -1,4 +1,4 @@
-"""Where cells run: processes of this machine, or a Ray cluster. Either runs a cell to the same results."""
+"""Where runs are executed: processes of this machine, or a Ray cluster. The results are the same."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from agents.report.run_files import ERROR
 from text_gym.errors import DependencyError, TextGymError
 
 Done = tuple[Path, str | None]
-"""A cell's folder, and why it failed if it did."""
-STOPPED = "\0"  # in place of why a cell failed: it was interrupted
-OUTPUT = "output.txt"  # what a cell's process printed
+"""A run's folder, and why it failed if it did."""
+STOPPED = "\0"  # in place of why a run failed: it was interrupted
+OUTPUT = "output.txt"  # what a run's process printed
 
 
 class Pool(Protocol):
-    """Runs cells beside each other."""
+    """Executes runs beside each other."""
 
     @property
     def free(self) -> int:
-        """How many more cells it would run at present."""
+        """How many more runs it would begin at present."""
 
     def begin(self, folder: Path) -> None:
-        """Start a cell."""
+        """Start a run."""
 
     def wait(self, seconds: float) -> list[Done]:
-        """The cells that have ended since; waits for one, but not longer than this."""
+        """The runs that have ended since; waits for one, but not longer than this."""
 
     def close(self) -> None:
         """End what is still running."""
 
 
 def run_safely(folder: Path) -> str | None:
-    """Run a cell; if it fails, keep the traceback in its folder and give the last line."""
-    from agents.experiments.run import run_cell
+    """Execute a run; if it fails, keep the traceback in its folder and give the last line."""
+    from agents.experiments.run import execute
 
     try:
-        run_cell(folder)
+        execute(folder)
     except KeyboardInterrupt:
         return STOPPED
-    except Exception as problem:  # whatever a user's own agent or reward raises: the other cells go on
+    except Exception as problem:  # whatever a user's own agent or reward raises: the other runs go on
         (folder / ERROR).write_text(traceback.format_exc(), encoding="utf-8")
         said = str(problem) if isinstance(problem, TextGymError) else f"{type(problem).__name__}: {problem}"
         return said.splitlines()[0] if said else type(problem).__name__
@@ -56,7 +56,7 @@ def run_safely(folder: Path) -> str | None:
 
 
 class LocalPool:
-    """Processes of this machine, each of which runs one cell after another.
+    """Processes of this machine, each of which executes one run after another.
 
     Args:
         jobs: How many.
@@ -70,11 +70,11 @@ class LocalPool:
 
     @property
     def free(self) -> int:
-        """How many more cells can be begun."""
+        """How many more runs can be begun."""
         return self.jobs - sum(folder is not None for _, folder in self._workers.values())
 
     def begin(self, folder: Path) -> None:
-        """Give the cell to a process that has nothing to do, or to a new one."""
+        """Give the run to a process that has nothing to do, or to a new one."""
         for ours, (process, doing) in list(self._workers.items()):
             if doing is None and not process.is_alive():
                 del self._workers[ours]
@@ -89,7 +89,7 @@ class LocalPool:
         self._workers[idle] = (self._workers[idle][0], folder)
 
     def wait(self, seconds: float) -> list[Done]:
-        """Hear from processes; one that died took its cell with it, and is replaced when it is needed."""
+        """Hear from processes; one that died took its run with it, and is replaced when it is needed."""
         ended: list[Done] = []
         for ready in wait(list(self._workers), seconds):
             assert isinstance(ready, Connection)
@@ -108,7 +108,7 @@ class LocalPool:
         return ended
 
     def close(self) -> None:
-        """End the processes; the cells they are at go on another time."""
+        """End the processes; the runs they are at go on another time."""
         for connection, (process, folder) in self._workers.items():
             connection.close()  # an idle process ends by itself
             if folder is not None:
@@ -123,8 +123,8 @@ class RayPool:
 
     Args:
         address: Of the cluster; "local" starts one on this machine.
-        jobs: How many cells at once; as many as the cluster has cores for if not given.
-        threads: The cores that a cell takes.
+        jobs: How many runs at once; as many as the cluster has cores for if not given.
+        threads: The cores that a run takes.
         on_gpu: Whether it takes a GPU too, where there are any.
     """
 
@@ -147,11 +147,11 @@ class RayPool:
 
     @property
     def free(self) -> int:
-        """How many more cells can be begun."""
+        """How many more runs can be begun."""
         return self.jobs - len(self._running)
 
     def begin(self, folder: Path) -> None:
-        """Hand the cell to the cluster."""
+        """Hand the run to the cluster."""
         self._running[self._remote(str(folder.resolve()), str(Path.cwd()), sys.path)] = folder
 
     def wait(self, seconds: float) -> list[Done]:
@@ -186,7 +186,7 @@ def _run_remotely(folder: str, here: str, path: list[str]) -> str | None:
 
 
 def _work(connection: Connection) -> None:
-    """What a process does: a cell, and the next one, until the other side is gone."""
+    """What a process does: a run, and the next one, until the other side is gone."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     tqdm.set_lock(threading.RLock())  # its usual lock is for several processes, and would outlive one that is ended
     while True:
@@ -205,7 +205,7 @@ def _work(connection: Connection) -> None:
 
 
 def _end_with_parent() -> None:
-    """A process whose parent was killed must not go on writing: the next comparison begins its cell again."""
+    """A process whose parent was killed must not go on writing: the next comparison begins its run again."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

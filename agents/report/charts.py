@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from agents.report.columns import column_of
-from agents.report.run_files import Cell, Results
+from agents.report.run_files import Results, Run
 
 # Told apart by the colour-blind too; each has a contrast of 3 and more, the first on white and the second on black.
 PALETTE = [
@@ -91,7 +91,7 @@ def styles(results: Results) -> dict[str, Style]:
 
 def curve_keys(results: Results) -> list[str]:
     """The figures that were watched while the models learned, the most telling first."""
-    seen = {key for cell in results.cells.values() for row in cell.curve for key in row}
+    seen = {key for run in results.runs.values() for row in run.curve for key in row}
     return [key for key in CURVES if key in seen]
 
 
@@ -135,8 +135,8 @@ def _draw_curves(axes: Axes, results: Results, key: str, lines: dict[str, Series
 
 def _series(results: Results, label: str, key: str) -> Series:
     """A model's line, where every seed has a value; a point is left out if one seed's is infinite."""
-    cells = [cell for cell in results.of(label) if cell.finished] or results.of(label)
-    rows = [{_before(results, cell) + row["step"]: row[key] for row in cell.curve if key in row} for cell in cells]
+    runs = [run for run in results.of(label) if run.finished] or results.of(label)
+    rows = [{_before(results, run) + row["step"]: row[key] for row in run.curve if key in row} for run in runs]
     rows = [row for row in rows if row]
     shared = sorted(set.intersection(*map(set, rows))) if rows else []
     values = {x: [row[x] for row in rows] for x in shared}
@@ -145,19 +145,19 @@ def _series(results: Results, label: str, key: str) -> Series:
     return Series(x, mean, low, high, len(shared) - len(x))
 
 
-def _before(results: Results, cell: Cell) -> float:
+def _before(results: Results, run: Run) -> float:
     """How many steps of others came before a model's own: those of the model that it started from."""
-    passed, seen = 0.0, {cell.label}
-    start = results.cells.get((str(cell.spec.get("start")), cell.seed))
+    passed, seen = 0.0, {run.label}
+    start = results.runs.get((str(run.spec.get("start")), run.seed))
     while start is not None and start.label not in seen:
         passed += max((row["step"] for row in start.curve), default=0.0)
         seen.add(start.label)
-        start = results.cells.get((str(start.spec.get("start")), start.seed))
+        start = results.runs.get((str(start.spec.get("start")), start.seed))
     return passed
 
 
 def _mark_pretraining(axes: Axes, results: Results) -> None:
-    ends = {_before(results, cell) for cell in results.cells.values() if cell.curve} - {0.0}
+    ends = {_before(results, run) for run in results.runs.values() if run.curve} - {0.0}
     for end in sorted(ends):
         axes.axvline(end, color="black", linewidth=0.9, linestyle=(0, (3, 3)))
     if ends:
@@ -167,7 +167,7 @@ def _mark_pretraining(axes: Axes, results: Results) -> None:
 
 def plane_axes(results: Results) -> tuple[str, str] | None:
     """The figures of quality and of diversity that the sweep over temperatures has, both finite somewhere."""
-    sweeps = [row for cell in results.cells.values() for row in cell.sweep]
+    sweeps = [row for run in results.runs.values() for row in run.sweep]
     for quality, diversity in PLANES:
         if any(math.isfinite(row.get(quality, math.inf) + row.get(diversity, math.inf)) for row in sweeps):
             return quality, diversity
@@ -202,9 +202,9 @@ def plane(results: Results, legend: bool = True) -> Figure | None:
 def _points(results: Results, label: str, keys: tuple[str, str]) -> tuple[list[Point], int]:
     """A model's points by temperature, and how many are infinite; its own figures are those at temperature 1."""
     rows: dict[float, list[dict[str, float]]] = {}
-    for cell in results.of(label):
-        swept = {row["temperature"]: row for row in cell.sweep if "temperature" in row}
-        for temperature, row in ({1.0: cell.figures} | swept).items():
+    for run in results.of(label):
+        swept = {row["temperature"]: row for row in run.sweep if "temperature" in row}
+        for temperature, row in ({1.0: run.figures} | swept).items():
             if set(keys) <= set(row):
                 rows.setdefault(temperature, []).append(row)
     means = [Point(t, *(fmean(row[key] for row in rows[t]) for key in keys[::-1])) for t in sorted(rows)]

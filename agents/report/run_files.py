@@ -1,8 +1,8 @@
 """What a comparison left on disk, read back: the one place that reports take their numbers from.
 
-    runs/table1/<label>/seed-<k>/       a cell: one model, one seed
-        cell.json        what was to be run: label, kind, seed, agent, task, preset, options, controls_for, ...
-        results.json     what came of it: figures, sweep over temperatures, versions; absent until the cell is done
+    runs/table1/<label>/seed-<k>/       a run: one model, one seed
+        run.json         what was to be run: label, kind, seed, agent, task, preset, options, controls_for, ...
+        results.json     what came of it: figures, sweep over temperatures, versions; absent until the run is done
         samples.json     a few sequences with their rewards, credits and nearest training sequences
         progress*.json   metrics, one JSON object a line, as Stable-Baselines3's logger writes them
         error.txt        why it failed, if it did
@@ -22,13 +22,14 @@ from typing import Any, NamedTuple
 from agents.report.columns import Column, in_order
 from text_gym.errors import DataError
 
-CELL, RESULTS, SAMPLES, ERROR = "cell.json", "results.json", "samples.json", "error.txt"
-COMPARISON = "comparison.json"  # the cells of a comparison; others beside them are of earlier ones
-NOW = "now.json"  # how far a cell is that is being run
-FORMAT = "text_gym cell 1"
+RUN, RESULTS, SAMPLES, ERROR = "run.json", "results.json", "samples.json", "error.txt"
+COMPARISON = "comparison.json"  # the runs of a comparison; others beside them are of earlier ones
+OLD_RUN = "cell.json"  # in place of run.json, in folders that earlier versions made
+NOW = "now.json"  # how far a run is that is under way
+FORMAT = "text_gym run 2"
 
 
-class Cell(NamedTuple):
+class Run(NamedTuple):
     """One model of one seed."""
 
     folder: Path
@@ -69,29 +70,29 @@ class Cell(NamedTuple):
 
 
 class Results:
-    """All cells of one comparison, or of several on one task.
+    """All runs of one comparison, or of several on one task.
 
     Args:
-        cells: In any order.
+        runs: In any order.
     """
 
-    def __init__(self, cells: Iterable[Cell]) -> None:
+    def __init__(self, runs: Iterable[Run]) -> None:
         """Keep them by label and seed, labels in the order in which they were asked for."""
-        ordered = sorted(cells, key=lambda cell: (int(cell.spec.get("order", 0)), cell.label, cell.seed))
-        self.cells = {(cell.label, cell.seed): cell for cell in ordered}
-        if not self.cells:
-            raise DataError("no cells to report")
-        if len(self.cells) < len(ordered):
-            twice = next(c for c in ordered if self.cells[c.label, c.seed] is not c)
-            other = self.cells[twice.label, twice.seed].folder
+        ordered = sorted(runs, key=lambda run: (int(run.spec.get("order", 0)), run.label, run.seed))
+        self.runs = {(run.label, run.seed): run for run in ordered}
+        if not self.runs:
+            raise DataError("no runs to report")
+        if len(self.runs) < len(ordered):
+            twice = next(c for c in ordered if self.runs[c.label, c.seed] is not c)
+            other = self.runs[twice.label, twice.seed].folder
             raise DataError(f"{twice.folder} and {other} are both {twice.label}, seed {twice.seed}; report one of them")
         self.task = str(self._shared("task"))
-        for name in ("measured", "reward"):
+        for name in ("metrics", "reward"):
             self._shared(name)
 
     def _shared(self, name: str) -> Any:
-        """What all cells have; figures of runs that differ in it cannot stand side by side."""
-        said = {json.dumps(cell.spec.get(name), sort_keys=True): cell.spec.get(name) for cell in self.cells.values()}
+        """What all runs have; figures of runs that differ in it cannot stand side by side."""
+        said = {json.dumps(run.spec.get(name), sort_keys=True): run.spec.get(name) for run in self.runs.values()}
         if len(said) > 1:
             raise DataError(f"these runs differ in {name}: {' and '.join(said)}; report them one by one")
         return next(iter(said.values()))
@@ -100,31 +101,31 @@ class Results:
     def labels(self) -> list[str]:
         """All models, in order: agents, then controls, then references."""
         kinds = ("agent", "control", "reference")
-        found = {label: cell.kind for (label, _), cell in self.cells.items()}
+        found = {label: run.kind for (label, _), run in self.runs.items()}
         return [label for kind in kinds for label, its in found.items() if its == kind]
 
     @cached_property
     def seeds(self) -> list[int]:
         """All seeds."""
-        return sorted({seed for _, seed in self.cells})
+        return sorted({seed for _, seed in self.runs})
 
     @cached_property
     def baseline(self) -> str | None:
         """The model that others are measured against: the one most agents started from, or the first agent."""
-        for cell in self.cells.values():
-            if cell.spec.get("baseline") in self.labels:
-                return str(cell.spec["baseline"])
+        for run in self.runs.values():
+            if run.spec.get("baseline") in self.labels:
+                return str(run.spec["baseline"])
         agents = [label for label in self.labels if self.kind(label) == "agent"]
         return agents[0] if agents else None
 
     @cached_property
     def columns(self) -> list[Column]:
         """The columns that any model has."""
-        return in_order({key for cell in self.cells.values() for key in cell.figures})
+        return in_order({key for run in self.runs.values() for key in run.figures})
 
-    def of(self, label: str) -> list[Cell]:
-        """A model's cells, by seed."""
-        return [cell for (name, _), cell in sorted(self.cells.items(), key=lambda item: item[0][1]) if name == label]
+    def of(self, label: str) -> list[Run]:
+        """A model's runs, by seed."""
+        return [run for (name, _), run in sorted(self.runs.items(), key=lambda item: item[0][1]) if name == label]
 
     def kind(self, label: str) -> str:
         """Whether a model is an "agent", a "control" or a "reference"."""
@@ -132,63 +133,90 @@ class Results:
 
     def values(self, label: str, key: str) -> dict[int, float]:
         """A model's figure in each seed that has it."""
-        return {cell.seed: cell.figures[key] for cell in self.of(label) if key in cell.figures}
+        return {run.seed: run.figures[key] for run in self.of(label) if key in run.figures}
 
     def controls_of(self, label: str) -> list[str]:
         """The controls that must not do as well as this model, if its success is to mean anything."""
         return [name for name in self.labels if label in self.of(name)[0].spec.get("controls_for", ())]
 
     @cached_property
-    def failures(self) -> list[Cell]:
-        """The cells that failed."""
-        return [cell for cell in self.cells.values() if cell.error is not None and not cell.finished]
+    def failures(self) -> list[Run]:
+        """The runs that failed."""
+        return [run for run in self.runs.values() if run.error is not None and not run.finished]
 
     @cached_property
-    def unfinished(self) -> list[Cell]:
-        """The cells that neither finished nor failed."""
-        return [cell for cell in self.cells.values() if cell.error is None and not cell.finished]
+    def unfinished(self) -> list[Run]:
+        """The runs that neither finished nor failed."""
+        return [run for run in self.runs.values() if run.error is None and not run.finished]
 
 
 def read_results(folders: Sequence[str | Path]) -> Results:
-    """The cells in and below these folders."""
+    """The runs in and below these folders."""
     found: list[Path] = []
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise DataError(f"no folder {str(folder)!r}; is the path right?")
-        here = _cells_of(folder)
+        here = _runs_in(folder)
+        if not here and (old := next(folder.rglob(OLD_RUN), None)):
+            raise _other_version(old)
         if not here:
-            raise DataError(f"no run of text-gym train or compare in {str(folder)!r}: no {CELL} in it or below it")
+            raise DataError(f"no run of text-gym train or compare in {str(folder)!r}: no {RUN} in it or below it")
         found += here
-    return Results(map(read_cell, found))
+    return Results(map(read_run, found))
 
 
-def _cells_of(folder: Path) -> list[Path]:
-    """The cells that a comparison lists, or else all in and below a folder."""
+def _runs_in(folder: Path) -> list[Path]:
+    """The runs that a comparison lists, or else all in and below a folder."""
     if (folder / COMPARISON).exists():
         listed = read_json(folder / COMPARISON)
-        if not isinstance(listed, dict) or not isinstance(listed.get("cells"), list):
-            raise DataError(f"{folder / COMPARISON} is damaged: it lists no cells")
-        return [folder / str(cell) for cell in listed["cells"]]
-    return sorted(path.parent for path in folder.rglob(CELL))
+        if isinstance(listed, dict) and "cells" in listed:
+            raise _other_version(folder / COMPARISON)
+        if not isinstance(listed, dict) or not isinstance(listed.get("runs"), list):
+            raise DataError(f"{folder / COMPARISON} is damaged: it lists no runs")
+        return [folder / str(run) for run in listed["runs"]]
+    return sorted(path.parent for path in folder.rglob(RUN))
 
 
-def read_cell(folder: Path) -> Cell:
-    """One cell, as far as it has come."""
-    spec = read_json(folder / CELL)
-    if not isinstance(spec, dict) or spec.get("format") != FORMAT or not {"label", "kind", "seed", "task"} <= set(spec):
-        raise DataError(f"{folder / CELL} is no {FORMAT!r}")
+def read_spec(folder: Path) -> dict[str, Any]:
+    """Read what was to be run in a folder."""
+    path = folder / RUN
+    if path.is_file():
+        spec = read_json(path)
+    elif (folder / OLD_RUN).exists():
+        raise _other_version(folder / OLD_RUN)
+    else:
+        raise DataError(
+            f"no run of text-gym train in {str(folder)!r}, nor one seed of a comparison: there is no {RUN}; "
+            "is the path right?"
+        )
+    if not isinstance(spec, dict) or not str(spec.get("format")).startswith(FORMAT[:-1]):
+        raise DataError(f"{path} is no {FORMAT!r}")
+    if spec["format"] != FORMAT:
+        raise _other_version(path)
+    if not {"label", "kind", "seed", "task", "agent"} <= set(spec):
+        raise DataError(f"{path} is damaged: it lacks what was to be run")
+    return spec
+
+
+def _other_version(path: Path) -> DataError:
+    return DataError(f"another version of text-gym made {path}: run it again, into another folder")
+
+
+def read_run(folder: Path) -> Run:
+    """One run, as far as it has come."""
+    spec = read_spec(folder)
     done = read_json(folder / RESULTS) if (folder / RESULTS).exists() else {}
     samples = read_json(folder / SAMPLES) if (folder / SAMPLES).exists() else []
     error = (folder / ERROR).read_text(encoding="utf-8") if (folder / ERROR).exists() else None
     sweep = [as_numbers(row) for row in done.get("sweep", [])]
     about = {key: value for key, value in done.items() if key not in ("figures", "sweep")}
-    return Cell(folder, spec, as_numbers(done.get("figures", {})), sweep, read_curve(folder), samples, about, error)
+    return Run(folder, spec, as_numbers(done.get("figures", {})), sweep, read_curve(folder), samples, about, error)
 
 
 def read_curve(folder: Path, prefix: str = "eval/") -> list[dict[str, float]]:
     """The rows of the metrics that hold an evaluation, by step; of two rows of one step the latter counts."""
     rows: dict[float, dict[str, float]] = {}
-    for row in read_metrics(folder):
+    for row in read_log(folder):
         figures = {k.removeprefix(prefix): v for k, v in as_numbers(row).items() if k.startswith(prefix)}
         if figures:
             step = float(row.get("time/step", 0))
@@ -196,7 +224,7 @@ def read_curve(folder: Path, prefix: str = "eval/") -> list[dict[str, float]]:
     return [rows[step] for step in sorted(rows)]
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
+def read_log(folder: Path) -> list[dict[str, Any]]:
     """All rows of all metrics files, as written; a line cut off by a kill is left out."""
     rows = []
     for path in sorted(folder.glob("progress*.json"), key=lambda path: int(path.stem.partition("-")[2] or 1)):

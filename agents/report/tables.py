@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from agents.report import charts
 from agents.report.columns import Column, column_of
-from agents.report.run_files import Cell, Results
+from agents.report.run_files import Results, Run
 from agents.report.statistics import Difference, Summary, Test, against, summarize
 from agents.report.verdicts import summaries, verdicts
 
@@ -49,11 +49,11 @@ def context(results: Results) -> Plain:
         "best": _best_table(results),
         "samples": [its for label in results.labels if (its := _samples(results, label))],
         "settings": [_settings(results, label) for label in results.labels],
-        "failures": [_place(cell) | _error(cell) for cell in results.failures],
-        "unfinished": [_place(cell) for cell in results.unfinished],
-        "commands": _distinct(cell.spec.get("command") for cell in results.cells.values()),
-        "versions": _distinct(_pairs(cell.about.get("versions")) for cell in results.cells.values()),
-        "hardware": _distinct(cell.about.get("hardware") for cell in results.cells.values()),
+        "failures": [_place(run) | _error(run) for run in results.failures],
+        "unfinished": [_place(run) for run in results.unfinished],
+        "commands": _distinct(run.spec.get("command") for run in results.runs.values()),
+        "versions": _distinct(_pairs(run.about.get("versions")) for run in results.runs.values()),
+        "hardware": _distinct(run.about.get("hardware") for run in results.runs.values()),
     }
 
 
@@ -68,11 +68,11 @@ def _line(results: Results) -> str:
     kinds = [results.kind(label) for label in results.labels]
     counts = [f"{n} {kind}{'s' * (n != 1)}" for kind in ("agent", "control", "reference") if (n := kinds.count(kind))]
     counts.append(f"{len(results.seeds)} seed{'s' * (len(results.seeds) != 1)}")
-    cells = results.cells.values()
-    drawn = {cell.spec.get("measured", {}).get("samples") for cell in cells} - {None}
+    runs = results.runs.values()
+    drawn = {run.spec.get("metrics", {}).get("samples") for run in runs} - {None}
     counts += [f"{n:,} sequences drawn from each" for n in drawn] if len(drawn) == 1 else []
-    started = sorted(str(cell.about["started"]) for cell in cells if "started" in cell.about)
-    sizes = _distinct(_pairs(cell.about.get("sizes")) for cell in cells)
+    started = sorted(str(run.about["started"]) for run in runs if "started" in run.about)
+    sizes = _distinct(_pairs(run.about.get("sizes")) for run in runs)
     counts += [f"sequences of data: {size}" for size in sizes]
     counts += [f"begun {started[0][:16].replace('T', ' ')}"] if started else []
     return ", ".join(counts)
@@ -98,8 +98,8 @@ def main_table(results: Results) -> Plain:
     for i, column in enumerate(results.columns):
         _mark_best([cells[i] for cells in ranked], column)
     signatures: dict[str, str] = {}
-    for cell in results.cells.values():
-        signatures |= cell.about.get("signatures", {})
+    for run in results.runs.values():
+        signatures |= run.about.get("signatures", {})
     columns = [_heading(column) | {"signature": signatures.get(column.key, "")} for column in results.columns]
     groups: list[Plain] = [{"kind": kind, "rows": []} for kind in ("agent", "control", "reference")]
     for group in groups:
@@ -121,7 +121,7 @@ def _heading(column: Column) -> Plain:
 
 
 def _row(results: Results, label: str, cells: list[Plain]) -> Plain:
-    done, due = sum(cell.finished for cell in results.of(label)), len(results.of(label))
+    done, due = sum(run.finished for run in results.of(label)), len(results.of(label))
     words = results.of(label)[0].spec.get("words") or ""
     seeds = str(done) if done == due else f"{done} of {due}"
     return {"label": label, "words": words, "done": done, "seeds": seeds, "cells": cells}
@@ -221,7 +221,7 @@ def best_under(results: Results, limits: Sequence[float] | None = None) -> list[
     keys = charts.plane_axes(results)
     if keys is None:
         return []
-    sweeps = {label: [cell.sweep for cell in results.of(label) if cell.sweep] for label in results.labels}
+    sweeps = {label: [run.sweep for run in results.of(label) if run.sweep] for label in results.labels}
     if limits is None:
         rows = [row for its in sweeps.values() for sweep in its for row in sweep if set(keys) <= set(row)]
         limits = _limits([row[keys[1]] for row in rows if math.isfinite(row[keys[0]] + row[keys[1]])])
@@ -277,14 +277,14 @@ def _best_cell(row: Best, column: Column) -> Plain:
 
 def _samples(results: Results, label: str) -> Plain | None:
     """A model's samples of the first seed that has any, with each token's credit."""
-    cell = next((cell for cell in results.of(label) if cell.samples), None)
-    if cell is None:
+    run = next((run for run in results.of(label) if run.samples), None)
+    if run is None:
         return None
-    shown = cell.samples[:SAMPLES_SHOWN]
+    shown = run.samples[:SAMPLES_SHOWN]
     largest = max((abs(credit) for sample in shown for credit in _credits(sample)), default=0.0) or 1.0
     told = [{key: sample.get(key) for key in ("prompt", "reward", "nearest")} for sample in shown]
     samples = [its | {"tokens": _tokens(sample, largest)} for its, sample in zip(told, shown, strict=True)]
-    return {"label": label, "kind": cell.kind, "seed": cell.seed, "samples": samples}
+    return {"label": label, "kind": run.kind, "seed": run.seed, "samples": samples}
 
 
 def _credits(sample: Plain) -> list[float]:
@@ -303,12 +303,12 @@ def _tokens(sample: Plain, largest: float) -> list[Plain]:
 
 def _settings(results: Results, label: str) -> Plain:
     """What a model was, and all its hyper-parameters."""
-    cells = results.of(label)
-    spec = cells[0].spec
+    runs = results.of(label)
+    spec = runs[0].spec
     about = {key: spec.get(key) for key in ("words", "agent", "preset", "reward", "start", "options")}
     if controls := results.controls_of(label):
         about["controls"] = ", ".join(controls)
-    settings: Plain = next((cell.about["settings"] for cell in cells if cell.about.get("settings")), {})
+    settings: Plain = next((run.about["settings"] for run in runs if run.about.get("settings")), {})
     return {"label": label, "about": _texts(about), "settings": _texts(dict(_flattened(settings)))}
 
 
@@ -327,13 +327,13 @@ def _texts(values: Plain) -> dict[str, str]:
     return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in full.items()}
 
 
-def _place(cell: Cell) -> Plain:
-    return {"label": cell.label, "seed": cell.seed}
+def _place(run: Run) -> Plain:
+    return {"label": run.label, "seed": run.seed}
 
 
-def _error(cell: Cell) -> Plain:
+def _error(run: Run) -> Plain:
     """The whole message, and its last line, which says what it was."""
-    text = (cell.error or "").strip()
+    text = (run.error or "").strip()
     return {"error": text, "last": text.rpartition("\n")[2]}
 
 

@@ -85,7 +85,7 @@ def summaries(results: Results) -> list[str]:
 
 def _origin(results: Results, label: str) -> str:
     """Said of an agent that did not begin with a trained policy, where others did."""
-    starts = {cell.label: cell.spec.get("start") for cell in results.cells.values() if cell.kind == "agent"}
+    starts = {run.label: run.spec.get("start") for run in results.runs.values() if run.kind == "agent"}
     return " (from scratch)" if any(starts.values()) and not starts[label] else ""
 
 
@@ -118,12 +118,12 @@ def _missing(results: Results) -> list[str]:
     """Each agent's and control's seeds without results, and why."""
     found = []
     for label in results.labels:
-        cells = {cell.seed: cell for cell in results.of(label)}
-        due = list(cells) if results.kind(label) == "reference" else results.seeds
+        runs = {run.seed: run for run in results.of(label)}
+        due = list(runs) if results.kind(label) == "reference" else results.seeds
         state = {
-            "failed": [s for s in due if s in cells and not cells[s].finished and cells[s].error is not None],
-            "unfinished": [s for s in due if s in cells and not cells[s].finished and cells[s].error is None],
-            "not run": [s for s in due if s not in cells],
+            "failed": [s for s in due if s in runs and not runs[s].finished and runs[s].error is not None],
+            "unfinished": [s for s in due if s in runs and not runs[s].finished and runs[s].error is None],
+            "not run": [s for s in due if s not in runs],
         }
         for why, seeds in state.items():
             if seeds:
@@ -203,7 +203,7 @@ class _Claim:
     def missing(self) -> list[str]:
         """Those of them that failed, or have not finished, in all seeds but one."""
         ours = self.values(self.label)
-        done = {c: {cell.seed for cell in self.results.of(c) if cell.finished} for c in self.telling}
+        done = {c: {run.seed for run in self.results.of(c) if run.finished} for c in self.telling}
         return [control for control, seeds in done.items() if len(seeds & ours.keys()) < 2]
 
     def beats(self, control: str) -> bool:

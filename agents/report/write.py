@@ -173,8 +173,8 @@ def _best_table(best: Plain) -> str:
 
 def _ending(found: Plain) -> list[str]:
     """What went wrong, and how to run it again."""
-    wrong = [f"{cell['label']}, seed {cell['seed']}: {cell['last']}" for cell in found["failures"]]
-    wrong += [f"{cell['label']}, seed {cell['seed']}: not finished" for cell in found["unfinished"]]
+    wrong = [f"{run['label']}, seed {run['seed']}: {run['last']}" for run in found["failures"]]
+    wrong += [f"{run['label']}, seed {run['seed']}: not finished" for run in found["unfinished"]]
     parts = ["## Failed and unfinished", _list(wrong)] if wrong else []
     commands = "\n".join(found["commands"])
     if commands:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import text_gym  # noqa: F401
 from agents.experiments.comparison import Comparison, label_of
-from agents.experiments.metrics import MeasureSettings
+from agents.experiments.metrics import MetricSettings
 
 TASK = "oracle(vocab_size=12, max_length=5, train_size=96, valid_size=40, test_size=40)"
-SMALL = MeasureSettings(
+SMALL = MetricSettings(
     samples=60, references=30, temperatures=(0.7, 1.0), sweep_samples=40, shown=2, points=2, curve_samples=20
 )
 DISCRIMINATOR = {
@@ -26,13 +26,13 @@ MINE = "tests.helpers.own_agents:"
 
 def small(out, agents=("mle", "pg-bleu", "seqgan"), **changes):
     options = {label: OPTIONS[label] for label in map(label_of, agents) if label in OPTIONS}
-    asked = Comparison(agents, TASK, seeds=1, out=Path(out), options=options, measured=SMALL, jobs=2, device="cpu")
+    asked = Comparison(agents, TASK, seeds=1, out=Path(out), options=options, metrics=SMALL, jobs=2, device="cpu")
     return replace(asked, **changes)
 
 
 def figures(results):
     """All figures but those that a clock gives."""
     return {
-        name: {key: value for key, value in cell.figures.items() if key != "seconds"}
-        for name, cell in results.cells.items()
+        name: {key: value for key, value in run.figures.items() if key != "seconds"}
+        for name, run in results.runs.items()
     }

@@ -5,7 +5,7 @@ import math
 import random
 from pathlib import Path
 
-from agents.report.run_files import CELL, ERROR, FORMAT, RESULTS, SAMPLES
+from agents.report.run_files import ERROR, FORMAT, RESULTS, RUN, SAMPLES
 
 # label, kind, start, words, and how far the model is from the source: what it adds and what it leaves out
 MODELS = [
@@ -33,30 +33,30 @@ FAILED, UNFINISHED = ("ss", 2), ("random", 2)
 def write_fake_runs(
     folder, seeds=(0, 1, 2), labels=None, sweep=True, curves=True, samples=True, sourced=True, broken=True
 ):
-    """Write the cells of these labels (all, if not given) below the folder, and return it.
+    """Write the runs of these labels (all, if not given) below the folder, and return it.
 
     Args:
         sourced: Whether the task's source is known; if not, there is no NLL-oracle.
-        broken: Whether one cell failed and one is not finished.
+        broken: Whether one run failed and one is not finished.
     """
     for order, (label, kind, start, words, adds, leaves) in enumerate(MODELS):
         if labels is not None and label not in labels:
             continue
         for seed in seeds:
             draw = random.Random(f"{label} {seed}")
-            cell = Path(folder) / label / f"seed-{seed}"
-            cell.mkdir(parents=True)
-            _write(cell / CELL, _spec(order, label, kind, start, words, seed))
+            run = Path(folder) / label / f"seed-{seed}"
+            run.mkdir(parents=True)
+            _write(run / RUN, _spec(order, label, kind, start, words, seed))
             noise = random.Random(seed).uniform(-0.03, 0.03) + draw.uniform(-0.003, 0.003)  # the start's, and its own
             if curves and kind != "reference" and label not in ("uniform", "mle-early"):
-                _write_curve(cell, start, adds + noise, leaves + noise, sourced)
+                _write_curve(run, start, adds + noise, leaves + noise, sourced)
             if broken and (label, seed) == FAILED:
-                (cell / ERROR).write_text("TrainingError: the loss is <nan> at step 3\n", encoding="utf-8")
+                (run / ERROR).write_text("TrainingError: the loss is <nan> at step 3\n", encoding="utf-8")
             if broken and (label, seed) in (FAILED, UNFINISHED):
                 continue
-            _write(cell / RESULTS, _results(kind, draw, adds + noise, leaves + noise, sweep, sourced))
+            _write(run / RESULTS, _results(kind, draw, adds + noise, leaves + noise, sweep, sourced))
             if samples:
-                _write(cell / SAMPLES, [_sample(draw, kind) for _ in range(3)])
+                _write(run / SAMPLES, [_sample(draw, kind) for _ in range(3)])
     return Path(folder)
 
 
@@ -80,7 +80,7 @@ def _spec(order, label, kind, start, words, seed):
         "trivial": label == "uniform",
         "words": words,
         "command": "text-gym compare mle ss pg-bleu seqgan --task oracle --seeds 3 --out runs/table1",
-        "measured": {"samples": 9984, "references": 1000, "temperatures": list(TEMPERATURES)},
+        "metrics": {"samples": 9984, "references": 1000, "temperatures": list(TEMPERATURES)},
     }
 
 
@@ -114,7 +114,7 @@ def _results(kind, draw, adds, leaves, sweep, sourced):
     }
 
 
-def _write_curve(cell, start, adds, leaves, sourced):
+def _write_curve(run, start, adds, leaves, sourced):
     """From nothing, or from where `mle` ended, to the model's own figures."""
     rows = []
     _, _, _, _, *mle = MODELS[0]
@@ -128,7 +128,7 @@ def _write_curve(cell, start, adds, leaves, sourced):
     if sourced and start is None:
         rows[0]["eval/nll_oracle"] = math.inf
     text = "".join(json.dumps(_words(row)) + "\n" for row in rows)
-    (cell / "progress.json").write_text(text, encoding="utf-8")
+    (run / "progress.json").write_text(text, encoding="utf-8")
 
 
 def _sample(draw, kind):

@@ -27,17 +27,17 @@ def test_train_by_default():
     asked, options = read_training(["mle"])
     assert (asked.agent, asked.task, asked.seed, asked.out, asked.start) == ("mle", "grammar", 0, None, None)
     assert (asked.preset, asked.reward, asked.steps, asked.device, asked.threads) == (None, None, None, "auto", 1)
-    assert asked.measured.samples == 4_000
+    assert asked.metrics.samples == 4_000
     assert options == {}
 
 
 def test_flags_of_a_run_and_of_an_agent():
     line = "mle --seed 3 --hidden 8 --task oracle --schedule 3 0.5 4 0.25 --no-early-stopping --samples 7 --out a/b"
     asked, options = read_training(words(line))
-    assert (asked.seed, asked.task, asked.measured.samples, asked.out) == (3, "oracle", 7, Path("a/b"))
+    assert (asked.seed, asked.task, asked.metrics.samples, asked.out) == (3, "oracle", 7, Path("a/b"))
     assert options == {"hidden": 8, "schedule": ((3, 0.5), (4, 0.25)), "early_stopping": False}
     assert read_training(words("--seed 3 mle --hidden 8"))[1] == {"hidden": 8}
-    assert read_training(["mle", "--hidden=8", "--also", "length", "bleu"])[0].measured.also == ("length", "bleu")
+    assert read_training(["mle", "--hidden=8", "--also", "length", "bleu"])[0].metrics.also == ("length", "bleu")
     assert read_training(["seqgan(rounds=3)", "--rollouts", "2"])[1] == {"rounds": 3, "rollouts": 2}
     assert read_training(["seqgan(rounds=3)", "--rounds", "4"])[1] == {"rounds": 4}
     assert read_training(["reinforce(reward='length', updates=2)"])[1] == {"updates": 2, "reward": "length"}
@@ -64,7 +64,7 @@ def test_presets_are_defaults_of_the_flags():
 def test_agents_of_ones_own_have_their_flags():
     assert read_training(words(MINE + "Plain --seed 2"))[1] == {}
     asked, options = read_training(words(MINE + "Clashing --steps 2 --hyper.steps 9 --samples 20"))
-    assert (asked.steps, asked.measured.samples, options) == (2, 20, {"steps": 9})
+    assert (asked.steps, asked.metrics.samples, options) == (2, 20, {"steps": 9})
     asked, options = read_training([MINE + "OnlySamples(times=3)", "--seed", "4"])
     assert (asked.agent, asked.seed, options) == (MINE + "OnlySamples", 4, {"times": 3})
     with pytest.raises(OptionError, match="which every agent is given"):
@@ -122,7 +122,7 @@ schedule = [[2, 0.5]]
 def test_a_file_says_the_same_and_flags_go_before_it(config):
     asked, options = read_training(config(TOML))
     assert (asked.agent, asked.task, asked.seed, asked.out) == ("mle", "oracle", 5, Path("from/file"))
-    assert (asked.measured.samples, asked.measured.sweep_samples, asked.measured.temperatures) == (33, 44, (1.0,))
+    assert (asked.metrics.samples, asked.metrics.sweep_samples, asked.metrics.temperatures) == (33, 44, (1.0,))
     assert options["hidden"] == 9
     assert [list(part) for part in options["schedule"]] == [[2, 0.5]]
     asked, options = read_training([*config(TOML), *words("--hidden 4 --seed 6")])
@@ -171,7 +171,7 @@ def test_groups_of_hyper_parameters_are_tables_of_a_file(config):
         ("agent = 'seqgan'\ndiscriminator = 3", "discriminator is a group of hyper-parameters; give a dict"),
         ("agent = mle", "cannot read"),
         ("agent = 'mle'\nsamples = 1", "samples must be"),
-        ("agent = 'mle'\nmeasured = 3", "setting 'measured'"),
+        ("agent = 'mle'\nmetrics = 3", "setting 'metrics'"),
         ("agent = 'mle'\nseed = -3", "seed must be"),
     ],
 )
@@ -205,7 +205,7 @@ def test_hyper_parameters_are_flags_of_their_label():
     )
     assert asked.agents == ("mle", "x.y=mle", "seqgan")
     assert asked.options == {"mle": {"hidden": 4}, "x.y": {"hidden": 5}}
-    assert (asked.seeds, asked.controls, asked.measured.points) == (2, False, 3)
+    assert (asked.seeds, asked.controls, asked.metrics.points) == (2, False, 3)
     asked = read_comparison(["a-b=seqgan(rounds=4)", "--a-b.rollouts", "2", "--preset", "fast"])
     assert asked.options == {"a-b": {"rollouts": 2}}
     assert plan(asked)[1].recipe.settings("fast").rounds == 4

@@ -14,9 +14,9 @@ import pytest
 from agents.cli.main import main
 from agents.cli.train import measure_run
 from agents.experiments.reward_audit import audit_rewards
-from agents.experiments.run import CellSpec, load_model, prepare_cell
+from agents.experiments.run import RunSpec, load_model, prepare_run
 from agents.report.columns import ALSO
-from agents.report.run_files import read_cell, read_curve, read_metrics
+from agents.report.run_files import read_curve, read_log, read_run
 from text_gym import TextGymError, make_task
 from text_gym.errors import OptionError
 
@@ -225,10 +225,10 @@ def test_train_says_what_came_of_it_and_what_can_follow(trained, capsys, tmp_pat
     assert out.startswith("mle, seed 0: NLL-oracle ")
     for follow in ("sample", "evaluate", "report"):
         assert f"text-gym {follow} " in out.replace("\n", " ")
-    assert {"cell.json", "results.json", "samples.json", "progress.json"} <= {
+    assert {"run.json", "results.json", "samples.json", "progress.json"} <= {
         p.name for p in (tmp_path / "new run").iterdir()
     }
-    assert ALSO + "length" in read_cell(trained).figures
+    assert ALSO + "length" in read_run(trained).figures
     # The same command again has nothing to do, and another one is refused.
     before = (trained / "results.json").stat().st_mtime_ns
     assert run(capsys, "train", "mle", *TINY, *MLE, "--out", str(trained), "--also", "length")[0] == 0
@@ -252,24 +252,24 @@ def test_a_command_that_failed_at_once_does_not_hold_the_folder(capsys, tmp_path
     code, _, err = run(capsys, "train", *command, *wrong)
     assert (code, err.count("\n")) == (2, 1)
     assert words in err
-    assert (tmp_path / "r" / "cell.json").exists()
+    assert (tmp_path / "r" / "run.json").exists()
     assert run(capsys, "train", *command)[::2] == (0, "")
-    assert read_cell(tmp_path / "r").finished
+    assert read_run(tmp_path / "r").finished
 
 
 @pytest.mark.parametrize("left", ["latest.json", "progress.json", "results.json", "weights-of-its-own.pt"])
 def test_what_a_run_has_left_is_held_against_others(tmp_path, left):
-    spec = CellSpec("mle", "mle", task=TASK, device="cpu")
-    prepare_cell(tmp_path, spec)
+    spec = RunSpec("mle", "mle", task=TASK, device="cpu")
+    prepare_run(tmp_path, spec)
     for name in ("error.txt", "now.json", ".lock", "events.out.tfevents.1"):
         (tmp_path / name).write_text("something", encoding="utf-8")
     (tmp_path / "progress.json").write_text('{"eval/nll_valid": 1.0}', encoding="utf-8")
-    prepare_cell(tmp_path, replace(spec, seed=1))
-    assert not read_metrics(tmp_path)
+    prepare_run(tmp_path, replace(spec, seed=1))
+    assert not read_log(tmp_path)
     (tmp_path / left).write_text('{"time/step": 1}', encoding="utf-8")
     with pytest.raises(OptionError, match="holds another run: seed was 1 and is 2"):
-        prepare_cell(tmp_path, replace(spec, seed=2))
-    assert CellSpec.read(tmp_path).seed == 1
+        prepare_run(tmp_path, replace(spec, seed=2))
+    assert RunSpec.read(tmp_path).seed == 1
 
 
 def test_sample_a_run(trained, capsys):
@@ -289,7 +289,7 @@ def test_sample_a_run(trained, capsys):
 
 def test_evaluate_a_run(trained, capsys):
     figures = measure_run(trained, None, None, (), 1.0, False)
-    done = read_cell(trained).figures
+    done = read_run(trained).figures
     assert figures == {key: value for key, value in done.items() if key not in ("seconds", "sequences")}
     code, out, _ = run(capsys, "evaluate", str(trained))
     assert code == 0
@@ -311,7 +311,7 @@ def test_report_of_runs(trained, capsys, here):
     assert run(capsys, "train", "uniform", *TINY, "--out", "other")[0] == 0
     code, out, err = run(capsys, "report", str(trained), "other", "--out", "page")
     assert (code, err.count("\n")) == (2, 1)
-    assert "these runs differ in measured" in err
+    assert "these runs differ in metrics" in err
     assert run(capsys, "train", "uniform", *TINY, "--also", "length", "--out", "uniform")[0] == 0
     code, out, _ = run(capsys, "report", str(trained), "uniform", "--out", "page")
     assert (code, out) == (0, "page/report.html\n")
@@ -341,17 +341,17 @@ def test_a_config_file(capsys, here, write):
     write("run.toml", f"agent = 'mle'\ntask = '{TASK}'\nsamples = 20\nreferences = 20\ntemperatures = []\npoints = 0\n"
           "shown = 0\nhidden = 8\nembedding = 8\nschedule = [[1, 1e-2]]\ndevice = 'cpu'\n")  # fmt: skip
     assert run(capsys, "train", "--config", "run.toml", "--out", "a", "--hidden", "4")[0] == 0
-    spec = CellSpec.read(here / "a")
-    assert (spec.options["hidden"], spec.options["embedding"], spec.measured.samples) == (4, 8, 20)
+    spec = RunSpec.read(here / "a")
+    assert (spec.options["hidden"], spec.options["embedding"], spec.metrics.samples) == (4, 8, 20)
     assert load_model(here / "a").policy.lstm.hidden_size == 4
-    assert read_cell(here / "a").sweep == []
+    assert read_run(here / "a").sweep == []
 
 
 def test_agents_and_rewards_from_a_file_here(capsys, here):
     assert run(capsys, "train", "mine.py:Repeats(row=3)", *TINY, "--reward", "mine.py:length", "--out", "r")[0] == 0
-    cell = read_cell(here / "r")
-    assert (cell.label, cell.figures["reward"], cell.figures["copies"]) == ("Repeats", 5.0, 1.0)
-    assert cell.figures["duplicates"] == 19 / 20
+    done = read_run(here / "r")
+    assert (done.label, done.figures["reward"], done.figures["copies"]) == ("Repeats", 5.0, 1.0)
+    assert done.figures["duplicates"] == 19 / 20
     for command in (["sample", "r"], ["evaluate", "r"], ["train", "reinforce", *TINY, "--start", "r", "--out", "s"]):
         code, out, err = run(capsys, *command)  # someone else's folder must not run someone else's code
         assert (code, out, err.count("\n")) == (2, "", 1)
@@ -425,26 +425,48 @@ def test_mistakes_in_train_are_one_line_and_leave_no_folder(capsys, here, write,
     assert (code, out, len(told)) == (2, "", 1)
     assert said.lower() in told[0].lower()
     assert "Traceback" not in err
-    assert not list(here.rglob("cell.json"))
+    assert not list(here.rglob("run.json"))
     with pytest.raises((TextGymError, OSError)):
         main(["train", *words, "--debug"])
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"format": "text_gym cell 1"}', "\xff"])
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"format": "text_gym run 2"}', "\xff"])
 @pytest.mark.parametrize("command", ["sample", "evaluate", "report"])
 def test_damaged_and_missing_runs_are_one_line(capsys, here, command, content):
     (here / "run").mkdir()
     for folder in ("run", "absent", "mine.py"):
         code, out, err = run(capsys, command, folder)
         assert (code, out, err.count("\n")) == (2, "", 1), folder
-    (here / "run" / "cell.json").write_bytes(content.encode("latin-1"))
+    (here / "run" / "run.json").write_bytes(content.encode("latin-1"))
     code, out, err = run(capsys, command, "run")
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "cell.json" in err
+    assert "run.json" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("cell.json", '{"format": "text_gym cell 1", "label": "mle"}'), ("run.json", '{"format": "text_gym run 3"}')],
+)
+@pytest.mark.parametrize("place", ["run", "run/mle/seed-0"])
+def test_a_run_of_another_version_is_one_line_that_says_what_to_do(capsys, here, name, content, place):
+    (here / place).mkdir(parents=True)
+    (here / place / name).write_text(content, encoding="utf-8")
+    (here / place / "results.json").write_text("{}", encoding="utf-8")
+    (here / "run" / "comparison.json").write_text('{"cells": ["mle/seed-0"]}', encoding="utf-8")
+    if place == "run":
+        commands = [["sample", place], ["evaluate", place], ["report", "run"], ["train", "mle", *TINY, "--out", "run"]]
+    else:
+        commands = [["sample", place], ["evaluate", place], ["report", "run"]]
+        commands += [["compare", "mle", *TINY, "--seeds", "1", "--no-controls", "--out", "run"]]
+    for command in commands:
+        code, out, err = run(capsys, *command)
+        assert (code, out, err.count("\n")) == (2, "", 1), command
+        assert "another version of text-gym made" in err
+        assert "run it again, into another folder" in err
 
 
 def test_an_unfinished_run_without_a_checkpoint(capsys, here):
-    prepare_cell(here / "run", CellSpec("mle", "mle", task=TASK, device="cpu"))
+    prepare_run(here / "run", RunSpec("mle", "mle", task=TASK, device="cpu"))
     code, _, err = run(capsys, "sample", "run")
     assert (code, err) == (2, "text-gym: no checkpoint in 'run'; is the path right?\n")
 
@@ -503,7 +525,7 @@ def test_mistakes_in_compare_are_one_line_and_leave_no_folder(capsys, here, writ
     told = [line for line in err.splitlines() if line.startswith("text-gym: ")]
     assert (code, out, len(told)) == (2, "", 1)
     assert said.lower() in told[0].lower()
-    assert not list(here.rglob("cell.json"))
+    assert not list(here.rglob("run.json"))
 
 
 def _interrupted(arguments, cwd, ready):
@@ -532,7 +554,7 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(tmp_path, command):
     else:
         arguments = ["compare", "mle", *TINY, "--mle.schedule", *long, "--mle.no-early-stopping", "--mle.hidden", "4",
                      "--out", "run", "--seeds", "1", "--no-controls", "--jobs", "1"]  # fmt: skip
-    steps = lambda: max((row.get("time/step", 0) for row in read_metrics(folder)), default=0)  # noqa: E731
+    steps = lambda: max((row.get("time/step", 0) for row in read_log(folder)), default=0)  # noqa: E731
     code, err = _interrupted(arguments, tmp_path, lambda: steps() >= 3)
     assert code == 130, err
     assert "text-gym: stopped" in err

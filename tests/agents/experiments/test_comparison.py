@@ -18,9 +18,9 @@ import torch
 import text_gym  # noqa: F401
 from agents import MLE, Reinforce, SeqGAN
 from agents.experiments.comparison import compare, plan
-from agents.experiments.run import CellSpec, load_model, prepare_cell, run_cell
+from agents.experiments.run import RunSpec, execute, load_model, prepare_run
 from agents.experiments.scheduler import Progress
-from agents.report.run_files import read_cell, read_curve, read_metrics, read_results
+from agents.report.run_files import read_curve, read_log, read_results, read_run
 from tests.helpers.comparisons import MINE, OPTIONS, SMALL, TASK, figures, small
 from text_gym.errors import DataError, OptionError, TextGymError
 
@@ -66,8 +66,8 @@ def test_the_controls_have_the_update_rule_of_what_they_control():
 
 def test_the_controls_of_reinforce_have_its_settings():
     options = {
-        "temperature": 0.7, "top_k": 3, "kl_weight": 0.1, "kl_target": 0.02, "baseline": "grpo", "rollouts": 0,
-        "group_size": 4, "critic_learning_rate": 0.1,
+        "temperature": 0.7, "top_k": 3, "kl": {"weight": 0.1, "target": 0.02}, "baseline": "grpo",
+        "rollouts": 0, "group_size": 4, "critic_learning_rate": 0.1,
     }  # fmt: skip
     found = entries(agents=("mle", "reinforce"), options={"reinforce": options})
     for label in ("constant", "random"):
@@ -148,7 +148,7 @@ def test_what_is_compared_is_what_was_named():
         ({"task": "orcale"}, "Did you mean 'oracle'"),
         ({"reward": "bleux"}, "Did you mean 'bleu'"),
         ({"agents": ("pg-bleu(reward='validity')",), "options": {}}, "cannot say what is valid"),
-        ({"measured": replace(SMALL, also=("lenght",))}, "Did you mean 'length'"),
+        ({"metrics": replace(SMALL, also=("lenght",))}, "Did you mean 'length'"),
         ({"agents": (MINE + "Nobody",), "options": {}}, "has no 'Nobody'"),
         ({"agents": (MINE + "OnlySamples(tims=2)",), "options": {}}, "no option 'tims'"),
     ],
@@ -157,25 +157,25 @@ def test_mistakes_are_told_before_anything_is_run(tmp_path, changes, words):
     out = tmp_path / "out"
     with pytest.raises(TextGymError, match=re.escape(words)):
         compare(small(out, **changes))
-    assert not list(out.rglob("cell.json"))
+    assert not list(out.rglob("run.json"))
 
 
 # What comes of it.
 
 
-def test_every_cell_has_its_figures_curve_and_samples(ran):
+def test_every_run_has_its_figures_curve_and_samples(ran):
     out, results = ran
     assert results.labels[:3] == ["mle", "pg-bleu", "seqgan"]
     assert not results.failures
     assert not results.unfinished
-    for (label, _), cell in results.cells.items():
-        assert {"nll_oracle", "nll_test", "entropy", "kl_sum", "bleu5", "self_bleu2", "distinct3"} <= set(cell.figures)
-        assert len(cell.samples) == 2
+    for (label, _), run in results.runs.items():
+        assert {"nll_oracle", "nll_test", "entropy", "kl_sum", "bleu5", "self_bleu2", "distinct3"} <= set(run.figures)
+        assert len(run.samples) == 2
         learns = label not in ("uniform", "real")
-        assert ("seconds" in cell.figures) == learns
-        assert [row["temperature"] for row in cell.sweep] == ([0.7, 1.0] if learns else [])
-        assert cell.about["versions"]["torch"] == torch.__version__
-        assert cell.spec["command"] == "text-gym compare ..."
+        assert ("seconds" in run.figures) == learns
+        assert [row["temperature"] for row in run.sweep] == ([0.7, 1.0] if learns else [])
+        assert run.about["versions"]["torch"] == torch.__version__
+        assert run.spec["command"] == "text-gym compare ..."
     seqgan = results.of("seqgan")[0]
     assert [row["step"] for row in seqgan.curve] == [0, 2]
     assert seqgan.about["settings"]["rounds"] == 3
@@ -226,7 +226,7 @@ def test_what_is_finished_is_not_run_again_and_more_can_be_added(ran):
     more = compare(small(out, seeds=2, controls=False), lambda progress: seen.append(progress.before))
     assert seen[0] == 3
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert sorted(more.cells) == sorted((label, seed) for label in ("mle", "pg-bleu", "seqgan") for seed in (0, 1))
+    assert sorted(more.runs) == sorted((label, seed) for label in ("mle", "pg-bleu", "seqgan") for seed in (0, 1))
     assert more.values("mle", "nll_test")[0] != more.values("mle", "nll_test")[1]
 
 
@@ -244,13 +244,13 @@ def test_runs_that_cannot_be_compared_are_not_reported_together(ran, tmp_path):
     shutil.copytree(out / "mle" / "seed-0", tmp_path / "again" / "mle" / "seed-0")
     with pytest.raises(DataError, match="are both mle, seed 0"):
         read_results([out, tmp_path / "again"])
-    for name, value in (("measured", {"samples": 3}), ("reward", "length"), ("task", "grammar")):
-        cell = tmp_path / "again" / "mle" / "seed-0" / "cell.json"
-        spec = json.loads(cell.read_text(encoding="utf-8"))
-        cell.write_text(json.dumps(spec | {"label": "other", name: value}), encoding="utf-8")
+    for name, value in (("metrics", {"samples": 3}), ("reward", "length"), ("task", "grammar")):
+        run = tmp_path / "again" / "mle" / "seed-0" / "run.json"
+        spec = json.loads(run.read_text(encoding="utf-8"))
+        run.write_text(json.dumps(spec | {"label": "other", name: value}), encoding="utf-8")
         with pytest.raises(DataError, match=f"these runs differ in {name}"):
             read_results([out, tmp_path / "again"])
-        cell.write_text(json.dumps(spec), encoding="utf-8")
+        run.write_text(json.dumps(spec), encoding="utf-8")
 
 
 def test_a_folder_of_another_comparison_is_refused(ran):
@@ -265,7 +265,7 @@ def test_a_folder_of_another_comparison_is_refused(ran):
 def test_other_jobs_give_the_same_numbers(ran, tmp_path):
     agents = ("mle", "pg-bleu", MINE + "Global", f"other={MINE}Global")
     one = compare(small(tmp_path / "one", agents=agents, controls=False, jobs=1))
-    assert figures(one).items() >= {name: f for name, f in figures(ran[1]).items() if name in one.cells}.items()
+    assert figures(one).items() >= {name: f for name, f in figures(ran[1]).items() if name in one.runs}.items()
     four = compare(small(tmp_path / "four", agents=agents, controls=False, jobs=4))
     assert figures(one) == figures(four)  # those of agents that draw from the process's own generators too
 
@@ -280,8 +280,8 @@ def test_a_ray_cluster_gives_the_same_numbers(ran, tmp_path):
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=Path(__file__).parents[3])
     there = read_results([tmp_path])
-    assert figures(there) == {name: f for name, f in figures(ran[1]).items() if name in there.cells}
-    assert len(there.cells) == 2
+    assert figures(there) == {name: f for name, f in figures(ran[1]).items() if name in there.runs}
+    assert len(there.runs) == 2
 
 
 # What goes wrong.
@@ -314,19 +314,19 @@ def test_a_killed_comparison_goes_on_and_comes_to_the_same(tmp_path, write):
     program = write("program.py", PROGRAM)
     out, other = tmp_path / "killed", tmp_path / "whole"
     process = _start(program, out)
-    cell = out / "seqgan" / "seed-0"
-    _wait_for(lambda: any(row.get("time/step", 0) >= 5 for row in read_metrics(cell)), process)
+    run = out / "seqgan" / "seed-0"
+    _wait_for(lambda: any(row.get("time/step", 0) >= 5 for row in read_log(run)), process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stderr.close()
     rows = -1
-    while rows != (rows := len(read_metrics(cell))):  # its workers end with it
+    while rows != (rows := len(read_log(run))):  # its workers end with it
         time.sleep(1.0)
-    assert not (cell / "results.json").exists()
+    assert not (run / "results.json").exists()
     asked = small(out, agents=("mle", "seqgan"), controls=False)
     asked = replace(asked, options={"mle": OPTIONS["mle"], "seqgan": OPTIONS["seqgan"] | {"rounds": 40}})
     again = compare(asked)
-    assert (cell / "progress-2.json").exists()
+    assert (run / "progress-2.json").exists()
     whole = compare(replace(asked, out=other))
     assert figures(again) == figures(whole)
     assert again.of("seqgan")[0].curve == whole.of("seqgan")[0].curve
@@ -335,7 +335,7 @@ def test_a_killed_comparison_goes_on_and_comes_to_the_same(tmp_path, write):
 def test_two_comparisons_into_one_folder_at_once_are_refused(tmp_path, write):
     process = _start(write("program.py", PROGRAM), tmp_path / "out")
     try:
-        _wait_for(lambda: (tmp_path / "out" / "mle" / "seed-0" / "cell.json").exists(), process)
+        _wait_for(lambda: (tmp_path / "out" / "mle" / "seed-0" / "run.json").exists(), process)
         with pytest.raises(OptionError, match="another comparison is running in"):
             compare(small(tmp_path / "out"))
     finally:
@@ -344,11 +344,11 @@ def test_two_comparisons_into_one_folder_at_once_are_refused(tmp_path, write):
         process.stderr.close()
 
 
-def test_a_cell_that_fails_is_reported_and_the_others_go_on(tmp_path, monkeypatch):
+def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path, monkeypatch):
     monkeypatch.setenv("MENDED", str(tmp_path / "mended"))
     agents = ("mle", *(MINE + name for name in ("Fails", "Dies", "FailsUntilMended", "OnlySamples", "no_agent")))
     results = compare(small(tmp_path / "out", agents, controls=False))
-    said = {cell.label: cell.error for cell in results.failures}
+    said = {run.label: run.error for run in results.failures}
     assert set(said) == {"Fails", "Dies", "FailsUntilMended", "no_agent"}
     assert said["Fails"].endswith("RuntimeError: out of luck\n")
     assert "exit code 7" in said["Dies"]
@@ -358,7 +358,7 @@ def test_a_cell_that_fails_is_reported_and_the_others_go_on(tmp_path, monkeypatc
     assert "nll_test" not in results.of("OnlySamples")[0].figures
     (tmp_path / "mended").touch()
     again = compare(small(tmp_path / "out", agents, controls=False))
-    assert "FailsUntilMended" not in {cell.label for cell in again.failures}
+    assert "FailsUntilMended" not in {run.label for run in again.failures}
 
 
 def test_agents_whose_start_failed_are_given_up(tmp_path):
@@ -366,10 +366,10 @@ def test_agents_whose_start_failed_are_given_up(tmp_path):
     last = []
     results = compare(small(tmp_path, ("mle", "pg-bleu"), options=broken), last.append)
     assert isinstance(last[-1], Progress)
-    said = {cell.label: cell.error for cell in results.failures}
+    said = {run.label: run.error for run in results.failures}
     assert "are not finite" in said["mle"]
     assert "with which it would have begun" in said["pg-bleu"]
-    assert read_cell(tmp_path / "uniform" / "seed-0").finished
+    assert read_run(tmp_path / "uniform" / "seed-0").finished
 
 
 def test_a_file_that_changed_is_noticed(tmp_path, write):
@@ -377,28 +377,28 @@ def test_a_file_that_changed_is_noticed(tmp_path, write):
         write("lines.txt", "a b\nb a\n" * 20),
         write("mine.py", "def score(completions): return [0.0] * len(completions)"),
     )
-    spec = CellSpec("mine", "mle", task=f"{corpus}(valid=0.2)", measured=replace(SMALL, also=(f"{mine}:score",)))
+    spec = RunSpec("mine", "mle", task=f"{corpus}(valid=0.2)", metrics=replace(SMALL, also=(f"{mine}:score",)))
     assert sorted(spec.inputs()) == sorted(map(str, (corpus, mine)))
-    prepare_cell(tmp_path / "mine", spec)
-    prepare_cell(tmp_path / "mine", spec)
+    prepare_run(tmp_path / "mine", spec)
+    prepare_run(tmp_path / "mine", spec)
     (tmp_path / "mine" / "progress.json").write_text('{"time/step": 1}', encoding="utf-8")
     mine.write_text("def score(completions): return [1.0] * len(completions)", encoding="utf-8")
     with pytest.raises(OptionError, match=rf"^{re.escape(str(mine))} changed since .* Give another folder"):
-        prepare_cell(tmp_path / "mine", spec)
+        prepare_run(tmp_path / "mine", spec)
 
 
-def test_one_cell_alone(tmp_path):
-    spec = CellSpec("mine", MINE + "Plain", seed=4, task=TASK, reward="length", steps=2, measured=SMALL, device="cpu")
-    prepare_cell(tmp_path / "mine", spec)
-    run_cell(tmp_path / "mine")
-    assert CellSpec.read(tmp_path / "mine") == spec
+def test_one_run_alone(tmp_path):
+    spec = RunSpec("mine", MINE + "Plain", seed=4, task=TASK, reward="length", steps=2, metrics=SMALL, device="cpu")
+    prepare_run(tmp_path / "mine", spec)
+    execute(tmp_path / "mine")
+    assert RunSpec.read(tmp_path / "mine") == spec
     agent = load_model(tmp_path / "mine")
     assert (agent.steps_done, agent.seed) == (2, 4)
     started = replace(spec, label="next", agent="reinforce", start=None, options={"updates": 1, "rollouts": 1})
-    prepare_cell(tmp_path / "next", replace(started, start_folder=str(tmp_path / "mine"), steps=None))
-    run_cell(tmp_path / "next")
+    prepare_run(tmp_path / "next", replace(started, start_folder=str(tmp_path / "mine"), steps=None))
+    execute(tmp_path / "next")
     assert read_curve(tmp_path / "next")[0]["nll_valid"] > 0
-    damaged = json.loads((tmp_path / "next" / "cell.json").read_text(encoding="utf-8"))
-    (tmp_path / "next" / "cell.json").write_text(json.dumps(damaged | {"measured": {"samplse": 3}}), encoding="utf-8")
+    damaged = json.loads((tmp_path / "next" / "run.json").read_text(encoding="utf-8"))
+    (tmp_path / "next" / "run.json").write_text(json.dumps(damaged | {"metrics": {"samplse": 3}}), encoding="utf-8")
     with pytest.raises(TextGymError, match="damaged"):
-        run_cell(tmp_path / "next")
+        execute(tmp_path / "next")

@@ -10,7 +10,7 @@ from nltk.translate.bleu_score import sentence_bleu as nltk_bleu
 
 import text_gym
 from agents import MLE, Reinforce
-from agents.experiments.metrics import BLEU_ORDERS, Measures, MeasureSettings, distinct, knows_temperature
+from agents.experiments.metrics import BLEU_ORDERS, Metrics, MetricSettings, distinct, knows_temperature
 from agents.experiments.reference_models import RealData, Uniform
 from agents.report.columns import ALSO
 from tests.helpers.gradients import SEQUENCES, WORTH, tiny_agent
@@ -22,7 +22,7 @@ from text_gym.tasks import Task
 from text_gym.tasks.grammar import Grammar
 
 ORACLE = "oracle(vocab_size=12, max_length=5, train_size=96, valid_size=40, test_size=40)"
-SMALL = MeasureSettings(samples=60, references=30, temperatures=(0.5, 1.0, 2.0), sweep_samples=50, shown=2)
+SMALL = MetricSettings(samples=60, references=30, temperatures=(0.5, 1.0, 2.0), sweep_samples=50, shown=2)
 WRITTEN = [[1, 2, 1], [1, 2], [1, 2], [3], [2, 1, 3], []]
 REAL = [[1, 2, 3], [2, 1], [1, 2, 1], [3, 3], [2, 2, 2], [1]]
 
@@ -56,8 +56,8 @@ def learner():
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_bleu_and_self_bleu_are_nltks():
-    measures = Measures(from_lists(REAL, [[1]], max_length=4), SMALL)
-    figures = measures.of_texts(Fixed(measures.task, WRITTEN).sample(6))
+    metrics = Metrics(from_lists(REAL, [[1]], max_length=4), SMALL)
+    figures = metrics.of_texts(Fixed(metrics.task, WRITTEN).sample(6))
     for n in BLEU_ORDERS:
         expected = np.mean([by_nltk(s, REAL, n) for s in WRITTEN])
         assert figures[f"bleu{n}"] == pytest.approx(expected, abs=1e-9)
@@ -70,7 +70,7 @@ def test_bleu_and_self_bleu_are_nltks():
 
 def test_variety_by_hand():
     task = from_lists(REAL, [[1]], train=[[1, 2], [3, 3]], max_length=4)
-    figures = Measures(task, SMALL).of_texts(Fixed(task, WRITTEN).sample(6))
+    figures = Metrics(task, SMALL).of_texts(Fixed(task, WRITTEN).sample(6))
     assert figures["distinct1"] == 3 / 11
     assert figures["distinct2"] == 3 / 6  # 12 21 | 12 | 12 | 21 13
     assert figures["distinct3"] == 1
@@ -87,26 +87,26 @@ def test_coverage_and_validity_by_hand():
     rows = [source.vocab.encode_tokens(words.split()) for words in ("x z", "x w", "y z")]
     splits = {split: Examples(Sequences.from_lists(rows)) for split in ("train", "valid", "test")}
     task = Task("four", source.vocab, 4, splits, source=source)
-    measures = Measures(task, SMALL)
+    metrics = Metrics(task, SMALL)
     for written, coverage, validity in [
         (["x z"], 4 / 6, 1.0), (["x w", "y w"], 4 / 6, 1.0), (["z x"], 0.0, 0.0), (["x x z", "x z"], 4 / 6, 0.5),
         (["y y"], 1 / 6, 0.0), (["x z", "y w"], 1.0, 1.0),
     ]:  # fmt: skip
         drawn = Fixed(task, [source.vocab.encode_tokens(words.split()) for words in written]).sample(2)
-        figures = measures.of_samples(object(), drawn, measures.test)
+        figures = metrics.of_samples(object(), drawn, metrics.test)
         assert figures["coverage"] == pytest.approx(coverage), written
         assert figures["validity"] == validity
         assert figures["nll_oracle"] == pytest.approx(-source.log_prob(drawn.tokens).sum() / drawn.lengths.sum())
 
 
 def test_every_model_meets_the_same_references_and_as_many(oracle, learner):
-    first, second = Measures(oracle, SMALL), Measures(oracle, SMALL)
+    first, second = Metrics(oracle, SMALL), Metrics(oracle, SMALL)
     assert first.size == 30
     assert first.references.sentences == second.references.sentences
     test = [tuple(s) for s in oracle.batch("test").sentences]
     assert sorted(map(tuple, first.references.sentences)) != sorted(test[:30])  # chosen by chance
     assert all(tuple(s) in test for s in first.references.sentences)
-    assert Measures(oracle, MeasureSettings(references=999)).size == 40
+    assert Metrics(oracle, MetricSettings(references=999)).size == 40
     drawn = learner.sample(60, seed=0)
     assert first.of_texts(drawn) == first.of_texts(drawn.take(range(30)))
     assert first.of_texts(drawn) != first.of_texts(drawn.take(range(29)))
@@ -117,11 +117,11 @@ def test_every_model_meets_the_same_references_and_as_many(oracle, learner):
 def test_figures_are_drawn_by_the_seed_and_no_fewer_than_the_references(oracle, learner, monkeypatch):
     asked, sample = [], learner.sample
     monkeypatch.setattr(learner, "sample", lambda n, **options: asked.append(n) or sample(n, **options))
-    measures = Measures(oracle, MeasureSettings(samples=10, references=30))
-    assert measures.figures(learner, 1) == measures.figures(learner, 1)
-    assert measures.figures(learner, 1) != measures.figures(learner, 2)
+    metrics = Metrics(oracle, MetricSettings(samples=10, references=30))
+    assert metrics.figures(learner, 1) == metrics.figures(learner, 1)
+    assert metrics.figures(learner, 1) != metrics.figures(learner, 2)
     assert set(asked) == {30}
-    Measures(oracle, SMALL).figures(learner, 0)
+    Metrics(oracle, SMALL).figures(learner, 0)
     assert asked[-1] == 60
 
 
@@ -129,19 +129,19 @@ def test_rewards_are_means_of_what_was_drawn(oracle):
     written = [[1] * k for k in (1, 2, 3)]
     task = from_lists(REAL, [[1]], max_length=5)
     model = Fixed(task, written)
-    settings = MeasureSettings(samples=3, references=3, also=("length(target=5)", "constant(value=0.25)"))
-    figures = Measures(task, settings, "constant(value=0.75)").figures(model, 0)
+    settings = MetricSettings(samples=3, references=3, also=("length(target=5)", "constant(value=0.25)"))
+    figures = Metrics(task, settings, "constant(value=0.75)").figures(model, 0)
     assert figures["reward"] == 0.75
     assert figures[ALSO + "constant(value=0.25)"] == 0.25
     assert ALSO + "length(target=5)" in figures
-    assert "reward" not in Measures(task, settings).figures(model, 0)
+    assert "reward" not in Metrics(task, settings).figures(model, 0)
     with pytest.raises(UnknownNameError, match="Did you mean 'length'"):
-        Measures(task, MeasureSettings(also=("lenght",)))
+        Metrics(task, MetricSettings(also=("lenght",)))
 
 
 def test_the_sweep_is_of_each_temperature(oracle, learner):
-    measures = Measures(oracle, SMALL)
-    rows = measures.sweep(learner, 4)
+    metrics = Metrics(oracle, SMALL)
+    rows = metrics.sweep(learner, 4)
     assert [row["temperature"] for row in rows] == [0.5, 1.0, 2.0]
     assert rows[0]["entropy"] < rows[1]["entropy"] < rows[2]["entropy"] < np.log(12)
     for row in rows:
@@ -152,14 +152,14 @@ def test_the_sweep_is_of_each_temperature(oracle, learner):
         of_real = learner.log_prob(oracle.batch("test").tokens, temperature=temperature)
         assert row["nll_test"] == pytest.approx(-of_real.mean() / 5)
         assert row["nll_oracle"] == pytest.approx(-oracle.log_prob(drawn.tokens).mean() / 5)
-        assert row["self_bleu4"] == measures.of_texts(drawn)["self_bleu4"]
-        assert row["bleu4"] == measures.of_texts(drawn)["bleu4"]
-    few = Measures(oracle, replace(SMALL, sweep_samples=2)).sweep(learner, 4)  # no fewer than there are references
-    assert few[1]["self_bleu4"] == measures.of_texts(learner.sample(30, seed=4))["self_bleu4"]
+        assert row["self_bleu4"] == metrics.of_texts(drawn)["self_bleu4"]
+        assert row["bleu4"] == metrics.of_texts(drawn)["bleu4"]
+    few = Metrics(oracle, replace(SMALL, sweep_samples=2)).sweep(learner, 4)  # no fewer than there are references
+    assert few[1]["self_bleu4"] == metrics.of_texts(learner.sample(30, seed=4))["self_bleu4"]
     env = gym.make("TextGen-v0", task=ORACLE)
-    flat = measures.sweep(Uniform(env), 0)
+    flat = metrics.sweep(Uniform(env), 0)
     assert {round(row["nll_test"], 6) for row in flat} == {round(np.log(12), 6)}
-    assert measures.sweep(RealData(env), 0) == []  # there are no real data at another temperature
+    assert metrics.sweep(RealData(env), 0) == []  # there are no real data at another temperature
     assert [knows_temperature(m) for m in (learner, Uniform(env), RealData(env), Fixed(oracle, []))] == [
         True, True, False, False,
     ]  # fmt: skip
@@ -168,12 +168,12 @@ def test_the_sweep_is_of_each_temperature(oracle, learner):
 def test_credit_is_the_expected_reward_of_what_follows():
     """Against enumeration of all that a tiny policy writes: before the first token, after one, and after the last."""
     agent = tiny_agent()
-    measures = Measures(agent.task, MeasureSettings(samples=2, references=2, shown=3, credit_rollouts=3000), None)
+    metrics = Metrics(agent.task, MetricSettings(samples=2, references=2, shown=3, credit_rollouts=3000), None)
     model = agent.policy.eval()
     chances = {s: np.exp(probability(model, s)) for s in SEQUENCES}
     assert sum(chances.values()) == pytest.approx(1, abs=1e-5)
     error = 5 * np.std(list(WORTH.values())) / np.sqrt(3000)
-    shown = measures.samples(agent, 7)
+    shown = metrics.samples(agent, 7)
     assert len(shown) == 3
     for sample, sequence in zip(shown, agent.sample(3, seed=7).tokens.tolist(), strict=True):
         written = tuple(t for t in sequence if t != 3)
@@ -190,7 +190,7 @@ def test_credit_is_the_expected_reward_of_what_follows():
 
 def test_samples_say_what_is_nearest_and_what_they_are_worth():
     task = from_lists(REAL, [[1]], train=[[3, 3], [1, 2, 2], [2]], max_length=4)
-    shown = Measures(task, SMALL, "constant(value=0.5)").samples(Fixed(task, [[1, 2], [3]]), 0)
+    shown = Metrics(task, SMALL, "constant(value=0.5)").samples(Fixed(task, [[1, 2], [3]]), 0)
     assert [(s["text"], s["prompt"], s["tokens"]) for s in shown] == [
         ("a b", "", ["a", "b", "<eos>"]), ("c", "", ["c", "<eos>"]),
     ]  # fmt: skip
@@ -198,48 +198,48 @@ def test_samples_say_what_is_nearest_and_what_they_are_worth():
         {"text": "a b b", "similarity": 0.8}, {"text": "c c", "similarity": round(2 / 3, 4)},
     ]  # fmt: skip
     assert [(s["reward"], s["values"]) for s in shown] == [(0.5, None)] * 2
-    assert Measures(task, SMALL).samples(Fixed(task, [[1]]), 0)[0]["reward"] is None
-    assert Measures(task, MeasureSettings(shown=0)).samples(Fixed(task, [[1]]), 0) == []
+    assert Metrics(task, SMALL).samples(Fixed(task, [[1]]), 0)[0]["reward"] is None
+    assert Metrics(task, MetricSettings(shown=0)).samples(Fixed(task, [[1]]), 0) == []
     nothing = from_lists(REAL, [[1]], train=[])
-    assert Measures(nothing, SMALL).samples(Fixed(nothing, [[1]]), 0)[0]["nearest"] == {"text": "", "similarity": 0.0}
+    assert Metrics(nothing, SMALL).samples(Fixed(nothing, [[1]]), 0)[0]["nearest"] == {"text": "", "similarity": 0.0}
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_answers_are_compared_with_their_own_references():
     task = asked_twice()
-    measures = Measures(task, MeasureSettings(samples=4, references=4))
-    assert measures.size == 3  # references, of two prompts
+    metrics = Metrics(task, MetricSettings(samples=4, references=4))
+    assert metrics.size == 3  # references, of two prompts
     written, asked = [[3], [2, 2], [1, 1, 2]], [task.test[0], task.test[1], task.test[0]]
-    figures = measures.of_texts(Fixed(task, written).sample(3, prompts=asked))
+    figures = metrics.of_texts(Fixed(task, written).sample(3, prompts=asked))
     assert figures["exact_match"] == 1 / 3  # the second reference counts too
     assert figures["rouge_l"] == pytest.approx((1 + 2 / 3 + 4 / 5) / 3)
     for n in BLEU_ORDERS:
         expected = np.mean([by_nltk(s, e.references, n) for s, e in zip(written, asked, strict=True)])
         assert figures[f"bleu{n}"] == pytest.approx(expected, abs=1e-9)
-    assert not [name for name in measures.signatures() if name.startswith("bleu")]
+    assert not [name for name in metrics.signatures() if name.startswith("bleu")]
 
 
 def test_real_answers_are_not_compared_with_themselves(answers):
     env = gym.make("TextGen-v0", task=answers)
-    measures = Measures(answers, SMALL)
-    figures = measures.figures(RealData(env), 0)
+    metrics = Metrics(answers, SMALL)
+    figures = metrics.figures(RealData(env), 0)
     assert not {"exact_match", "rouge_l", "bleu4", "reward"} & set(figures)  # each prompt has one reference
     assert "nll_test" not in figures
-    wrong = measures.figures(Uniform(env), 0)
+    wrong = metrics.figures(Uniform(env), 0)
     assert "reward" in wrong  # the task's own
     assert wrong["exact_match"] < 0.1
     assert wrong["nll_test"] == pytest.approx(np.log(len(answers.vocab)), abs=1e-6)
     test = {answers.test[i].prompt for i in range(len(answers.test))}
-    shown = measures.samples(RealData(env), 0)
+    shown = metrics.samples(RealData(env), 0)
     assert {tuple(answers.encode(s["prompt"])) for s in shown} <= test
 
 
 def test_credit_of_answers_is_given_their_prompts(answers):
     agent = Reinforce(gym.make("TextGen-v0", task=answers, reward="exact_match"), seed=0, progress=False)
-    shown = Measures(answers, MeasureSettings(shown=2, credit_rollouts=2)).samples(agent, 0)
+    shown = Metrics(answers, MetricSettings(shown=2, credit_rollouts=2)).samples(agent, 0)
     assert all(len(s["values"]) == len(s["tokens"]) + 1 for s in shown)
     assert all(s["values"][-1] == s["reward"] for s in shown)
-    assert Measures(answers, MeasureSettings(shown=1, credit_rollouts=0)).samples(agent, 0)[0]["values"] is None
+    assert Metrics(answers, MetricSettings(shown=1, credit_rollouts=0)).samples(agent, 0)[0]["values"] is None
 
 
 @pytest.mark.parametrize(
@@ -251,10 +251,10 @@ def test_credit_of_answers_is_given_their_prompts(answers):
 )  # fmt: skip
 def test_settings_that_make_no_sense_are_refused(changes):
     with pytest.raises(OptionError, match=next(iter(changes))):
-        MeasureSettings(**changes)
+        MetricSettings(**changes)
 
 
 @pytest.mark.parametrize("test", [[], [[1]]])
 def test_a_test_split_of_less_than_two_is_refused(test):
     with pytest.raises(OptionError, match=rf"has {len(test)} sequences, and comparing takes two"):
-        Measures(from_lists(test, [[1]]), SMALL)
+        Metrics(from_lists(test, [[1]]), SMALL)

@@ -9,19 +9,19 @@ import pytest
 import torch
 
 import text_gym
-from agents.experiments.metrics import Measures, MeasureSettings, knows_real_data
+from agents.experiments.metrics import Metrics, MetricSettings, knows_real_data
 from agents.experiments.reference_models import RealData, Uniform
 from tests.helpers.tasks import asked_twice, from_lists
 from text_gym.errors import OptionError
 from text_gym.sequences import Example
 
 ORACLE = "oracle(vocab_size=12, max_length=5, train_size=96, valid_size=40, test_size=40)"
-SETTINGS = MeasureSettings(samples=60, references=30, temperatures=(0.5,), sweep_samples=40)
+SETTINGS = MetricSettings(samples=60, references=30, temperatures=(0.5,), sweep_samples=40)
 
 
 def test_uniform_tokens_cost_log_v_each():
     model = Uniform(gym.make("TextGen-v0", task=ORACLE), seed=0)
-    figures = Measures(model.task, SETTINGS).figures(model, 0)
+    figures = Metrics(model.task, SETTINGS).figures(model, 0)
     assert figures["nll_test"] == pytest.approx(math.log(12), abs=1e-6)
     assert figures["entropy"] == pytest.approx(math.log(12), abs=1e-6)
     assert figures["kl_model_data"] == pytest.approx(figures["nll_oracle"] - math.log(12), abs=1e-6)
@@ -53,7 +53,7 @@ def test_uniform_step_by_step_is_uniform_at_once():
 
 def test_real_data_diverge_from_nothing_and_are_drawn_anew():
     model = RealData(gym.make("TextGen-v0", task=ORACLE), seed=3)
-    figures = Measures(model.task, SETTINGS).figures(model, 0)
+    figures = Metrics(model.task, SETTINGS).figures(model, 0)
     assert figures["kl_model_data"] == figures["kl_data_model"] == figures["kl_sum"] == 0
     assert figures["js"] == pytest.approx(0, abs=1e-12)
     assert figures["nll_oracle"] == figures["entropy"]

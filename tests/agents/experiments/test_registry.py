@@ -8,6 +8,7 @@ import pytest
 
 import text_gym  # noqa: F401
 from agents import MLE, Agent, Reinforce, SeqGAN
+from agents.common.settings import NoSettings
 from agents.experiments.reference_models import RealData, Uniform
 from agents.experiments.registry import AGENTS, GIVEN, find_agent, register_agent, registered_agents
 from tests.helpers.own_agents import OnlySamples, Plain
@@ -61,14 +62,16 @@ def test_what_an_agent_does_and_takes():
 def test_settings_are_checked_before_anything_is_made():
     assert find_agent("mle(hidden=7)").settings(None).hidden == 7
     assert find_agent("seqgan").settings("fast") == SeqGAN.choose_settings("fast")
-    assert find_agent("uniform").settings("fast") is None
+    assert find_agent("uniform").settings("fast") == NoSettings()
+    assert find_agent("real").settings("fast") is None
     assert find_agent(MINE + "OnlySamples(times=2)").settings(None) is None
     for name, words in [
         ("mle(hiden=7)", "no hyper-parameter 'hiden'. Did you mean 'hidden'"),
         (MINE + "OnlySamples(tims=2)", "no option 'tims'. Did you mean 'times'"),
         (MINE + "OnlySamples(seed=2)", "is given seed by the run"),
         (MINE + "Seeded", "has a hyper-parameter 'seed', which every agent is given"),
-        ("uniform(hidden=3)", "no option 'hidden'"),
+        ("uniform(hidden=3)", "no hyper-parameter 'hidden'"),
+        ("real(hidden=3)", "no option 'hidden'"),
         ("builtins:dict", "does not say what it takes"),
     ]:
         with pytest.raises(OptionError, match=words):

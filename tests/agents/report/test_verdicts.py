@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from agents.report.columns import COLUMNS
-from agents.report.run_files import Cell, Results
+from agents.report.run_files import Results, Run
 from agents.report.statistics import Difference
 from agents.report.verdicts import skipped, summaries, verdicts
 
@@ -21,14 +21,14 @@ LABELS = {"mle": "agent", "seqgan": "agent", "constant": "control", "random": "c
 WORDS = {"constant": "a constant reward", "random": "a random reward"}
 
 
-def cells(model, values, key="nll_oracle", seeds=None, **spec):
-    """One model's cells, of which those with a value of None failed and those with ... are not finished."""
+def runs(model, values, key="nll_oracle", seeds=None, **spec):
+    """One model's runs, of which those with a value of None failed and those with ... are not finished."""
     kind, order = LABELS[model], list(LABELS).index(model)
     spec = {"label": model, "kind": kind, "task": "t", "order": order, "baseline": "mle"} | spec
     if kind == "control":
         spec = {"controls_for": ["seqgan"], "words": WORDS[model]} | spec
     return [
-        Cell(
+        Run(
             Path("none"),
             spec | {"seed": seed},
             {} if value in (None, ...) else value if isinstance(value, dict) else {key: value},
@@ -43,7 +43,7 @@ def cells(model, values, key="nll_oracle", seeds=None, **spec):
 
 
 def results(key="nll_oracle", **models):
-    return Results([cell for label, values in models.items() for cell in cells(label, values, key)])
+    return Results([run for label, values in models.items() for run in runs(label, values, key)])
 
 
 def around(mean, noise=NOISE, n=5):
@@ -135,13 +135,13 @@ def test_one_seed_says_nothing_about_chance():
 
 def test_a_control_that_failed_leaves_a_gain_nobodys():
     """A control that could have refuted the agent, and did not finish, has not been beaten."""
-    models = [*cells("mle", around(9.0)), *cells("seqgan", around(8.0, OTHER)), *cells("random", around(9.0, OTHER))]
-    assert one(Results([*models, *cells("constant", around(9.0))])).outcome == "gain"
+    models = [*runs("mle", around(9.0)), *runs("seqgan", around(8.0, OTHER)), *runs("random", around(9.0, OTHER))]
+    assert one(Results([*models, *runs("constant", around(9.0))])).outcome == "gain"
     for values in ([None] * 5, [...] * 5, [9.0, None, None, ..., ...]):
-        found = one(Results([*models, *cells("constant", values)]))
+        found = one(Results([*models, *runs("constant", values)]))
         assert found.outcome in ("uncontrolled", "control")
         assert "of its own" not in found.text
-    found = one(Results([*models, *cells("constant", [None] * 5)]))
+    found = one(Results([*models, *runs("constant", [None] * 5)]))
     assert "; a constant reward did not finish, to compare with: what did it is not known." in found.text
 
 
@@ -160,23 +160,23 @@ def test_a_control_that_cannot_be_told_apart_is_not_said_to_do_as_well(control, 
 
 
 def test_who_began_from_scratch_is_told_where_others_did_not():
-    begun = cells("seqgan", around(8.0, OTHER), start="mle")
-    alone = cells("random", around(8.5, OTHER), kind="agent")
-    models = [*cells("mle", around(9.0)), *begun, *alone]
+    begun = runs("seqgan", around(8.0, OTHER), start="mle")
+    alone = runs("random", around(8.5, OTHER), kind="agent")
+    models = [*runs("mle", around(9.0)), *begun, *alone]
     first, second = summaries(Results(models))[:2]
     assert {first.partition(":")[0], second.partition(":")[0]} == {
         "seqgan against mle", "random (from scratch) against mle",
     }  # fmt: skip
-    models = [*cells("mle", around(9.0)), *alone]
+    models = [*runs("mle", around(9.0)), *alone]
     assert "from scratch" not in summaries(Results(models))[0]
 
 
 def test_being_better_than_noise_shows_nothing():
-    models = [*cells("mle", around(9.0)), *cells("seqgan", around(8.0, OTHER))]
-    noise = cells("constant", around(11.0), trivial=True)
+    models = [*runs("mle", around(9.0)), *runs("seqgan", around(8.0, OTHER))]
+    noise = runs("constant", around(11.0), trivial=True)
     assert one(Results([*models, *noise])).outcome == "uncontrolled"
-    assert one(Results([*models, *noise, *cells("random", around(9.0, OTHER))])).outcome == "gain"
-    assert one(Results([*models, *cells("constant", around(7.9, OTHER), trivial=True)])).outcome == "control"
+    assert one(Results([*models, *noise, *runs("random", around(9.0, OTHER))])).outcome == "gain"
+    assert one(Results([*models, *runs("constant", around(7.9, OTHER), trivial=True)])).outcome == "control"
 
 
 def test_a_reward_that_was_to_be_raised_may_go_beyond_the_data():
@@ -191,14 +191,14 @@ def test_without_controls_a_gain_is_nobodys():
     assert found.outcome == "uncontrolled"
     assert found.controls == ()
     assert "; no control of its way of learning was run: what did it is not known." in found.text
-    models = {label: cells(label, around(x, OTHER)) for label, x in [("mle", 9.0), ("seqgan", 8.0)]}
+    models = {label: runs(label, around(x, OTHER)) for label, x in [("mle", 9.0), ("seqgan", 8.0)]}
     for other in (
-        cells("constant", around(8.0), controls_for=["another"]),
-        cells("constant", [None] * 5),
-        cells("constant", around(8.0), "js"),
+        runs("constant", around(8.0), controls_for=["another"]),
+        runs("constant", [None] * 5),
+        runs("constant", around(8.0), "js"),
     ):
         assert one(Results([*models["mle"], *models["seqgan"], *other])).outcome == "uncontrolled"
-    itself = cells("mle", around(9.0, OTHER), controls_for=["seqgan"])  # the baseline is no control of itself
+    itself = runs("mle", around(9.0, OTHER), controls_for=["seqgan"])  # the baseline is no control of itself
     assert one(Results([*itself, *models["seqgan"]])).outcome == "uncontrolled"
 
 
@@ -214,18 +214,18 @@ def test_a_control_counts_with_the_seeds_that_it_has():
 
 
 def test_a_control_without_a_common_seed_excludes_nothing():
-    parts = [cells(label, around(x, n=2)) for label, x in [("mle", 9.0), ("seqgan", 8.0)]]
-    found = one(Results(itertools.chain(*parts, cells("constant", [9.0, 9.1], seeds=[7, 8]))))
+    parts = [runs(label, around(x, n=2)) for label, x in [("mle", 9.0), ("seqgan", 8.0)]]
+    found = one(Results(itertools.chain(*parts, runs("constant", [9.0, 9.1], seeds=[7, 8]))))
     assert found.outcome == "control"
     assert "a constant reward has no seed in common with mle, with no seed to compare:" in found.text
-    beaten = cells("constant", [9.0, 9.01], seeds=[3, 4])
-    seqgan = cells("seqgan", [8.0, 8.01, 8.0, 8.01], seeds=[0, 1, 3, 4])
+    beaten = runs("constant", [9.0, 9.01], seeds=[3, 4])
+    seqgan = runs("seqgan", [8.0, 8.01, 8.0, 8.01], seeds=[0, 1, 3, 4])
     assert "(a constant reward in no seed of mle)" in one(Results([*parts[0], *seqgan, *beaten])).text
-    same = cells("constant", [8.0, 8.0], seeds=[3, 4])
-    found = one(Results([*parts[0], *seqgan, *same, *cells("random", [8.0, 8.02])]))
+    same = runs("constant", [8.0, 8.0], seeds=[3, 4])
+    found = one(Results([*parts[0], *seqgan, *same, *runs("random", [8.0, 8.02])]))
     assert "a constant reward has no seed in common with mle, a random reward cannot be told" in found.text
-    worse = cells("constant", [9.5, 9.51], seeds=[1, 2])  # worse than the baseline, and yet in one seed of the agent
-    found = one(Results([*cells("mle", around(9.0)), *cells("seqgan", [8.0, 8.01]), *worse]))
+    worse = runs("constant", [9.5, 9.51], seeds=[1, 2])  # worse than the baseline, and yet in one seed of the agent
+    found = one(Results([*runs("mle", around(9.0)), *runs("seqgan", [8.0, 8.01]), *worse]))
     assert found.outcome == "control"
 
 
@@ -234,9 +234,9 @@ def test_of_several_controls_that_do_as_well_the_best_is_named_first():
     both = one(results(**models, constant=around(8.01, NOISE[::-1]), random=around(7.9, NOISE[::-1])))
     assert "; a random reward lowers it by 1.100, so does a constant reward (0.990), which leaves -0.1" in both.text
     apart = itertools.chain(
-        *(cells(label, around(x)) for label, x in [("mle", 9.0), ("seqgan", 8.0)]),
-        cells("constant", [8.0, 8.1], seeds=[7, 8]),
-        cells("random", around(8.0, NOISE[::-1])),
+        *(runs(label, around(x)) for label, x in [("mle", 9.0), ("seqgan", 8.0)]),
+        runs("constant", [8.0, 8.1], seeds=[7, 8]),
+        runs("random", around(8.0, NOISE[::-1])),
     )
     assert "; a random reward lowers it by 1.000, a constant reward cannot be told" in one(Results(apart)).text
     wild = one(results(**models, constant=[8.0, 8.1, 8.0, 7.9, 8.0], random=[20, 7, 12, 3, 5]))
@@ -295,10 +295,10 @@ def test_better_than_real_data_is_remarked(key, mle, seqgan, real, remark):
 
 
 def test_only_the_reference_called_real_is_real():
-    models = [*cells("mle", around(9.0)), *cells("seqgan", around(8.0, OTHER))]
-    assert "Real" not in one(Results([*models, *cells("real", [8.5], label="ngram")])).text
-    assert "Real" not in one(Results([*models, *cells("real", [8.5], "js")])).text
-    agents = verdicts(Results([*models, *cells("seqgan", around(8.5), label="real")]))
+    models = [*runs("mle", around(9.0)), *runs("seqgan", around(8.0, OTHER))]
+    assert "Real" not in one(Results([*models, *runs("real", [8.5], label="ngram")])).text
+    assert "Real" not in one(Results([*models, *runs("real", [8.5], "js")])).text
+    agents = verdicts(Results([*models, *runs("seqgan", around(8.5), label="real")]))
     assert {verdict.label for verdict in agents} == {"seqgan", "real"}
     assert not [verdict for verdict in agents if "Real" in verdict.text]
 
@@ -378,14 +378,14 @@ def test_where_there_is_nothing_to_compare_nothing_is_said():
     assert summaries(results("length", mle=around(9.0), seqgan=around(8.0))) == [
         "seqgan against mle: no figures to compare."
     ]
-    apart = Results([*cells("mle", around(9.0)), *cells("seqgan", around(0.1), "js")])
+    apart = Results([*runs("mle", around(9.0)), *runs("seqgan", around(0.1), "js")])
     assert verdicts(apart) == []
 
 
 @pytest.mark.parametrize("label", ["se{q}gan", "%s", "a\\nb", "mle 2 <b>", "séq(β=1)", ""])
 def test_odd_labels_are_only_copied(label):
-    models = [*cells("mle", around(9.0)), *cells("seqgan", around(8.0, OTHER), label=label)]
-    found = Results([*models, *cells("constant", around(8.0, OTHER), controls_for=[label], words=None)])
+    models = [*runs("mle", around(9.0)), *runs("seqgan", around(8.0, OTHER), label=label)]
+    found = Results([*models, *runs("constant", around(8.0, OTHER), controls_for=[label], words=None)])
     assert one(found).text.startswith(f"{label} lowers NLL-oracle by 1.000")
     assert "; constant lowers it" in one(found).text
     assert summaries(found)[0].startswith(f"{label} against mle: ")

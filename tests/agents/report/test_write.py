@@ -73,10 +73,10 @@ def test_a_number_is_the_same_in_the_run_files_the_csv_and_the_page(page, result
     with (page.parent / "report.csv").open(encoding="utf-8", newline="") as file:
         rows = {(row["label"], row["figure"]): row for row in csv.DictReader(file)}
     assert len(rows) > 80
-    for cell in results.cells.values():
-        done = json.loads((cell.folder / "results.json").read_text()) if cell.finished else {"figures": {}}
+    for run in results.runs.values():
+        done = json.loads((run.folder / "results.json").read_text()) if run.finished else {"figures": {}}
         for key, value in done["figures"].items():
-            assert float(rows[cell.label, key][f"seed {cell.seed}"]) == float(value)
+            assert float(rows[run.label, key][f"seed {run.seed}"]) == float(value)
     shown = {
         (cell["data-label"], cell["data-key"]): cell["data-value"]
         for cell in Page(page.read_text(encoding="utf-8")).all("td")
@@ -175,7 +175,7 @@ def test_credits_are_differences_of_values(results, page):
     assert largest == 1
 
 
-def test_failed_and_unfinished_cells_are_told(page):
+def test_failed_and_unfinished_runs_are_told(page):
     text = page.read_text(encoding="utf-8")
     assert "ss, seed 2: failed, TrainingError: the loss is &lt;nan&gt; at step 3" in text
     assert "random, seed 2: not finished" in text
@@ -186,9 +186,7 @@ def test_best_under_takes_the_best_temperature_of_each_seed(results):
     """At 6.3, mle's own NLL-test is 6.1 and that of the next colder temperature 6.23."""
     rows = {(row.label, row.limit): row for row in best_under(results, [5.0, 6.3, 100.0])}
     per_seed = [
-        min(row["nll_oracle"] for row in cell.sweep if row["nll_test"] <= 6.3)
-        for cell in results.of("mle")
-        if cell.sweep
+        min(row["nll_oracle"] for row in run.sweep if row["nll_test"] <= 6.3) for run in results.of("mle") if run.sweep
     ]
     assert rows["mle", 6.3].mean == pytest.approx(sum(per_seed) / 3)
     assert rows["mle", 6.3][3:] == (3, 3)
@@ -197,14 +195,14 @@ def test_best_under_takes_the_best_temperature_of_each_seed(results):
     assert rows["ss", 100.0].seeds == 2
     assert rows["uniform", 100.0].mean == math.inf
     assert not any(label == "real" for label, _ in rows)
-    values = [row["nll_test"] for cell in results.cells.values() for row in cell.sweep]
+    values = [row["nll_test"] for run in results.runs.values() for row in run.sweep]
     limits = sorted({row.limit for row in best_under(results)})
     assert 3 <= len(limits) <= 8
     assert min(values) <= limits[0] <= limits[-1] <= max(values)
 
 
 def test_a_limit_that_only_some_seeds_keep_says_so(results):
-    values = sorted(min(row["nll_test"] for row in cell.sweep) for cell in results.of("mle"))
+    values = sorted(min(row["nll_test"] for row in run.sweep) for run in results.of("mle"))
     rows = {row.label: row for row in best_under(results, [values[0]])}
     assert rows["mle"][3:] == (1, 3)
 
@@ -229,7 +227,7 @@ def test_infinite_values_are_left_out_of_charts_and_counted(results):
 @pytest.mark.parametrize("label", ["_hidden", "a$b$c", "猫", "x" * 60])
 def test_any_label_has_its_place_in_charts(tmp_path, label):
     folder = write_fake_runs(tmp_path / "runs", seeds=(0, 1), labels=["mle", "pg-bleu"])
-    for path in folder.rglob("cell.json"):
+    for path in folder.rglob("run.json"):
         path.write_text(path.read_text(encoding="utf-8").replace('"pg-bleu"', json.dumps(label)), encoding="utf-8")
     results = read_results([folder])
     legend = charts.plane(results).legends[0]
@@ -249,7 +247,7 @@ def test_the_colours_of_lines_stand_out(place, background):
         assert (high + 0.05) / (low + 0.05) >= 3, colours
 
 
-def test_one_lone_cell_has_a_report(tmp_path):
+def test_one_lone_run_has_a_report(tmp_path):
     results = read_results([write_fake_runs(tmp_path / "runs", seeds=(4,), labels=["mle"])])
     text = write_report(results, tmp_path).read_text(encoding="utf-8")
     Page(text)
