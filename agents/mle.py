@@ -21,7 +21,7 @@ from agents.common.settings import Presets
 from agents.networks.policies import PolicySettings, make_policy
 from text_gym.errors import OptionError
 from text_gym.sequences import Batch
-from text_gym.validation import finite_number, whole_number
+from text_gym.validation import check_positive, check_switch, check_whole, finite_number, whole_number
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,11 @@ class MLESettings(PolicySettings):
             object.__setattr__(self, "schedule", tuple((epochs, float(rate)) for epochs, rate in self.schedule))
         except (TypeError, ValueError) as problem:
             raise OptionError(f"schedule={self.schedule!r} must be pairs of epochs and a learning rate") from problem
-        if not isinstance(self.early_stopping, bool):
-            raise OptionError(f"early_stopping must be True or False, not {self.early_stopping!r}")
+        check_switch("early_stopping", self.early_stopping)
         if not 0 <= finite_number("dropout", self.dropout) < 1:
             raise OptionError(f"dropout={self.dropout} must lie in [0, 1)")
-        for name in ("batch_size", "patience"):
-            whole_number(name, getattr(self, name), least=1)
-        if finite_number("max_grad_norm", self.max_grad_norm) <= 0:
-            raise OptionError(f"max_grad_norm={self.max_grad_norm} must lie above 0")
+        check_whole(self, 1, "batch_size", "patience")
+        check_positive(self, "max_grad_norm")
         if not self.schedule or any(whole_number("epochs", n, 1) and not lr > 0 for n, lr in self.schedule):
             raise OptionError(f"schedule={self.schedule!r} must be pairs of epochs and a learning rate above 0")
 

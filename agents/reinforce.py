@@ -35,7 +35,7 @@ from text_gym.arrays import FloatArray
 from text_gym.errors import OptionError
 from text_gym.language_model import Drawn, LanguageModel, Sampling, generate
 from text_gym.sequences import Batch, Example
-from text_gym.validation import check_switch, finite_number, whole_number
+from text_gym.validation import check_not_negative, check_positive, check_switch, check_whole, finite_number
 
 MOVING_AVERAGE = 0.9  # weight of the past in the moving average of rewards
 MIN_STD = 1e-4  # added to a group's standard deviation, so that a group of equal rewards teaches nothing
@@ -87,16 +87,10 @@ class PolicyGradientSettings(PolicySettings):
         """Check every value, and those that depend on each other."""
         super().__post_init__()
         check_switch("normalize_advantage", self.normalize_advantage)
-        for name in ("rollouts", "top_k"):
-            whole_number(name, getattr(self, name), least=0)
-        for name in ("rollout_batch_size", "batch_size", "group_size"):
-            whole_number(name, getattr(self, name), least=1)
-        for name in ("ent_coef", "teacher_forcing"):
-            if finite_number(name, getattr(self, name)) < 0:
-                raise OptionError(f"{name} must not be negative, and is {getattr(self, name)}")
-        for name in ("learning_rate", "critic_learning_rate", "max_grad_norm", "temperature", "top_p"):
-            if finite_number(name, getattr(self, name)) <= 0:
-                raise OptionError(f"{name}={getattr(self, name)} must be above 0")
+        check_whole(self, 0, "rollouts", "top_k")
+        check_whole(self, 1, "rollout_batch_size", "batch_size", "group_size")
+        check_not_negative(self, "ent_coef", "teacher_forcing")
+        check_positive(self, "learning_rate", "critic_learning_rate", "max_grad_norm", "temperature", "top_p")
         self.sampling.checked()
         rate = self.rollout_ema_rate
         if rate is not None and not 0 < finite_number("rollout_ema_rate", rate) <= 1:
@@ -128,7 +122,7 @@ class ReinforceSettings(PolicyGradientSettings):
     def __post_init__(self) -> None:
         """Check the number of updates too."""
         super().__post_init__()
-        whole_number("updates", self.updates, least=0)
+        check_whole(self, 0, "updates")
 
 
 # SeqGAN's generator update: 16 rollouts by the policy itself, no baseline, the sum over batch and time, batch 64,

@@ -28,7 +28,7 @@ from text_gym.arrays import FloatArray
 from text_gym.errors import OptionError
 from text_gym.rewards import Scorer
 from text_gym.sequences import Batch
-from text_gym.validation import suggest, whole_number
+from text_gym.validation import check_whole, suggest
 
 HELD_OUT = 1000  # sequences of each kind that the discriminator's accuracy is measured on
 
@@ -59,16 +59,13 @@ class SeqGANSettings(PolicyGradientSettings):
     def __post_init__(self) -> None:
         """Check the numbers of the loop too."""
         super().__post_init__()
-        for name in ("rounds", "g_steps", "d_steps", "d_epochs", "pretrain_d_steps"):
-            whole_number(name, getattr(self, name), least=0)
-        whole_number("d_samples", self.d_samples, least=1)
+        check_whole(self, 0, "rounds", "g_steps", "d_steps", "d_epochs", "pretrain_d_steps", "pretrain_epochs")
+        check_whole(self, 1, "d_samples")
         if self.pretrain_preset not in MLE_PRESETS:
             raise OptionError(
                 f"pretrain_preset={self.pretrain_preset!r} is no preset of mle."
                 + suggest(str(self.pretrain_preset), MLE_PRESETS)
             )
-        if self.pretrain_epochs is not None:
-            whole_number("pretrain_epochs", self.pretrain_epochs, least=0)
 
 
 PRESETS: dict[str, dict[str, object]] = {

@@ -55,6 +55,31 @@ def check_switch(name: str, value: object) -> None:
         raise OptionError(f"{name}={value!r} must be True or False")
 
 
+def check_whole(settings: object, least: int, *names: str, group: str = "") -> None:
+    """Refuse settings that are not whole numbers of at least so much; None is accepted where it is the default."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None or getattr(type(settings), name, 0) is not None:
+            whole_number(group + name, value, least)
+
+
+def check_positive(settings: object, *names: str, group: str = "") -> None:
+    """Refuse settings that are not finite numbers above 0; None is accepted where it is the default."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is None and getattr(type(settings), name, 0) is None:
+            continue
+        if finite_number(group + name, value) <= 0:
+            raise OptionError(f"{group}{name}={value} must be above 0")
+
+
+def check_not_negative(settings: object, *names: str, group: str = "") -> None:
+    """Refuse settings that are not finite numbers of at least 0."""
+    for name in names:
+        if finite_number(group + name, getattr(settings, name)) < 0:
+            raise OptionError(f"{group}{name} must not be negative, and is {getattr(settings, name)}")
+
+
 def check_options(what: str, factory: Callable[..., object], options: Mapping[str, object]) -> None:
     """Refuse options that the factory does not take, or lacks, before anything is built."""
     try:

@@ -18,7 +18,15 @@ from text_gym.errors import OptionError, RewardError, TrainingError
 from text_gym.rewards.reward import Reward
 from text_gym.sequences import Batch
 from text_gym.tasks.task import Task
-from text_gym.validation import check_switch, finite_number, suggest, whole_number
+from text_gym.validation import (
+    check_not_negative,
+    check_positive,
+    check_switch,
+    check_whole,
+    finite_number,
+    suggest,
+    whole_number,
+)
 
 RewardForm = Literal["probability", "logit", "log_ratio"]
 REWARD_FORMS = ("probability", "logit", "log_ratio")
@@ -67,18 +75,15 @@ class DiscriminatorSettings:
             raise OptionError(
                 f"there is no discriminator.reward {self.reward!r}." + suggest(str(self.reward), REWARD_FORMS)
             )
-        for name in ("embedding", "hidden", "batch_size"):
-            whole_number(f"discriminator.{name}", getattr(self, name), least=1)
+        check_whole(self, 1, "embedding", "hidden", "batch_size", group="discriminator.")
+        check_positive(self, "learning_rate", group="discriminator.")
+        check_not_negative(self, "l2", group="discriminator.")
         if self.kind == "transformer" and self.embedding % HEADS:
             raise OptionError(
                 f"discriminator.embedding={self.embedding} must be a multiple of {HEADS} for a transformer"
             )
         if not 0 <= finite_number("discriminator.dropout", self.dropout) < 1:
             raise OptionError(f"discriminator.dropout={self.dropout} must lie in [0, 1)")
-        if finite_number("discriminator.learning_rate", self.learning_rate) <= 0:
-            raise OptionError(f"discriminator.learning_rate={self.learning_rate} must be above 0")
-        if finite_number("discriminator.l2", self.l2) < 0:
-            raise OptionError(f"discriminator.l2={self.l2} must not be negative")
         check_switch("discriminator.bfloat16", self.bfloat16)
         self._check_filters()
 

@@ -12,7 +12,7 @@ from agents.common.baselines import BASELINES, GROUPED
 from agents.common.checkpoint import CheckpointError
 from agents.common.rollouts import rollout_values
 from agents.mle import MLE
-from agents.reinforce import Reinforce, ReinforceSettings
+from agents.reinforce import Reinforce
 from tests.helpers.gradients import (
     EOS,
     PAD,
@@ -404,7 +404,7 @@ def test_mistakes_are_told():
         ({"normalize_advantage": "no"}, "normalize_advantage"),
     ]:
         with pytest.raises(OptionError, match=words):
-            ReinforceSettings(**settings)
+            Reinforce.choose_settings(**settings)
     with pytest.raises(OptionError, match="the whole batch is one group"):
         Reinforce(tiny_env(), group_size=2)
     start = MLE(gym.make("TextGen-v0", task="answers"), seed=0, progress=False)

@@ -235,4 +235,4 @@ def test_mistakes_are_told(grammar):
         judge.network.output.weight.fill_(float("nan"))
     rows = judge.rows(grammar.sample(8, seed=0))
     with pytest.raises(TrainingError, match="diverged"):
-        judge.train_epoch(rows, rows, 4, seeded(0))
+        judge.train_epoch(rows, rows, seeded(0))
