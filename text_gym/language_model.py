@@ -1,6 +1,6 @@
-"""The base class of language models, exact fast sampling, and the LSTM that SeqGAN's oracle is.
+"""The base class of language models, sampling from them, and an LSTM.
 
-This module imports torch; nothing imports it until a model is used.
+This module imports torch. `import text_gym` does not import it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from text_gym.errors import OptionError, TrainingError
 
-BLOCK = 128  # tokens in a block of the two-level search, or about as many; near sqrt(V) for V = 5000 to 50,000
+BLOCK = 128  # tokens in a block of the two-level search, about sqrt(V) for V = 5000 to 50,000
 LOGITS_AT_ONCE = (1 << 21, 1 << 27)
-"""How many logits are drawn from together, on a CPU and on a GPU: 8 MiB, which a CPU keeps near, and 512 MiB."""
+"""Logits kept in memory while sampling, on a CPU and on a GPU: 8 MiB, which fit into a CPU's cache, and 512 MiB."""
 CACHED_AT_ONCE = (1 << 25, 1 << 30)
-"""How many numbers the states of sequences that are drawn together have, at most: 128 MiB and 4 GiB."""
+"""Numbers in the states of the sequences that are sampled together, at most: 128 MiB on a CPU, 4 GiB on a GPU."""
 
 State: TypeAlias = "Tensor | tuple[State, ...]"
 """What a model remembers of n prefixes: a tensor [n, ...], or a tuple of states."""
@@ -77,7 +77,7 @@ def map_state(function: Callable[[Tensor], Tensor], state: State) -> State:
 
 
 class LSTM(LanguageModel):
-    """Embedding, one LSTM layer and a linear output, reading sequences after a start token.
+    """An embedding, one LSTM layer and a linear output layer, which read sequences after a start token.
 
     >>> model = LSTM(vocab_size=10)
     >>> logits, state = model.start(3)
@@ -85,11 +85,11 @@ class LSTM(LanguageModel):
     (torch.Size([3, 10]), torch.Size([1, 2]))
 
     Args:
-        vocab_size: Tokens.
-        embedding: Size of a token's embedding.
+        vocab_size: Number of tokens.
+        embedding: Size of the embeddings.
         hidden: Size of the LSTM.
-        dropout: Share of values dropped before and after the LSTM, in training only.
-        start_token: What is read before the first token; SeqGAN reads token 0.
+        dropout: Dropout before and after the LSTM.
+        start_token: Token that is read first; SeqGAN reads token 0.
     """
 
     output: nn.Linear
@@ -97,7 +97,7 @@ class LSTM(LanguageModel):
     def __init__(
         self, vocab_size: int, embedding: int = 32, hidden: int = 32, dropout: float = 0.0, start_token: int = 0
     ) -> None:
-        """Create the layers with torch's own initial weights."""
+        """Create the layers with torch's default initial weights."""
         super().__init__()
         self.start_token = start_token
         self.embed = nn.Embedding(vocab_size, embedding)
@@ -106,52 +106,52 @@ class LSTM(LanguageModel):
         self.dropout = nn.Dropout(dropout)
 
     def start(self, n: int, prompts: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Logits and state of n empty prefixes, behind their prompts."""
+        """Logits [n, V] of the first tokens of n sequences, and the hidden and cell state, each [n, H]."""
         weight = self.embed.weight
         zeros = weight.new_zeros(n, self.lstm.hidden_size)  # [n, H]
         state = self._read(torch.full((n,), self.start_token, device=weight.device), (zeros, zeros))
         for column in () if prompts is None else prompts.unbind(dim=1):
             real = (column < self.embed.num_embeddings)[:, None]  # [n, 1]
-            after = self._read(column.where(real[:, 0], torch.zeros_like(column)), state)
-            state = after[0].where(real, state[0]), after[1].where(real, state[1])
+            hidden, cell = self._read(column.where(real[:, 0], torch.zeros_like(column)), state)
+            state = hidden.where(real, state[0]), cell.where(real, state[1])
         return self.output(self.dropout(state[0])), state
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """One token further: tokens [n] to logits [n, V]."""
-        after = self._read(tokens, cast("tuple[Tensor, Tensor]", state))
-        return self.output(self.dropout(after[0])), after
+        """Logits [n, V] after reading one more token of each prefix [n], and the new state."""
+        hidden, cell = self._read(tokens, cast("tuple[Tensor, Tensor]", state))
+        return self.output(self.dropout(hidden)), (hidden, cell)
 
     def _read(self, tokens: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Hidden and cell state [n, H] after tokens [n]."""
+        """Read tokens [n], and return the hidden and cell state, each [n, H]."""
         return torch.lstm_cell(self.dropout(self.embed(tokens)), state, *self.lstm.all_weights[0])
 
     def features(self, tokens: Tensor, prompts: Tensor | None = None) -> Tensor:
-        """What the output layer reads before each token: tokens [n, T] to [n, T, H]."""
+        """Hidden states [n, T, H] before each of the tokens [n, T]."""
         real = tokens.clamp(max=self.embed.num_embeddings - 1)
         if prompts is None:
             first = torch.full_like(real[:, :1], self.start_token)
             hidden, _ = self.lstm(self.dropout(self.embed(torch.cat([first, real[:, :-1]], dim=1))))
-            return self.dropout(hidden)  # type: ignore[no-any-return]
-        _, state = self.start(len(tokens), prompts)
-        begin = state[0][:, None]  # [n, 1, H], what the last of the prompt led to
-        if tokens.shape[1] < 2:  # torch's LSTM refuses to read nothing
-            return self.dropout(begin[:, : tokens.shape[1]])  # type: ignore[no-any-return]
-        hidden, _ = self.lstm(self.dropout(self.embed(real[:, :-1])), tuple(part[None] for part in state))
-        return self.dropout(torch.cat([begin, hidden], dim=1))  # type: ignore[no-any-return]
+        else:
+            _, (last, cell) = self.start(len(tokens), prompts)  # after the prompt, each [n, H]
+            hidden = last[:, None][:, : tokens.shape[1]]
+            if tokens.shape[1] > 1:  # torch's LSTM refuses to read nothing
+                after, _ = self.lstm(self.dropout(self.embed(real[:, :-1])), (last[None], cell[None]))
+                hidden = torch.cat([hidden, after], dim=1)
+        return self.dropout(hidden)  # type: ignore[no-any-return]
 
 
 class Sampling(NamedTuple):
-    """How tokens are drawn: from the whole softmax, or from a sharpened or shortened one."""
+    """How tokens are sampled from logits."""
 
     temperature: float = 1.0
-    """Logits are divided by it; below 1 favours likely tokens."""
+    """Divides the logits; below 1, likely tokens become likelier."""
     top_k: int = 0
-    """Only so many of the likeliest tokens may be drawn; 0 for all."""
+    """Sample from so many of the likeliest tokens; 0 for all."""
     top_p: float = 1.0
-    """Only the fewest likeliest tokens with this much probability together may be drawn."""
+    """Nucleus sampling: sample from the fewest likeliest tokens with this much probability together."""
 
     def checked(self) -> Sampling:
-        """Itself, or an error."""
+        """Return itself, or raise an error if a value is out of range."""
         if not self.temperature >= 1e-3 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise OptionError(
                 f"{self} needs temperature of at least 0.001, top_k >= 0 and 0 < top_p <= 1; "
@@ -160,7 +160,7 @@ class Sampling(NamedTuple):
         return self
 
     def adjust(self, logits: Tensor) -> Tensor:
-        """The logits [n, V] of the distribution that is really drawn from."""
+        """Return the logits [n, V] of the distribution that tokens are sampled from."""
         if self.temperature != 1:
             logits = logits / self.temperature
         if 0 < self.top_k < logits.shape[1]:
@@ -198,7 +198,7 @@ def nucleus_mask(logits: Tensor, top_p: float, min_tokens: int = 1) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _block_width(size: int) -> int:
-    """The number nearest to BLOCK that divides a vocabulary evenly; BLOCK where there is none in reach."""
+    """The number nearest to BLOCK that divides the size of a vocabulary; BLOCK where none is near."""
     near = sorted(range(BLOCK // 2, 2 * BLOCK + 1), key=lambda width: abs(width - BLOCK))
     return next((width for width in near if size % width == 0), BLOCK)
 
@@ -207,12 +207,13 @@ def _block_width(size: int) -> int:
 def draw_tokens(
     logits: Tensor, generator: torch.Generator | None = None, sampling: Sampling = WHOLE_SOFTMAX
 ) -> tuple[Tensor, Tensor]:
-    """One token from each row, [n, V] to [n], and its log-probability in what was drawn from, [n].
+    """Sample a token [n] from each row of logits [n, V], and return its log-probability [n] too.
 
-    The cumulative sum is inverted in two levels: sums over blocks tell which block a uniform number
-    falls in, and only that block is summed up token by token. The draw is exact, and on a CPU many
-    times faster than torch.multinomial, which normalises and searches the whole row. Without a
-    generator, torch's global one draws.
+    The log-probability is that under the adjusted logits. Without a generator, torch's global one is used.
+
+    The cumulative sum is inverted in two levels: sums over blocks tell which block a uniform number falls in, and only
+    that block is summed up token by token. This is exact, and on a CPU many times faster than torch.multinomial, which
+    normalises and searches the whole row.
     """
     logits = sampling.adjust(logits)
     n, size = logits.shape
@@ -231,7 +232,7 @@ def draw_tokens(
     inside = weights.gather(1, block[:, :, None].expand(n, 1, width))[:, 0]  # [n, width]
     sums = inside.double().cumsum(dim=1)
     place = torch.searchsorted(sums, target - before, right=True)
-    # Rounding may put the target at the very end of a block: take its last possible token.
+    # Rounding may put the target at the very end of a block: take the last token with a probability.
     last = width - 1 - (inside > 0).flip(1).int().argmax(dim=1, keepdim=True)
     place = torch.minimum(place, last)
     log_prob = (inside.gather(1, place).double() / block_sums[:, -1:]).log()[:, 0]
@@ -239,14 +240,14 @@ def draw_tokens(
 
 
 class Drawn(NamedTuple):
-    """Sequences and what they were drawn with."""
+    """Sampled sequences."""
 
     tokens: Tensor
     """[n, T], PAD = V after the end."""
     lengths: Tensor
     """[n], EOS included."""
     log_probs: Tensor
-    """[n, T], of each token in the distribution that it was drawn from; 0 after the end."""
+    """[n, T], of each token under the distribution that it was sampled from; 0 after the end."""
 
     @property
     def valid_mask(self) -> Tensor:
@@ -265,7 +266,18 @@ def complete(
     generator: torch.Generator,
     sampling: Sampling = WHOLE_SOFTMAX,
 ) -> Drawn:
-    """Go on from prefixes [n, k], none of them ended, whose next logits and state are known, up to `length`."""
+    """Sample the rest of sequences of at most `length` tokens.
+
+    Args:
+        model: The language model.
+        prefixes: [n, k], without an end.
+        logits: The model's logits [n, V] after the prefixes.
+        state: The model's state after the prefixes.
+        length: Maximal length.
+        eos: The token that ends a sequence; None for sequences of exactly this length.
+        generator: Source of random numbers.
+        sampling: How tokens are sampled.
+    """
     n, pad = len(prefixes), logits.shape[1]
     tokens = torch.full((n, length), pad, dtype=torch.long, device=logits.device)
     tokens[:, : prefixes.shape[1]] = prefixes
@@ -274,13 +286,16 @@ def complete(
     alive = torch.arange(n, device=logits.device)
     for t in range(prefixes.shape[1], length):
         drawn, log_prob = draw_tokens(logits, generator, sampling)
-        tokens[alive, t], log_probs[alive, t] = drawn, log_prob
+        tokens[alive, t] = drawn
+        log_probs[alive, t] = log_prob
         if eos is not None:
             ended = drawn == eos
             lengths[alive[ended]] = t + 1
             if ended.any():
                 going = (~ended).nonzero()[:, 0]
-                alive, drawn, state = alive[going], drawn[going], map_state(lambda part: part[going], state)  # noqa: B023
+                alive = alive[going]
+                drawn = drawn[going]
+                state = map_state(lambda part: part[going], state)  # noqa: B023 - called at once
                 if not len(alive):
                     break
         if t + 1 < length:
@@ -298,14 +313,13 @@ def generate(
     sampling: Sampling = WHOLE_SOFTMAX,
     prompts: Tensor | None = None,
 ) -> Drawn:
-    """Draw n sequences of at most `length` tokens, behind their prompts [n, P] if there are any.
+    """Sample n sequences of at most `length` tokens, with prompts [n, P] if there are any.
 
-    However many there are, memory is bounded: so many rows are drawn together as LOGITS_AT_ONCE has room for their
-    logits, and CACHED_AT_ONCE for their states.
+    Memory is bounded: only as many sequences are sampled together as LOGITS_AT_ONCE and CACHED_AT_ONCE allow.
     """
-    none, _ = model.start(0, None if prompts is None else prompts[:0])  # says how wide logits are, and where
-    places = length + (0 if prompts is None else prompts.shape[1])
-    states = CACHED_AT_ONCE[none.is_cuda] // model.state_size(places)
+    none, _ = model.start(0, None if prompts is None else prompts[:0])  # [0, V], on the model's device
+    read = length + (0 if prompts is None else prompts.shape[1])
+    states = CACHED_AT_ONCE[none.is_cuda] // model.state_size(read)
     rows = max(1, min(LOGITS_AT_ONCE[none.is_cuda] // none.shape[1], states))
     parts = []
     for begin in range(0, max(n, 1), rows):

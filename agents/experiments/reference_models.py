@@ -1,41 +1,42 @@
-"""Models that learn nothing, to hold the others against: uniform tokens, and the data themselves."""
+"""Models to compare others with: uniformly random tokens, and real data."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from agents.common.agent import Agent
-from agents.common.generation import rules_of
+from agents.common.generation import Env, rules_of
 from agents.common.settings import NoSettings
+from text_gym.arrays import FloatArray
 from text_gym.errors import OptionError
 from text_gym.language_model import LanguageModel, State
 from text_gym.sequences import Batch, Example, Sequences
 
 
 class UniformPolicy(LanguageModel):
-    """The language model to which every token is as likely as any other, everywhere."""
+    """The language model with the same probability for every token."""
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
-        """Know how many tokens there are, and where logits are wanted."""
+        """Create a model without parameters."""
         super().__init__()
         self.vocab_size = vocab_size
         self.device = device
 
     def start(self, n: int, prompts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits of 0, and a state that says nothing."""
+        """Logits of 0, [n, V], and an empty state."""
         return torch.zeros(n, self.vocab_size, device=self.device), torch.zeros(n, 0, device=self.device)
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """Logits of 0."""
+        """Logits of 0, [n, V], and the empty state."""
         return torch.zeros(len(tokens), self.vocab_size, device=self.device), state
 
     def features(self, tokens: Tensor, prompts: Tensor | None = None) -> Tensor:
-        """Nothing is known of a prefix, [n, T, 0]."""
+        """Empty features, [n, T, 0]."""
         return torch.zeros(*tokens.shape, 0, device=self.device)
 
     def output(self, features: Tensor) -> Tensor:
@@ -65,7 +66,7 @@ class Uniform(Agent[NoSettings]):
 
 
 class RealData:
-    """Real sequences in the place of a model's: newly drawn where the source is known, else the validation split.
+    """Real sequences as if a model had sampled them: new ones if the source is known, else the validation split.
 
     >>> import gymnasium as gym, text_gym
     >>> real = RealData(gym.make("TextGen-v0"), seed=0)
@@ -75,8 +76,8 @@ class RealData:
 
     learns_from_reward = False
 
-    def __init__(self, env: Any, seed: int = 0) -> None:
-        """There is nothing to learn."""
+    def __init__(self, env: Env, seed: int = 0) -> None:
+        """Read the task; there is a log_prob() only if the source has one."""
         self.rules = rules_of(env)
         self.task = self.rules.task
         self.seed = seed
@@ -90,7 +91,7 @@ class RealData:
         seed: int | None = None,
         prompts: Sequence[str | Sequence[int] | Example] | None = None,
     ) -> Batch:
-        """Real sequences, or a reference to each prompt; no more than there are."""
+        """Return n real sequences, or as many as there are; with prompts, a reference of each of them."""
         if prompts is not None:
             return self._answers(prompts)
         if self.task.knows("sample"):
@@ -102,7 +103,7 @@ class RealData:
         return self.task.batch("valid", rows[:n])
 
     def _answers(self, prompts: Sequence[str | Sequence[int] | Example]) -> Batch:
-        """The first reference of each prompt, to be compared with its others, if there are any."""
+        """Return the first reference of each prompt, to be compared with its other references."""
         examples = [p if isinstance(p, Example) else self.rules.find_example(p) for p in prompts]
         for example in examples:
             if not example.references:
@@ -112,6 +113,8 @@ class RealData:
         others = [example._replace(references=example.references[1:]) for example in examples]
         return Batch(tokens, lengths, self.task.vocab, others)
 
-    def _log_prob_of_source(self, tokens: Any, lengths: Any = None, examples: Any = None) -> Any:
-        """The source's own."""
+    def _log_prob_of_source(
+        self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None, examples: Sequence[Example] | None = None
+    ) -> FloatArray:
+        """Return the log-probability of each sequence under the source, [n]."""
         return self.task.log_prob(tokens, lengths)

@@ -1,4 +1,4 @@
-"""The policies that learners train: their sizes as settings, and how they are kept to what may be written.
+"""Policies: their settings, how they are created, and wrappers that change what they sample.
 
 Every policy is a `text_gym.language_model.LanguageModel`.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,43 +26,43 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 
 @dataclass(frozen=True)
 class PolicySettings:
-    """What policy a learner trains."""
+    """Hyper-parameters of a policy's architecture."""
 
     policy: str = "lstm"
-    """"lstm", "transformer", or "hf" for a Hugging Face model, which has its own sizes and its own dropout."""
+    """Kind of policy: "lstm", "transformer", or "hf" for a Hugging Face model with its own sizes and dropout."""
     embedding: int = 64
-    """Size of a token's embedding; the width of a Transformer."""
+    """Size of the token embeddings; in a Transformer, the width of the residual stream."""
     hidden: int = 64
-    """Size of the LSTM; of a Transformer's inner layers."""
+    """Size of the LSTM, or of the feed-forward layers of a Transformer."""
     layers: int = 2
-    """Layers of a Transformer."""
+    """Number of layers of a Transformer."""
     heads: int = 4
-    """Heads of a Transformer."""
+    """Number of attention heads of a Transformer."""
     initial_std: float | None = 0.1
-    """Standard deviation of an LSTM's initial weights; torch's own if None, as a Transformer's always are."""
+    """Standard deviation of the initial weights of an LSTM; None keeps torch's. A Transformer always has torch's."""
     model: str = ""
-    """The Hugging Face model that policy="hf" begins with: a name, or a folder."""
+    """Name or folder of the Hugging Face model, for policy="hf"."""
     lora: int = 0
-    """The rank of the changes to a Hugging Face model's attention that are trained in place of its weights, if any."""
+    """Rank of the LoRA adapters that are trained instead of a Hugging Face model's weights; 0 trains the weights."""
     frozen_layers: int = 0
-    """So many first blocks of a Hugging Face model are not trained; with at least one, its embeddings neither."""
+    """Number of first blocks of a Hugging Face model that are not trained. Above 0, its embeddings are not either."""
     dtype: str = "auto"
-    """Of a Hugging Face model's weights: float32, bfloat16, or auto for bfloat16 with lora on a GPU that has it."""
+    """Type of a Hugging Face model's weights: float32, bfloat16, or auto, which is bfloat16 for lora on a GPU."""
 
     def __post_init__(self) -> None:
-        """Refuse values that make no sense."""
+        """Check every value."""
         if self.policy not in POLICIES:
             raise OptionError(f"there is no policy {self.policy!r}." + suggest(str(self.policy), POLICIES))
         for name in ("embedding", "hidden", "layers", "heads"):
             whole_number(name, getattr(self, name), least=1)
         for name in ("lora", "frozen_layers"):
             whole_number(name, getattr(self, name), least=0)
-        self._check_model()
+        self._check_hugging_face()
         if self.initial_std is not None and finite_number("initial_std", self.initial_std) < 0:
             raise OptionError(f"initial_std must not be negative, and is {self.initial_std}")
 
-    def _check_model(self) -> None:
-        """Refuse a Hugging Face policy without a model, and a model or its settings with another policy."""
+    def _check_hugging_face(self) -> None:
+        """Check that there is a model with policy="hf", and none of its settings with another policy."""
         if self.dtype not in DTYPES:
             raise OptionError(f"dtype={self.dtype!r} must be one of {DTYPES}")
         if not isinstance(self.model, str) or (self.policy == "hf" and not self.model):
@@ -76,19 +76,18 @@ class PolicySettings:
 def make_policy(
     settings: PolicySettings, vocab: Vocabulary | int, dropout: float = 0.0, device: str | torch.device = "cpu"
 ) -> LanguageModel:
-    """A policy with random weights, or those of a Hugging Face model.
+    """Create a policy with random weights, or load a Hugging Face model.
 
     Args:
-        settings: What kind of policy.
-        vocab: The task's, or how many tokens it has; a Hugging Face model's special tokens are found in the former.
-        dropout: Of a policy with random weights.
-        device: Where it will be.
+        settings: Kind and sizes of the policy.
+        vocab: Vocabulary of the task, or its size; the vocabulary tells a Hugging Face model its special tokens.
+        dropout: Dropout of a policy with random weights.
+        device: Device of the policy.
     """
     if settings.policy == "hf":
         from agents.networks.pretrained import load_policy
 
-        own = (settings.model, vocab, settings.lora, settings.frozen_layers, settings.dtype, device)
-        return load_policy(*own)
+        return load_policy(settings.model, vocab, settings.lora, settings.frozen_layers, settings.dtype, device)
     vocab_size = vocab if isinstance(vocab, int) else len(vocab)
     if settings.policy == "transformer":
         sizes = (settings.embedding, settings.hidden, settings.layers, settings.heads)
@@ -100,17 +99,22 @@ def make_policy(
     return policy.to(device)
 
 
-def architecture_of(policy: nn.Module) -> dict[str, Any]:
-    """The settings that make a policy like this one."""
+def architecture_of(policy: nn.Module) -> dict[str, str | int]:
+    """Return the settings from which make_policy() creates a policy like this one."""
     if isinstance(policy, LSTM):
         return {"policy": "lstm", "embedding": policy.embed.embedding_dim, "hidden": policy.lstm.hidden_size}
     if isinstance(policy, Transformer):
-        sizes = {"embedding": policy.embed.embedding_dim, "hidden": policy.inner, "heads": policy.heads}
-        return {"policy": "transformer", "layers": len(policy.blocks), **sizes}
+        return {
+            "policy": "transformer",
+            "embedding": policy.embed.embedding_dim,
+            "hidden": policy.inner,
+            "layers": len(policy.blocks),
+            "heads": policy.heads,
+        }
     if isinstance(policy, HuggingFace):
         return {"policy": "hf", **policy.settings}
     raise OptionError(
-        f"only an LSTM, a Transformer or a Hugging Face model of `agents` can be gone on from, not {policy!r}"
+        f"a warm start needs an LSTM, a Transformer or a Hugging Face model of `agents`, and not {policy!r}"
     )
 
 

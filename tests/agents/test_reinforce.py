@@ -416,6 +416,6 @@ def test_mistakes_are_told():
         Reinforce(start.env, start=start, hidden=9)
     with pytest.raises(OptionError, match="give log_prob"):
         start.log_prob([[1, 2]])
-    with pytest.raises(OptionError, match="can be gone on from"):
+    with pytest.raises(OptionError, match="a warm start needs"):
         Reinforce(tiny_env(), start=type("Other", (), {"policy": torch.nn.Linear(1, 1)})())
     assert isinstance(Reinforce(tiny_env(), preset="paper", progress=False).policy, LSTM)
