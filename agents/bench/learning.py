@@ -1,7 +1,7 @@
-"""How fast the learners' parts run and how much memory they take, beside the same work as a textbook does it.
+"""Speed and memory of the parts of learning, compared with textbook implementations of the same work.
 
-SeqGAN's sizes: batch 64, length 20, vocabulary 5000, embedding and LSTM of 32, 16 rollouts, the published
-discriminator. Some works are measured in part, and scaled up.
+The sizes are SeqGAN's: batch 64, length 20, vocabulary 5000, embedding and LSTM of 32, 16 rollouts, the published
+discriminator. Slow work is measured in part, and scaled up.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,18 +20,23 @@ from agents.bench import textbook
 from agents.common.losses import weighted_nll
 from agents.common.rollouts import rollout_values, score_sequences
 from agents.networks.discriminators import CNN, Discriminator, DiscriminatorSettings
-from text_gym.language_model import LSTM, generate
+from text_gym.language_model import LSTM, generate, keep_freed_memory
 from text_gym.tasks import Task, make_task
 
-SIZE, LENGTH, BATCH, ROLLOUTS = 5000, 20, 64, 16
-DRAWN, EPOCH, JUDGED = 10_000, 9_984, 19_968
-DRAWN_BY_TEXTBOOK = 500  # of them
-BATCHES = 10  # of an epoch
-Work = Callable[[], Any]
+SIZE = 5000  # of the vocabulary
+LENGTH = 20
+BATCH = 64
+ROLLOUTS = 16
+DRAWN = 10_000  # sequences sampled
+DRAWN_BY_TEXTBOOK = 500  # of these, sampled by the textbook
+EPOCH = 9_984  # sequences of an MLE epoch
+JUDGED = 19_968  # sequences of a discriminator epoch
+BATCHES = 10  # of an epoch that are measured
+Work = Callable[[], object]
 
 
 class Part(NamedTuple):
-    """A work, ours and the textbook's, each with the number of times it has to be done to be whole."""
+    """A part of learning, as functions that make the work and say how many times it is the whole."""
 
     what: str
     tokens: int
@@ -41,7 +46,7 @@ class Part(NamedTuple):
 
 
 class Result(NamedTuple):
-    """Seconds, and MiB above what was there before the work."""
+    """Seconds, and MiB above those in use before the work."""
 
     what: str
     tokens: int
@@ -52,7 +57,8 @@ class Result(NamedTuple):
 
 
 def measure(seconds_of: Callable[[Work], float]) -> list[Result]:
-    """All works; `seconds_of` runs one a few times and gives its best time."""
+    """Measure all parts; `seconds_of` runs a work a few times, and returns its shortest time."""
+    keep_freed_memory()
     results = []
     for name, part in PARTS.items():
         times = []
@@ -65,8 +71,9 @@ def measure(seconds_of: Callable[[Work], float]) -> list[Result]:
 
 
 def peak_memory(name: str, whose: str) -> float:
-    """MiB that a work takes at most, above what this process has when it begins; call it in a new process."""
+    """Return the peak memory of a work in MiB, above that of the process before it; call it in a new process."""
     part = PARTS[name]
+    keep_freed_memory()
     _load_libraries()
     work, _ = part.ours() if whose == "ours" else part.textbook()
     if DEVICE.type == "cuda":
@@ -80,7 +87,7 @@ def peak_memory(name: str, whose: str) -> float:
 
 
 def _load_libraries() -> None:
-    """Do a little of everything, so that what torch loads when it is first used is not counted."""
+    """Run a little of everything, so that what torch loads when it is first used is not counted."""
     linear, kernel = nn.Linear(64, 64, device=DEVICE), nn.Conv2d(1, 4, (3, 8), device=DEVICE)
     for kind in (torch.float32, torch.bfloat16):
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=kind == torch.bfloat16):
@@ -95,9 +102,9 @@ def _memory_of(name: str, whose: str) -> float:
 
 
 def _resident_bytes(which: str) -> float:
-    """What this process has now (VmRSS), or the most it has had (VmHWM); without Linux's /proc only the latter.
+    """Return the memory of this process (VmRSS), or its peak (VmHWM); without Linux's /proc always the peak.
 
-    getrusage() would not do there: a new process begins with the most that its parent has had.
+    On Linux getrusage() would not do: a new process starts with the peak of its parent.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -126,7 +133,7 @@ def _task() -> Task:
 
 
 def _synchronised(work: Work) -> Work:
-    """The work until it is done: a GPU only begins what it is given."""
+    """Wait for a GPU at the end of a work."""
 
     def whole() -> None:
         work()

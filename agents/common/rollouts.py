@@ -1,7 +1,7 @@
-"""Monte-Carlo completions: what a sequence is worth after each of its tokens.
+"""Monte-Carlo rollouts: the value of a sequence after each of its tokens.
 
-The state after a prefix is computed once, and N completions go on from it. Finished sequences are
-scored in few large batches, whatever the reward.
+The state after a prefix is computed once, and all completions start from it. Finished sequences are scored in few large
+batches.
 """
 
 from __future__ import annotations
@@ -58,11 +58,10 @@ def rollout_values(
     scored_together: int = 4096,
     sampling: Sampling = WHOLE_SOFTMAX,
 ) -> Tensor:
-    """The value of each sequence after each of its tokens, [n, T + 1]; column 0 is before the first token.
+    """Estimate the value of sequences before their first token and after each token, [n, T + 1].
 
-    After t tokens it is the mean reward of `rollouts` completions by the model; after the last token it
-    is the sequence's own reward, scored once. Behind the end it stays what it is there. Without
-    rollouts all columns are the sequence's own reward.
+    After t tokens the value is the mean reward of `rollouts` completions of these tokens. At the end and after it, it
+    is the sequence's own reward. Without rollouts it is that everywhere.
 
     Args:
         model: Completes prefixes.
@@ -71,19 +70,19 @@ def rollout_values(
         score: The reward.
         rollouts: Completions of each prefix.
         eos: The token that ends a sequence, if there is one.
-        generator: Draws the completions.
+        generator: Source of random numbers.
         prompts: [n, P], read first.
-        from_start: Whether column 0 is wanted too; else it is 0.
+        from_start: Whether to estimate the value before the first token; otherwise it is 0.
         chunk: Prefixes completed at a time, which bounds the memory for logits.
         scored_together: Completions kept until they are scored.
-        sampling: How the completions are drawn; as the sequences were, for values of the policy that drew them.
+        sampling: How completions are sampled. For the values of a policy, as it sampled the sequences.
     """
     n, width = tokens.shape
     own = score(tokens, lengths, torch.arange(n, device=tokens.device)).double()
     if not rollouts:
         return own[:, None].expand(n, width + 1).clone()
     totals = torch.zeros(n, width + 1, dtype=torch.float64, device=tokens.device)
-    waiting = _Waiting(score, totals, scored_together)
+    pending = _Pending(score, totals, scored_together)
     logits, state = model.start(n, prompts)
     for t in range(width):
         if t:
@@ -95,32 +94,35 @@ def rollout_values(
         for part in torch.split(rows, chunk):
             inner = map_state(lambda tensor: tensor[part], state)  # noqa: B023 - used at once
             drawn = complete(model, tokens[part, :t], logits[part], inner, width, eos, generator, sampling)
-            waiting.add(drawn.tokens, drawn.lengths, part, t)
-    waiting.flush()
+            pending.add(drawn.tokens, drawn.lengths, part, t)
+    pending.flush()
     values = totals / rollouts
     ended = torch.arange(width + 1, device=tokens.device) >= lengths[:, None]
     return torch.where(ended, own[:, None], values)
 
 
-class _Waiting:
-    """Completions until there are enough of them to be scored in one batch."""
+class _Pending:
+    """Completions that wait until there are enough of them for a batch."""
 
-    def __init__(self, score: Score, totals: Tensor, most: int) -> None:
-        self._score, self._totals, self._most = score, totals, most
+    def __init__(self, score: Score, totals: Tensor, batch_size: int) -> None:
+        self._score = score
+        self._totals = totals
+        self._batch_size = batch_size
         self._parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self._count = 0
 
     def add(self, tokens: Tensor, lengths: Tensor, rows: Tensor, t: int) -> None:
         self._parts.append((tokens, lengths, rows, torch.full_like(rows, t)))
         self._count += len(rows)
-        if self._count >= self._most:
+        if self._count >= self._batch_size:
             self.flush()
 
     def flush(self) -> None:
-        """Score what is there, and add each reward to its sequence's total after its number of tokens."""
+        """Score all completions, and add each reward to the total of its sequence and number of tokens."""
         if not self._parts:
             return
         tokens, lengths, rows, places = (torch.cat(column) for column in zip(*self._parts, strict=True))
         rewards = self._score(tokens, lengths, rows).to(self._totals.dtype)
         self._totals.index_put_((rows, places), rewards, accumulate=True)
-        self._parts, self._count = [], 0
+        self._parts = []
+        self._count = 0
