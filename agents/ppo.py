@@ -1,180 +1,281 @@
-"""Stable-Baselines3's PPO and A2C, and sb3-contrib's MaskablePPO, as learners of this package.
+"""PPO, A2C and MaskablePPO: the algorithms of Stable-Baselines3, with a language model as the actor.
 
-The algorithms are theirs, unchanged. What is said here is what they learn in (many copies of the environment in one
-process), what they train (a language model and a critic beside it), and how a run is stopped and resumed.
+One iteration: every environment generates `n_steps` tokens, from new episodes on; the KL penalty is subtracted from
+the rewards; and the algorithm learns from this rollout. The algorithms are Stable-Baselines3's, unchanged. What is
+written here: their settings, the environments and the policy that they are given, and what makes a resumed run equal
+an uninterrupted one.
 """
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections import deque
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import numpy as np
+import stable_baselines3 as sb3
 import torch
-from stable_baselines3 import A2C as SB3_A2C
-from stable_baselines3 import PPO as SB3_PPO
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from agents.common.agent import Agent
-from agents.common.kl import AdaptiveKL
-from agents.networks.policies import frozen_copy, make_policy
-from agents.sb3.actor_critic import TextPolicy
-from agents.sb3.buffers import CopiesBuffer, DictCopiesBuffer, KLPenalty
-from agents.sb3.settings import IMDB, PRESETS, A2CSettings, ActorCriticSettings, PPOSettings
+from agents.common.kl import AdaptiveKL, KLSettings
+from agents.networks.policies import LogitMask, PolicySettings, frozen_copy, make_policy
+from agents.sb3.actor_critic import LanguageActorCritic, TextPolicy
+from agents.sb3.buffers import DictSequenceRolloutBuffer, SequenceRolloutBuffer
+from agents.sb3.kl_penalty import KLPenalty
 from agents.sb3.vec_env import TextGenVecEnv
 from text_gym.errors import DependencyError, OptionError, TrainingError
+from text_gym.language_model import LanguageModel
+from text_gym.validation import (
+    check_not_negative,
+    check_positive,
+    check_switch,
+    check_whole,
+    finite_number,
+    whole_number,
+)
 from text_gym.vector_env import TextGenVectorEnv
 
 
-class ActorCritic(Agent[Any]):
-    """What the learners around Stable-Baselines3's on-policy algorithms share. A step of learn() is an iteration.
+@dataclass(frozen=True)
+class ActorCriticSettings(PolicySettings):
+    """Hyper-parameters of `A2C`, which `PPO`, `MaskablePPO` and `NLPO` share."""
+
+    iterations: int = 100
+    """Iterations that learn() runs if it is not told."""
+    n_envs: int = 64
+    """Parallel environments."""
+    n_steps: int | None = None
+    """Tokens that each environment generates in an iteration; None for the length of the longest sequence."""
+    learning_rate: float = 1e-3
+    """Learning rate of Adam, and of RMSprop for A2C."""
+    anneal_learning_rate: bool = False
+    """Whether the learning rate falls linearly to 0 over the iterations."""
+    gamma: float = 1.0
+    """Discount factor."""
+    gae_lambda: float = 0.95
+    """Trade-off of bias and variance in generalised advantage estimation; 1 for the variance of plain returns."""
+    critic: Literal["shared", "separate"] = "shared"
+    """Whether the critic reads the policy's own features, or those of a language model of its own."""
+    critic_layers: tuple[int, ...] = (64,)
+    """Sizes of the layers between features and value."""
+    vf_coef: float = 0.5
+    """Weight of the critic's loss."""
+    ent_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    kl: KLSettings = field(default_factory=KLSettings)
+    """KL penalty."""
+    max_grad_norm: float = 0.5
+    """Norm to which the gradient is clipped."""
+    normalize_advantage: bool = True
+    """Whether to normalise advantages to mean 0 and standard deviation 1 in each minibatch."""
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        super().__post_init__()
+        check_whole(self, 0, "iterations")
+        check_whole(self, 1, "n_envs", "n_steps")
+        check_switch("anneal_learning_rate", self.anneal_learning_rate)
+        check_switch("normalize_advantage", self.normalize_advantage)
+        check_positive(self, "learning_rate", "max_grad_norm", "gamma")
+        check_not_negative(self, "vf_coef", "ent_coef")
+        if max(self.gamma, finite_number("gae_lambda", self.gae_lambda)) > 1 or self.gae_lambda < 0:
+            raise OptionError(f"gamma={self.gamma} and gae_lambda={self.gae_lambda} must lie in [0, 1]")
+        if self.critic not in ("shared", "separate"):
+            raise OptionError(f"critic={self.critic!r} must be 'shared' or 'separate'")
+        if not isinstance(self.critic_layers, tuple | list):
+            raise OptionError(f"critic_layers={self.critic_layers!r} must be sizes of layers, as (64,)")
+        sizes = tuple(whole_number("critic_layers", size, least=1) for size in self.critic_layers)
+        object.__setattr__(self, "critic_layers", sizes)
+
+
+@dataclass(frozen=True)
+class PPOSettings(ActorCriticSettings):
+    """Hyper-parameters of `PPO` and `MaskablePPO`."""
+
+    n_epochs: int = 4
+    """Epochs over each rollout."""
+    batch_size: int = 512
+    """Transitions in a minibatch, about: it holds all transitions of some environments."""
+    clip_range: float = 0.2
+    """Change of a token's probability, as a ratio, beyond which it has no gradient."""
+    target_kl: float | None = None
+    """KL divergence from the policy of the rollout at which an iteration ends early; None for no limit."""
+
+    def __post_init__(self) -> None:
+        """Check the values of PPO too."""
+        super().__post_init__()
+        check_whole(self, 1, "n_epochs")
+        check_whole(self, 2, "batch_size")
+        check_positive(self, "clip_range", "target_kl")
+
+
+PRESETS: dict[str, dict[str, object]] = {
+    "fast": {"iterations": 60, "embedding": 32, "hidden": 32},
+    "demo": {"iterations": 30},
+    # A pretrained Hugging Face model, in small steps that stay near it.
+    "finetune": {"n_envs": 32, "learning_rate": 1e-5, "kl": {"weight": 0.1}},
+}
+PPO_PRESETS: dict[str, dict[str, object]] = {
+    **PRESETS,
+    # As published with GPT-2 on film reviews (RL4LMs, arXiv:2210.01241): small steps for a large model.
+    "imdb": {
+        "n_envs": 10,
+        "n_steps": 128,
+        "batch_size": 64,
+        "n_epochs": 5,
+        "learning_rate": 1e-6,
+        "gamma": 0.99,
+        "kl": {"weight": 0.1, "target": 0.1},
+    },
+}
+SB3_OPTIONS = inspect.signature(sb3.PPO).parameters.keys() - {"policy"}
+"""Settings with these names are handed to Stable-Baselines3; its `policy` is a class, and ours a kind of network."""
+
+SettingsT = TypeVar("SettingsT", bound=ActorCriticSettings)
+
+
+class ActorCritic(Agent[SettingsT]):
+    """Base class of agents around Stable-Baselines3's on-policy algorithms. A step of learn() is an iteration.
 
     `model` is Stable-Baselines3's algorithm, with its own learn(), save() and policy.
     """
 
-    at_start: Any
     takes_start = True
-    settings_type: ClassVar[type] = ActorCriticSettings
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    presets = PRESETS
     shown = ("train/reward", "train/entropy")
-    masks: ClassVar[bool] = False
-    """Whether the algorithm keeps to the environment's masks by itself."""
-    pays_unmasked: ClassVar[bool] = False
-    """Whether the penalty for going astray is of log-probabilities without masks."""
+    samples_within_masks: ClassVar[bool] = False
+    """Whether the algorithm applies the environment's masks; if not, the policy's logits have banned tokens masked."""
+    kl_without_masks: ClassVar[bool] = False
+    """Whether the KL penalty is of the policies without the environment's masks."""
 
     def build(self) -> None:
-        """The environment's copies, the algorithm with its policy, and what the policy is kept near."""
+        """Create the environments, the algorithm with its policy, and the reference policy."""
         settings = self.settings
         self._check_rollout()
-        envs = TextGenVectorEnv(settings.n_envs, "SameStep", rules=self.rules)
-        self.envs = TextGenVecEnv(envs)
-        options: dict[str, Any] = {
-            "n_steps": settings.n_steps or self.rules.limit,
-            "learning_rate": partial(_falling, settings.learning_rate)
-            if settings.anneal_learning_rate
-            else settings.learning_rate,
-            "gamma": settings.gamma,
-            "gae_lambda": settings.gae_lambda,
-            "ent_coef": settings.ent_coef,
-            "vf_coef": settings.vf_coef,
-            "max_grad_norm": settings.max_grad_norm,
-            "policy_kwargs": {
-                "language_model": partial(make_policy, settings, self.task.vocab, device=self.device),
-                "critic": settings.critic,
-                "critic_layers": settings.critic_layers,
-                "logit_mask": None if self.masks else self.logit_mask,
-            },
-            "device": self.device,
+        self.envs = TextGenVecEnv(TextGenVectorEnv(settings.n_envs, "SameStep", rules=self.rules))
+        options = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name in SB3_OPTIONS}
+        options["n_steps"] = self.n_steps
+        options["policy_kwargs"] = {
+            "language_model": partial(make_policy, settings, self.task.vocab, device=self.device),
+            "critic": settings.critic,
+            "critic_layers": settings.critic_layers,
+            "logit_mask": self._actor_mask,
         }
-        self.at_start = None  # until there is a policy
-        with warnings.catch_warnings():  # batches of whole copies need not divide the rollout evenly
+        options["device"] = self.device
+        options["stats_window_size"] = self.n_steps * settings.n_envs  # so that it holds all episodes of a rollout
+        with warnings.catch_warnings():  # minibatches of whole environments need not divide the rollout evenly
             warnings.filterwarnings("ignore", "You have specified a mini-batch size")
-            self.model = self.make_algorithm(options)
-        self.policy = self.model.policy.language_model
-        self.optimizer = self.model.policy.optimizer
-        self.at_start = frozen_copy(self.policy)
+            self.model = self.make_model(**options)
+        self.actor_critic = cast("LanguageActorCritic", self.model.policy)
+        self.policy = self.actor_critic.language_model
+        self.optimizer = self.actor_critic.optimizer
+        self.reference = frozen_copy(self.policy)
         self.kl = AdaptiveKL(settings.kl.weight, settings.kl.target)
+
+    @abstractmethod
+    def make_model(self, **options: Any) -> OnPolicyAlgorithm:
+        """Create the algorithm; the options are those that all of them have."""
+
+    @property
+    def n_steps(self) -> int:
+        """Tokens that each environment generates in an iteration."""
+        return self.settings.n_steps or self.rules.limit
+
+    @property
+    def buffer_class(self) -> type[RolloutBuffer]:
+        """Rollout buffer of an algorithm without masks."""
+        return DictSequenceRolloutBuffer if self.task.conditional else SequenceRolloutBuffer
+
+    @property
+    def _actor_mask(self) -> LogitMask | None:
+        return None if self.samples_within_masks else self.logit_mask
 
     def _check_rollout(self) -> None:
         """Refuse rollouts of which nothing can be learned."""
-        steps, limit = self.settings.n_steps or self.rules.limit, self.rules.limit
-        if self.settings.normalize_advantage and steps * self.settings.n_envs < 2:
+        n_steps, limit = self.n_steps, self.rules.limit
+        if self.settings.normalize_advantage and n_steps * self.settings.n_envs < 2:
             raise OptionError(
                 "advantages are normalised over at least two tokens; give a larger n_envs, or normalize_advantage=False"
             )
-        if self.rules.eos is None and steps < limit:
-            raise OptionError(f"in n_steps={steps} no sequence of this task ever ends; give at least {limit}")
+        if self.rules.eos is None and n_steps < limit:
+            raise OptionError(f"in n_steps={n_steps} no sequence of this task ever ends; give at least {limit}")
 
-    def make_algorithm(self, options: dict[str, Any]) -> Any:
-        """The algorithm, from what it shares with the others and its own."""
-        raise NotImplementedError(f"{type(self).__name__} has no algorithm")
-
-    def load_policy(self, policy: nn.Module) -> None:
-        """Give the actor, a critic of its own, and what the policy is kept near the weights of a language model."""
-        self.model.policy.begin_with(policy)
-        if self.at_start is not None:
-            self.at_start.load_state_dict(policy.state_dict())
+    def load_policy(self, policy: LanguageModel) -> None:
+        """Copy the weights of another policy to the actor, to a critic of its own and to the reference policy."""
+        self.actor_critic.load_language_model(policy)
+        self.reference.load_state_dict(policy.state_dict())
 
     def get_env(self) -> VecEnv:
-        """The copies, for Stable-Baselines3's callbacks."""
+        """Return the environments, for Stable-Baselines3's callbacks."""
         return self.envs
-
-    def _buffer(self) -> dict[str, Any]:
-        """The rollout buffer."""
-        return {"rollout_buffer_class": DictCopiesBuffer if self.task.conditional else CopiesBuffer}
 
     @property
     def default_steps(self) -> int:
-        """The iterations of the settings."""
-        iterations: int = self.settings.iterations
-        return iterations
+        """Number of iterations in the settings."""
+        return self.settings.iterations
 
     def one_step(self, step: int) -> bool:
-        """One rollout, from new episodes on, and what is learned from it."""
+        """Run one iteration."""
         random, model = self.numpy_random(step), self.model
+        # One learn() for each iteration, which starts from new episodes, so that a resumed run equals an uninterrupted
+        # one. Its progress is that of the iteration, so the learning rate of the run is computed here; and of what
+        # Stable-Baselines3 keeps between iterations, checkpoints hold the number of updates, which it logs.
+        if self.settings.anneal_learning_rate:
+            iterations = self.settings.iterations
+            rate = self.settings.learning_rate * (1 - min(step, iterations) / max(1, iterations))
+            model.lr_schedule = lambda _: rate
         model.set_logger(self.logger)
-        model._update_current_progress_remaining(min(step, self.settings.iterations), max(1, self.settings.iterations))
-        logit_mask = None if self.masks else self.logit_mask
-        episodes, stay_near = _Episodes(), KLPenalty(self.at_start, self.kl, logit_mask, self.pays_unmasked)
-        callbacks = CallbackList([episodes, stay_near])
-        callbacks.init_callback(model)
         self.envs.seed(int(random.integers(2**31)))
+        kl_penalty = KLPenalty(self.reference, self.kl, self._actor_mask, self.kl_without_masks)
         with global_numpy_random(int(random.integers(2**32))):
-            self.begin_rollout(step)
-            model.ep_info_buffer, model.ep_success_buffer = deque(maxlen=1), deque(maxlen=1)
-            model._last_obs = model.env.reset()
-            model._last_episode_starts = np.ones(self.settings.n_envs, dtype=bool)
-            model.collect_rollouts(model.env, callbacks, model.rollout_buffer, model.n_steps)
-            self._train()
+            try:
+                model.learn(self.n_steps * self.settings.n_envs, kl_penalty, log_interval=None)  # type: ignore[arg-type]
+            except ValueError as problem:  # torch's distributions take no logits that are not finite
+                self._check_finite(problem)
+                raise
+        self._check_finite()
         self.n_sampled += int(model.rollout_buffer.episode_starts.sum())
-        if episodes.returns:
-            self.logger.record("train/reward", float(np.mean(episodes.returns)))
+        if model.ep_info_buffer:
+            self.logger.record("train/reward", float(np.mean([episode["r"] for episode in model.ep_info_buffer])))
         self.logger.record("train/entropy", -float(model.rollout_buffer.log_probs.mean()))
         return True
 
-    def _train(self) -> None:
-        """What the algorithm learns from the rollout; weights that are not finite are refused, and so never saved."""
-        problem = None
-        try:
-            self.model.train()
-        except ValueError as refused:  # torch's distributions take no logits that are not finite
-            problem = refused
-        if not all(bool(parameter.isfinite().all()) for parameter in self.model.policy.parameters()):
+    def _check_finite(self, problem: Exception | None = None) -> None:
+        """Refuse weights that are not finite, so that they are never saved."""
+        if not all(bool(parameter.isfinite().all()) for parameter in self.actor_critic.parameters()):
             raise TrainingError(
                 "weights are no longer finite: training has diverged. "
                 "Lower the learning rate; the last checkpoint is from before."
             ) from problem
-        if problem is not None:
-            raise problem
-
-    def begin_rollout(self, step: int) -> None:
-        """Called before each rollout."""
 
     def trained_parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
-        """The policy, the critic, the optimiser of both, and the policy at the start."""
-        built = self.model.policy
-        critic = nn.ModuleDict({"layers": built.mlp_extractor, "value": built.value_net})
-        if not built.share_features_extractor:
-            critic["reader"] = built.vf_features_extractor.model
-        return super().trained_parts() | {"critic": critic, "at_start": self.at_start}
+        """Return the policy, the critic, the optimiser of both, and the reference policy."""
+        policy = self.actor_critic
+        critic = nn.ModuleDict({"layers": policy.mlp_extractor, "value": policy.value_net})
+        if not policy.share_features_extractor:
+            critic["features"] = policy.critic_model
+        return super().trained_parts() | {"critic": critic, "reference": self.reference}
 
-    def trained_numbers(self) -> dict[str, Any]:
-        """The adapted weight, and the count of updates that Stable-Baselines3 logs."""
-        return {"kl_weight": self.kl.weight, "updates": self.model._n_updates}
+    def trained_numbers(self) -> dict[str, float]:
+        """Return the KL weight, and the number of updates that Stable-Baselines3 logs."""
+        return {"kl_weight": self.kl.weight, "n_updates": self.model._n_updates}
 
-    def restore_trained_numbers(self, numbers: Mapping[str, Any]) -> None:
-        """Put them back."""
+    def restore_trained_numbers(self, numbers: Mapping[str, float]) -> None:
+        """Restore the KL weight and the number of updates."""
         self.kl.weight = float(numbers["kl_weight"])
-        self.model._n_updates = int(numbers["updates"])
+        self.model._n_updates = int(numbers["n_updates"])
 
 
-class PPO(ActorCritic):
+class PPO(ActorCritic[PPOSettings]):
     """Proximal policy optimisation, by Stable-Baselines3. A step of learn() is an iteration.
 
     >>> import gymnasium as gym, text_gym
@@ -184,110 +285,65 @@ class PPO(ActorCritic):
     (2, (3, 21), 'stable_baselines3.ppo.ppo')
 
     Args:
-        env: The environment.
-        start: An agent whose policy is where this one begins; usually one that `MLE` has trained.
-        **options: See `Agent` and `PPOSettings`.
+        env: A TextGen-v0 environment.
+        **options: See `Agent` and `PPOSettings`; `start` is usually an agent that `MLE` has trained.
     """
 
     name = "ppo"
-    settings_type: ClassVar[type] = PPOSettings
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {**PRESETS, "imdb": IMDB}
+    settings_type = PPOSettings
+    presets = PPO_PRESETS
 
-    def make_algorithm(self, options: dict[str, Any]) -> Any:
-        """PPO."""
-        return SB3_PPO(TextPolicy, self.envs, **options, **ppo_options(self.settings), **self._buffer())
+    def make_model(self, **options: Any) -> sb3.PPO:
+        """Create Stable-Baselines3's PPO."""
+        return sb3.PPO(TextPolicy, self.envs, rollout_buffer_class=self.buffer_class, **options)
 
 
-class A2C(ActorCritic):
+class A2C(ActorCritic[ActorCriticSettings]):
     """Advantage actor-critic, by Stable-Baselines3: one update for each rollout.
 
     Args:
-        env: The environment.
-        start: An agent whose policy is where this one begins; usually one that `MLE` has trained.
-        **options: See `Agent` and `A2CSettings`.
+        env: A TextGen-v0 environment.
+        **options: See `Agent` and `ActorCriticSettings`; `start` is usually an agent that `MLE` has trained.
     """
 
     name = "a2c"
-    settings_type: ClassVar[type] = A2CSettings
+    settings_type = ActorCriticSettings
 
-    def make_algorithm(self, options: dict[str, Any]) -> Any:
-        """A2C."""
-        return SB3_A2C(
-            TextPolicy, self.envs, normalize_advantage=self.settings.normalize_advantage, **options, **self._buffer()
-        )
+    def make_model(self, **options: Any) -> sb3.A2C:
+        """Create Stable-Baselines3's A2C."""
+        return sb3.A2C(TextPolicy, self.envs, rollout_buffer_class=self.buffer_class, **options)
 
 
-class MaskablePPO(ActorCritic):
-    """PPO within the environment's masks, a `constraint` among them, by sb3-contrib (extra: contrib).
+class MaskablePPO(ActorCritic[PPOSettings]):
+    """PPO that samples within the environment's masks, those of a `constraint` included, by sb3-contrib.
 
     Args:
-        env: The environment.
-        start: An agent whose policy is where this one begins; usually one that `MLE` has trained.
-        **options: See `Agent` and `PPOSettings`.
+        env: A TextGen-v0 environment.
+        **options: See `Agent` and `PPOSettings`; `start` is usually an agent that `MLE` has trained.
     """
 
     name = "maskable-ppo"
-    settings_type: ClassVar[type] = PPOSettings
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {**PRESETS, "imdb": IMDB}
-    masks = True
+    settings_type = PPOSettings
+    presets = PPO_PRESETS
+    samples_within_masks = True
 
-    def make_algorithm(self, options: dict[str, Any]) -> Any:
-        """MaskablePPO."""
-        contrib = import_contrib()
-        buffer = contrib.DictCopiesBuffer if self.task.conditional else contrib.CopiesBuffer
-        return contrib.MaskablePPO(
-            contrib.MaskableTextPolicy,
-            self.masking_envs(),
-            **options,
-            **ppo_options(self.settings),
-            rollout_buffer_class=buffer,
-        )
-
-    def masking_envs(self) -> VecEnv:
-        """The copies, which say what may be written."""
-        return self.envs
+    def make_model(self, **options: Any) -> OnPolicyAlgorithm:
+        """Create sb3-contrib's MaskablePPO."""
+        return maskable_ppo(self.envs, **options)
 
 
-def ppo_options(settings: PPOSettings) -> dict[str, Any]:
-    """What PPO takes beside what A2C takes too."""
-    return {
-        "n_epochs": settings.n_epochs,
-        "batch_size": settings.batch_size,
-        "clip_range": settings.clip_range,
-        "target_kl": settings.target_kl,
-        "normalize_advantage": settings.normalize_advantage,
-    }
-
-
-def import_contrib() -> Any:
-    """What is built on sb3-contrib."""
+def maskable_ppo(envs: VecEnv, **options: Any) -> OnPolicyAlgorithm:
+    """Create sb3-contrib's MaskablePPO with a language model as the actor (extra: contrib)."""
     try:
-        from agents.sb3 import maskable as masked
+        from agents.sb3.maskable import make_maskable_ppo
     except ImportError as problem:
-        raise DependencyError("this learner needs sb3-contrib: pip install 'text-gym[contrib]'") from problem
-    return masked
-
-
-def _falling(rate: float, remaining: float) -> float:
-    """A learning rate, of which as much is left as there is to learn."""
-    return rate * remaining
-
-
-class _Episodes(BaseCallback):
-    """The returns of the episodes that ended in a rollout."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.returns: list[float] = []
-
-    def _on_step(self) -> bool:
-        self.returns += [info["episode"]["r"] for info in self.locals["infos"] if "episode" in info]
-        return True
+        raise DependencyError("this agent needs sb3-contrib: pip install 'text-gym[contrib]'") from problem
+    return make_maskable_ppo(envs, **options)
 
 
 @contextmanager
 def global_numpy_random(seed: int) -> Iterator[None]:
-    """Numpy's global random numbers, from which Stable-Baselines3 shuffles, by a seed; put back afterwards."""
+    """Seed numpy's global random numbers, from which Stable-Baselines3 shuffles; restore them afterwards."""
     before = np.random.get_state()  # noqa: NPY002
     np.random.seed(seed)  # noqa: NPY002
     try:

@@ -1,43 +1,51 @@
-"""What is built on sb3-contrib's masked distributions; importing this module needs it."""
+"""MaskablePPO with a language model as the actor; importing this module needs sb3-contrib."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from gymnasium import spaces
 from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer, MaskableRolloutBuffer
 from sb3_contrib.common.maskable.distributions import MaskableCategoricalDistribution
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from agents.sb3.actor_critic import LanguageActorCritic
-from agents.sb3.buffers import WholeCopies
+from agents.sb3.buffers import SequenceRolloutBuffer
 from text_gym.language_model import draw_tokens
 
-__all__ = ["CopiesBuffer", "DictCopiesBuffer", "MaskablePPO", "MaskableTextPolicy"]
+
+class MaskableSequenceRolloutBuffer(SequenceRolloutBuffer, MaskableRolloutBuffer):
+    """Rollout buffer with masks whose minibatches hold all transitions of some environments."""
 
 
-class CopiesBuffer(WholeCopies, MaskableRolloutBuffer):
-    """For observations that are prefixes."""
-
-
-class DictCopiesBuffer(WholeCopies, MaskableDictRolloutBuffer):
-    """For observations with prompts."""
+class MaskableDictSequenceRolloutBuffer(SequenceRolloutBuffer, MaskableDictRolloutBuffer):
+    """The same for observations with prompts."""
 
 
 class MaskableCategorical(MaskableCategoricalDistribution):
-    """sb3-contrib's distribution over tokens, with the draw that is fast for many of them."""
+    """sb3-contrib's distribution over tokens, with sampling that is fast for many of them."""
 
     def sample(self) -> Tensor:
-        """One token for each row, [n]."""
+        """Sample one token for each row, [n]."""
         assert self.distribution is not None
         return draw_tokens(self.distribution.logits)[0]
 
 
 class MaskableTextPolicy(LanguageActorCritic, MaskableActorCriticPolicy):
-    """An actor-critic policy for sb3-contrib's MaskablePPO whose actor is a language model."""
+    """Actor-critic policy for sb3-contrib's MaskablePPO whose actor is a language model."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        """See `LanguageActorCritic`."""
-        super().__init__(*arguments, **options)
-        self.action_dist = MaskableCategorical(int(self.action_space.n))  # type: ignore[attr-defined]
+    def _build(self, lr_schedule: Schedule) -> None:
+        """Use the fast distribution."""
+        super()._build(lr_schedule)
+        self.action_dist = MaskableCategorical(self.n_tokens)
+
+
+def make_maskable_ppo(envs: VecEnv, **options: Any) -> MaskablePPO:
+    """Create MaskablePPO with this policy and these buffers; options are its own."""
+    has_prompts = isinstance(envs.observation_space, spaces.Dict)
+    buffer = MaskableDictSequenceRolloutBuffer if has_prompts else MaskableSequenceRolloutBuffer
+    return MaskablePPO(MaskableTextPolicy, envs, rollout_buffer_class=buffer, **options)

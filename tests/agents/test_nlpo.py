@@ -11,9 +11,10 @@ from text_gym.errors import OptionError
 
 pytest.importorskip("sb3_contrib")
 
-from agents.nlpo import NLPO, LikelyTokens
+from agents.nlpo import NLPO, NucleusMasks
 from agents.ppo import MaskablePPO
 from tests.helpers.models import smallest_nucleus
+from tests.helpers.vec_envs import recorded
 
 ORACLE = "oracle(vocab_size=9, max_length=4)"
 SMALL = {"n_envs": 8, "embedding": 8, "hidden": 8, "initial_std": 0.7, "batch_size": 16, "learning_rate": 1e-2}
@@ -34,22 +35,6 @@ def weights_of(agent):
 # Masks.
 
 
-def spied(agent):
-    """What the masks were, and of which prefixes, in everything that the agent does from now on."""
-    seen, likely = [], agent.likely._likely
-
-    def spy(allowed, rows):
-        masks = likely(allowed, rows)
-        here = agent.likely._observations
-        prompts = here["prompt"].copy() if isinstance(here, dict) else None
-        prefixes = (here["prefix"] if isinstance(here, dict) else here).copy()
-        seen.append((prompts, prefixes, allowed.copy(), masks.copy()))
-        return masks
-
-    agent.likely._likely = spy
-    return seen
-
-
 def logits_after(model, prefix, prompt, pad):
     """By start() and step(), token by token."""
     logits, state = model.start(1, None if prompt is None else torch.tensor(prompt)[None])
@@ -68,17 +53,17 @@ def logits_after(model, prefix, prompt, pad):
     ],
 )
 @torch.no_grad()
-def test_masks_are_what_the_lagged_copy_finds_likely_of_what_is_allowed(task, limits):
-    """EOS wherever the environment allows it, never fewer than `kept` unless it allows fewer."""
+def test_masks_are_the_nucleus_of_the_mask_model_among_what_is_allowed(task, limits):
+    """EOS wherever the environment allows it, never fewer than mask_min_tokens unless it allows fewer."""
     agent = small(env=env_of(task, **limits), mask_top_p=0.6, mask_min_tokens=2, mask_update_freq=10)
-    seen, pad, eos = spied(agent), agent.rules.pad, agent.rules.eos
+    seen, pad, eos = recorded(agent).masks, agent.rules.pad, agent.rules.eos
     with torch.enable_grad():
         agent.learn(2)
-    lagged = agent.likely.model
+    assert len(seen) == 2 * agent.rules.limit
     fewer = 0
     for prompts, prefixes, allowed, masks in seen[:: max(1, len(seen) // 6)]:
         for row, (prefix, possible, mask) in enumerate(zip(prefixes, allowed, masks, strict=True)):
-            logits = logits_after(lagged, prefix, None if prompts is None else prompts[row], pad)
+            logits = logits_after(agent.mask_model, prefix, None if prompts is None else prompts[row], pad)
             shares = logits.masked_fill(~torch.tensor(possible), -torch.inf).softmax(0)
             wanted = smallest_nucleus(shares.tolist(), 0.6, 2)
             wanted |= set() if eos is None else {eos}
@@ -94,21 +79,20 @@ def test_masks_are_what_the_lagged_copy_finds_likely_of_what_is_allowed(task, li
     assert 0 < chosen.mean() < 1
 
 
-def test_masks_change_when_the_copy_is_renewed_and_not_before():
+def test_masks_change_when_the_mask_model_is_updated_and_not_before():
     agent = small(
         mask_top_p=0.5, mask_min_tokens=1, mask_update_freq=3, learning_rate=5e-2, kl={"weight": 0.0, "target": None}
     )
-    seen, nothing, masks, copies = spied(agent), 9, [], []
+    seen, nothing, masks, copies = recorded(agent).masks, 9, [], []
     for _ in range(7):
         seen.clear()
         agent.learn(1)
-        _, prefixes, _, found = seen[0]
-        assert (prefixes == nothing).all()
-        masks.append(found[0].tolist())
-        copies.append(torch.cat([p.flatten() for p in agent.likely.model.parameters()]).clone())
-        for _, prefixes, _, found in seen:  # within an iteration, equal prefixes have equal masks
+        assert (seen[0].prefixes == nothing).all()
+        masks.append(seen[0].masks[0].tolist())
+        copies.append(torch.cat([p.flatten() for p in agent.mask_model.parameters()]).clone())
+        for step in seen:  # within an iteration, equal prefixes have equal masks
             kinds = {}
-            for prefix, mask in zip(prefixes.tolist(), found.tolist(), strict=True):
+            for prefix, mask in zip(step.prefixes.tolist(), step.masks.tolist(), strict=True):
                 assert kinds.setdefault(tuple(prefix), mask) == mask
     assert masks[0] == masks[1] == masks[2]
     assert masks[3] == masks[4] == masks[5]
@@ -116,19 +100,20 @@ def test_masks_change_when_the_copy_is_renewed_and_not_before():
     assert [bool((copies[k] == copies[k + 1]).all()) for k in range(6)] == [True, True, False, True, True, False]
 
 
-def test_other_methods_and_some_copies_only():
+def test_other_methods_and_masks_of_some_environments():
     agent = small(mask_top_p=0.5, mask_min_tokens=1)
-    agent.envs.seed(0)
-    agent.likely.reset()
+    envs = agent.model.get_env()
+    envs.seed(0)
+    envs.reset()
     for actions in ([1, 2, 3, 4, 5, 6, 7, 8], [1] * 8):
-        agent.likely.step(np.array(actions))
-    whole = agent.likely.env_method("action_masks")
+        envs.step(np.array(actions))
+    whole = envs.env_method("action_masks")
     assert len({str(mask) for mask in whole}) > 1
     for rows in ([7, 6, 5, 4, 3, 2, 1, 0], [5, 2]):
-        some = agent.likely.env_method("action_masks", indices=rows)
+        some = envs.env_method("action_masks", indices=rows)
         assert (np.stack(some) == np.stack(whole)[rows]).all()
-    assert agent.likely.env_method("render", indices=[0]) == [None]
-    assert isinstance(agent.likely, LikelyTokens)
+    assert envs.env_method("render", indices=[0]) == [None]
+    assert isinstance(envs, NucleusMasks)
 
 
 # What it is besides.
@@ -190,7 +175,7 @@ def weights_and_divergences(target):
         agent.learn(1)
         buffer, ratios = agent.model.rollout_buffer, []
         for prefix, action in zip(buffer.observations, buffer.actions[:, 0].astype(int), strict=True):
-            models = policies[-1], agent.at_start
+            models = policies[-1], agent.reference
             ours, theirs = (logits_after(model, prefix, None, 209).log_softmax(0)[action] for model in models)
             ratios.append(float(ours - theirs))
         found.append((before, agent.kl.weight, float(np.mean(ratios))))
@@ -209,7 +194,7 @@ def test_the_weight_follows_the_published_formula():
         assert found[3][1] / found[3][0] == pytest.approx(factor, abs=1e-3)
 
 
-def test_the_copy_is_saved_and_resumed(tmp_path):
+def test_the_mask_model_is_saved_and_resumed(tmp_path):
     def agent(folder):
         return small(
             folder=tmp_path / folder, mask_top_p=0.5, mask_min_tokens=1, mask_update_freq=3, learning_rate=3e-2
@@ -219,29 +204,27 @@ def test_the_copy_is_saved_and_resumed(tmp_path):
     for steps in (2, 2, 1):  # between two renewals too
         parts = agent("parts").learn(steps)
     assert (weights_of(parts) == weights_of(whole)).all()
-    for mine, other in zip(parts.likely.model.parameters(), whole.likely.model.parameters(), strict=True):
+    for mine, other in zip(parts.mask_model.parameters(), whole.mask_model.parameters(), strict=True):
         assert (mine == other).all()
     loaded = NLPO.load(tmp_path / "whole", env_of(), progress=False)
-    for mine, other in zip(loaded.likely.model.parameters(), whole.likely.model.parameters(), strict=True):
+    for mine, other in zip(loaded.mask_model.parameters(), whole.mask_model.parameters(), strict=True):
         assert (mine == other).all()
-    same = [
-        bool((a == b).all()) for a, b in zip(whole.likely.model.parameters(), whole.policy.parameters(), strict=True)
-    ]
+    same = [bool((a == b).all()) for a, b in zip(whole.mask_model.parameters(), whole.policy.parameters(), strict=True)]
     assert not all(same)
 
 
-def test_it_begins_with_start_and_so_does_the_copy():
+def test_the_policy_and_the_mask_model_start_from_another_agents_policy():
     first = small(seed=1).learn(1)
     agent = small(NLPO, seed=2, start=first)
     for mine, copied, other in zip(
-        agent.policy.parameters(), agent.likely.model.parameters(), first.policy.parameters(), strict=True
+        agent.policy.parameters(), agent.mask_model.parameters(), first.policy.parameters(), strict=True
     ):
         assert (mine == other).all()
         assert (copied == other).all()
         assert not copied.requires_grad
     again = small(NLPO, seed=3)
     again.load_policy(first.policy)
-    for copied, other in zip(again.likely.model.parameters(), first.policy.parameters(), strict=True):
+    for copied, other in zip(again.mask_model.parameters(), first.policy.parameters(), strict=True):
         assert (copied == other).all()
 
 

@@ -25,6 +25,7 @@ from agents.experiments.registry import find_agent
 from agents.nlpo import NLPO
 from agents.ppo import A2C, PPO, MaskablePPO, PPOSettings
 from tests.helpers.comparisons import small as small_comparison
+from tests.helpers.vec_envs import recorded
 from text_gym.errors import DependencyError, OptionError, TrainingError
 
 try:
@@ -162,7 +163,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(learner, critic, tmp_path):
     assert (weights_of(parts) == weights_of(whole)).all()
     assert parts.kl.weight == whole.kl.weight != 0.4
     assert parts.cost["sequences"] == whole.cost["sequences"]
-    for mine, other in zip(parts.at_start.parameters(), whole.at_start.parameters(), strict=True):
+    for mine, other in zip(parts.reference.parameters(), whole.reference.parameters(), strict=True):
         assert (mine == other).all()
     assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole")
     assert len(rows_of(tmp_path / "whole")) == 4
@@ -195,6 +196,19 @@ def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path):
         subprocess.run([*command, tmp_path / "killed"], capture_output=True, text=True, check=True).stdout
         == f"10 {whole.kl.weight} {total}\n"
     )
+
+
+def test_the_learning_rate_falls_over_the_iterations_of_the_run(tmp_path):
+    """In a straight line to 0, a resumed run's too; beyond, nothing is learned."""
+
+    def agent():
+        return small(PPO, folder=tmp_path, iterations=4, learning_rate=0.1, anneal_learning_rate=True)
+
+    agent().learn(1)
+    agent().learn()
+    assert agent().learn(1).steps_done == 5
+    rates = [float(row["train/learning_rate"]) for row in rows_of(tmp_path)]
+    assert rates == pytest.approx([0.1, 0.075, 0.05, 0.025, 0.0])
 
 
 @ALL
@@ -253,33 +267,31 @@ def test_they_begin_where_start_is_and_leave_start_alone(learner, task, tmp_path
     assert first == pytest.approx(0, abs=1e-5)
     assert abs(second) > 1e-5
     assert all((v == kept[k]).all() for k, v in start.policy.state_dict().items())
-    assert all((v == kept[k]).all() for k, v in agent.at_start.state_dict().items())
+    assert all((v == kept[k]).all() for k, v in agent.reference.state_dict().items())
     assert any((v != kept[k]).any() for k, v in agent.policy.state_dict().items())
     again = learner.load(tmp_path / "run", env, progress=False)
-    assert all((v == kept[k]).all() for k, v in again.at_start.state_dict().items())
+    assert all((v == kept[k]).all() for k, v in again.reference.state_dict().items())
 
 
 @ALL
 @pytest.mark.parametrize("task", ["grammar", "answers"])
 def test_what_is_banned_is_never_written_in_training(learner, task):
-    """By no learner; and where the environment has a constraint, nothing outside it by those with masks."""
+    """Neither banned tokens nor EOS before min_length, and everything else."""
     size = len(env_of(task).unwrapped.task.vocab)
     allowed = np.arange(size) < 8
     allowed[3] = False
     env = env_of(task, min_length=3, banned=np.flatnonzero(~allowed).tolist())
     agent = small(learner, env, n_envs=16)
-    seen, step = [], agent.envs.step_wait
-
-    def spy():
-        seen.append((agent.envs._actions.copy(), np.stack(agent.envs.env_method("action_masks"))))
-        return step()
-
-    agent.envs.step_wait = spy
-    agent.learn(2)
-    assert len(seen) == 2 * agent.rules.limit
-    for actions, masks in seen:
-        assert masks[np.arange(16), actions].all()
-    assert {int(a) for actions, _ in seen for a in actions} == set(np.flatnonzero(allowed).tolist())
+    seen = set()
+    for _ in range(2):
+        buffer = agent.learn(1).model.rollout_buffer
+        prefixes = buffer.observations["prefix"] if task == "answers" else buffer.observations
+        assert len(buffer.actions) == len(prefixes) == 16 * agent.rules.limit
+        for prefix, (action,) in zip(prefixes, buffer.actions.astype(int), strict=True):
+            assert allowed[action]
+            assert action != agent.rules.eos or (prefix != size).sum() >= 3
+            seen.add(int(action))
+    assert seen == set(np.flatnonzero(allowed).tolist())
     assert set(agent.sample(200, seed=0).tokens.ravel().tolist()) <= {*np.flatnonzero(allowed).tolist(), size}
 
 
@@ -288,14 +300,9 @@ def test_what_is_banned_is_never_written_in_training(learner, task):
 def test_masks_keep_to_a_constraint(learner):
     env = env_of("grammar", "validity", constraint="valid")
     agent = small(learner, env)
-    disallowed, finish = [], agent.envs._add_final
-
-    def spy(listed, infos, rows, rewards):
-        finish(listed, infos, rows, rewards)
-        disallowed.extend(listed[row]["disallowed"] for row in rows)
-
-    agent.envs._add_final = spy
+    recorder = recorded(agent)
     agent.learn(2)
+    disallowed = [info["disallowed"] for info in recorder.infos if "disallowed" in info]
     assert len(disallowed) > 8
     assert not any(disallowed)
     assert agent.logger.name_to_value.get("train/reward", 1.0) == 1.0

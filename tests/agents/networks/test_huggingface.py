@@ -353,7 +353,7 @@ def test_actor_critics_in_bfloat16(folders, lines, learner):
     env = env_of(lines / "asked.jsonl", folders["gpt2"])
     options = {"policy": "hf", "model": folders["gpt2"], "dtype": "bfloat16", "lora": 2, "n_envs": 4}
     agent = learner(env, seed=0, progress=False, **options).learn(1)
-    assert next(agent.at_start.parameters()).dtype == torch.bfloat16
+    assert next(agent.reference.parameters()).dtype == torch.bfloat16
     assert np.isfinite(agent.log_prob(*_of(env))).all()
 
 

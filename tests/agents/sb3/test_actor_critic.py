@@ -16,7 +16,7 @@ from stable_baselines3.common.logger import configure
 
 from agents.mle import MLE
 from agents.networks.policies import LogitMask, PolicySettings, Restricted, make_policy
-from agents.sb3.actor_critic import PrefixExtractor, TextPolicy, longest_of_their_kind
+from agents.sb3.actor_critic import PrefixExtractor, TextPolicy, longest_prefixes
 from agents.sb3.vec_env import TextGenVecEnv
 from tests.helpers.models import seeded
 from text_gym.errors import OptionError
@@ -29,12 +29,12 @@ KINDS = pytest.mark.parametrize("kind", [LSTM, TRANSFORMER], ids=["lstm", "trans
 ROLLOUT = {"n_steps": 8, "batch_size": 16, "n_epochs": 2}
 
 
-def copies(count=4, **options):
+def parallel(count=4, **options):
     return TextGenVecEnv(gym.make_vec("TextGen-v0", num_envs=count, autoreset_mode="SameStep", **options))
 
 
 def ppo(envs=None, kind=LSTM, seed=0, **options):
-    envs = copies(task=ORACLE, reward="length") if envs is None else envs
+    envs = parallel(task=ORACLE, reward="length") if envs is None else envs
     return PPO(TextPolicy, envs, seed=seed, policy_kwargs={"language_model": kind, **options}, **ROLLOUT)
 
 
@@ -78,14 +78,14 @@ def test_features_are_what_the_model_knows_at_the_end_of_each_prefix(kind, promp
         first = {name: value[:1] for name, value in observed.items()} if prompted else observed[:1]
         assert torch.allclose(extractor(first), features[:1], atol=1e-6)  # a batch of empty prefixes only
         extractor(observed)
-        assert extractor.places.tolist() == (prefixes != SIZE).sum(1).tolist()
+        assert extractor.positions.tolist() == (prefixes != SIZE).sum(1).tolist()
         logits = extractor.model.output(features)
         for row in range(40):
             prompt = None if prompts is None else prompts[row]
             assert torch.allclose(logits[row], read_alone(extractor.model, prefixes[row], prompt), atol=1e-5)
             padded = torch.cat([prefixes[row], torch.tensor([SIZE])])[None]
             alone = extractor.model.features(padded, None if prompt is None else prompt[None])
-            assert torch.allclose(features[row], alone[0, extractor.places[row]], atol=1e-6)
+            assert torch.allclose(features[row], alone[0, extractor.positions[row]], atol=1e-6)
 
 
 @KINDS
@@ -117,7 +117,7 @@ def test_prefixes_of_one_sequence_are_read_once():
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data(), length=st.integers(1, 4), width=st.integers(0, 2))
-def test_longest_of_their_kind_by_brute_force(data, length, width):
+def test_longest_prefixes_by_brute_force(data, length, width):
     """Every prefix goes with one that begins with it, and none that is kept begins another."""
     pad = 3
     rows = st.lists(st.integers(0, pad - 1), max_size=length).map(lambda row: row + [pad] * (length - len(row)))
@@ -125,7 +125,7 @@ def test_longest_of_their_kind_by_brute_force(data, length, width):
     found = data.draw(st.lists(st.tuples(asked, rows), max_size=9))
     tokens = torch.tensor([row for _, row in found], dtype=torch.long).view(-1, length)
     prompts = torch.tensor([row for row, _ in found], dtype=torch.long).view(-1, width) if width else None
-    kept, which = (part.tolist() for part in longest_of_their_kind(tokens, pad, prompts))
+    kept, which = (part.tolist() for part in longest_prefixes(tokens, pad, prompts))
 
     def goes_on_from(longer, shorter):
         begun = [t for t in found[shorter][1] if t != pad]
@@ -227,14 +227,14 @@ def test_a_critic_of_its_own_leaves_the_actor_alone(kind):
 def test_it_begins_as_the_agent_that_it_begins_with(task, critic):
     env = gym.make("TextGen-v0", task=task)
     mle = MLE(env, seed=0, embedding=8, hidden=8, progress=False).learn(1)
-    model = ppo(copies(task=task), {"embedding": 8, "hidden": 8}, critic=critic)
+    model = ppo(parallel(task=task), {"embedding": 8, "hidden": 8}, critic=critic)
     batch = mle.task.batch("train", np.arange(10))
     tokens, valid = torch.tensor(batch.tokens), torch.tensor(batch.valid_mask)
     prompts = mle.prompt_tokens(batch.examples)
     with torch.no_grad():
         wanted = mle.policy.eval().log_prob(tokens, valid, prompts)
         assert not torch.allclose(model.policy.language_model.log_prob(tokens, valid, prompts), wanted, atol=1e-2)
-        model.policy.begin_with(mle.policy)
+        model.policy.load_language_model(mle.policy)
         model.policy.set_training_mode(False)
         for t in range(int(batch.lengths.min())):
             seen = torch.full((10, mle.rules.limit), mle.rules.pad)
@@ -242,7 +242,7 @@ def test_it_begins_as_the_agent_that_it_begins_with(task, critic):
             observations = seen if prompts is None else {"prompt": prompts, "prefix": seen}
             assert torch.allclose(model.policy.evaluate_actions(observations, tokens[:, t])[1], wanted[:, t], atol=1e-5)
     if critic == "separate":
-        own = model.policy.vf_features_extractor.model.state_dict()
+        own = model.policy.critic_model.state_dict()
         assert "output.weight" not in own
         assert all((own[name] == value).all() for name, value in mle.policy.state_dict().items() if name in own)
     model.learn(64)
@@ -252,7 +252,7 @@ def test_it_begins_as_the_agent_that_it_begins_with(task, critic):
 @pytest.mark.parametrize("options", [{}, {"critic": "separate", "critic_layers": (5,)}])
 @KINDS
 def test_stable_baselines3_saves_and_loads_it(kind, options, tmp_path):
-    envs = copies(task=ORACLE, reward="length")
+    envs = parallel(task=ORACLE, reward="length")
     later = torch.zeros(SIZE).masked_fill(torch.arange(SIZE) == 5, -torch.inf)
     model = ppo(envs, kind, logit_mask=LogitMask(later, later, 0), **options).learn(64)
     model.save(tmp_path / "model")
@@ -280,7 +280,7 @@ def test_a2c_and_a_function_that_makes_the_model():
         return made[-1]
 
     options = {"language_model": make, "critic": "separate"}
-    model = A2C(TextPolicy, copies(task=ORACLE, reward="length"), n_steps=4, policy_kwargs=options)
+    model = A2C(TextPolicy, parallel(task=ORACLE, reward="length"), n_steps=4, policy_kwargs=options)
     assert len(made) == 2
     assert model.policy.language_model is made[0]
     before = made[0].output.weight.detach().clone()
@@ -289,10 +289,10 @@ def test_a2c_and_a_function_that_makes_the_model():
 
 
 def test_callbacks_and_loggers_of_stable_baselines3(tmp_path):
-    envs = copies(task=ORACLE, reward="length")
+    envs = parallel(task=ORACLE, reward="length")
     model = ppo(envs)
     model.set_logger(configure(str(tmp_path / "log"), ["csv"]))
-    scored = EvalCallback(copies(task=ORACLE, reward="length"), n_eval_episodes=4, eval_freq=8, verbose=0)
+    scored = EvalCallback(parallel(task=ORACLE, reward="length"), n_eval_episodes=4, eval_freq=8, verbose=0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.learn(64, callback=[scored, CheckpointCallback(8, str(tmp_path), "at")])
@@ -306,7 +306,7 @@ def test_callbacks_and_loggers_of_stable_baselines3(tmp_path):
 
 def test_it_learns_what_pays():
     """The known optimum, every token a 3."""
-    envs = copies(16, task=ORACLE, reward=lambda tokens: (tokens == 3).mean(axis=1))
+    envs = parallel(16, task=ORACLE, reward=lambda tokens: (tokens == 3).mean(axis=1))
     options = {"n_steps": 4, "batch_size": 32, "learning_rate": 1e-2}
     model = PPO(TextPolicy, envs, seed=0, policy_kwargs={"language_model": {"hidden": 8}}, **options).learn(64 * 40)
     assert np.mean([e["r"] for e in model.ep_info_buffer]) > 0.9

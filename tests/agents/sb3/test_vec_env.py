@@ -97,7 +97,7 @@ def test_it_equals_a_dummy_vec_env(name):
 
 
 def test_seeds_are_for_one_reset_and_count_up(answers):
-    """Copy i begins with the prompt of a scalar environment that is reset with seed + i."""
+    """Environment i begins with the prompt of a scalar environment that is reset with seed + i."""
     envs, pair = ours(task=answers), theirs(task=answers)
     for seed in (3, 11):
         envs.seed(seed), pair.seed(seed)
@@ -127,10 +127,10 @@ def test_options_are_for_one_reset(answers, grammar):
     assert [answers.decode(row) for row in asked.reset()["prompt"]] == [text] * COUNT
 
 
-def test_options_that_not_all_copies_have_are_refused(grammar):
+def test_options_that_not_all_environments_have_are_refused(grammar):
     envs = ours(task=grammar)
     envs.set_options([{"prefix": "the"}, {}, {}, {}])
-    with pytest.raises(OptionError, match="same names; give each copy each of them"):
+    with pytest.raises(OptionError, match="same names; give each environment each of them"):
         envs.reset()
     envs.set_options({"prefx": "the"})
     with pytest.raises(OptionError, match="Did you mean 'prefix'"):
@@ -149,7 +149,7 @@ def test_what_it_returns_is_the_callers():
     assert kept[-2].dtype == np.float32
 
 
-def test_attributes_and_methods_of_some_copies(answers):
+def test_attributes_and_methods_of_some_environments(answers):
     envs = ours(task=answers, min_length=2)
     envs.reset()
     assert envs.get_attr("task") == [answers] * COUNT
@@ -284,7 +284,7 @@ def test_what_is_no_such_environment_is_refused():
             TextGenVecEnv(other)
 
 
-def test_copies_by_the_rules_of_another_environment():
+def test_environments_with_the_rules_of_another_one():
     """One task, one reward and one set of limits, whatever plays by them."""
     calls = []
 
