@@ -1,4 +1,4 @@
-"""How far a policy has gone from another, on what it draws itself, and the weight that holds it near."""
+"""KL penalty: its settings, a weight that adapts, and the estimate on what a policy has sampled."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from agents.common.losses import adjusted_logits, chunked_log_probs, weighted_nl
 from agents.networks.policies import LogitMask
 from text_gym.errors import OptionError
 from text_gym.language_model import WHOLE_SOFTMAX, Drawn, LanguageModel, Sampling
-from text_gym.validation import finite_number
+from text_gym.validation import check_not_negative, finite_number
 
-STEP, MOST = 0.1, 0.2  # of an adapted weight, and of the error that it follows, in one update
+STEP = 0.1  # change of an adapted weight in one update, as a share of the error that it follows
+MAX_ERROR = 0.2  # to which that error is clipped
 
 
 @dataclass(frozen=True)
 class KLSettings:
-    """Hyper-parameters of the penalty on the KL divergence from the initial policy."""
+    """Hyper-parameters of the KL penalty."""
 
     weight: float = 0.0
     """Weight of KL(policy, initial policy) in the reward of each token; 0 for no penalty."""
@@ -27,8 +28,7 @@ class KLSettings:
 
     def __post_init__(self) -> None:
         """Check both values."""
-        if finite_number("kl.weight", self.weight) < 0:
-            raise OptionError(f"kl.weight must not be negative, and is {self.weight}")
+        check_not_negative(self, "weight", group="kl.")
         if self.target is not None and (finite_number("kl.target", self.target) <= 0 or not self.weight):
             raise OptionError(
                 f"kl.target={self.target} must be above 0, and needs a kl.weight above 0 to begin with; "
@@ -37,10 +37,10 @@ class KLSettings:
 
 
 class AdaptiveKL:
-    """The weight of a divergence: held, or adapted after every update until the divergence is as wanted.
+    """Weight of a KL penalty: constant, or adapted after every update so that the KL divergence reaches a target.
 
-    The weight grows by a tenth of the share that the divergence is above the target, by two percent at most,
-    and shrinks likewise (Ziegler et al., arXiv:1909.08593).
+    The weight grows by a tenth of the relative error of the divergence, by two percent at most, and shrinks likewise
+    (Ziegler et al., arXiv:1909.08593).
 
     >>> kl = AdaptiveKL(weight=0.5, target=0.1)
     >>> [round(kl.adapt(divergence), 6) for divergence in (0.11, 3.0, 0.0)]
@@ -52,15 +52,15 @@ class AdaptiveKL:
     """
 
     def __init__(self, weight: float, target: float | None = None) -> None:
-        """Start with a weight."""
+        """Take the initial weight."""
         self.weight = weight
         self.target = target
 
     def adapt(self, divergence: float) -> float:
-        """The weight for the next update, after one whose sequences had this divergence."""
+        """Return the weight for the next update, after one whose sequences had this divergence."""
         if self.target is not None:
             error = (divergence - self.target) / self.target
-            self.weight *= 1 + STEP * min(max(error, -MOST), MOST)
+            self.weight *= 1 + STEP * min(max(error, -MAX_ERROR), MAX_ERROR)
         return self.weight
 
 
@@ -73,29 +73,29 @@ def log_ratios(
     logit_mask: LogitMask | None = None,
     sampling: Sampling = WHOLE_SOFTMAX,
 ) -> Tensor:
-    """How much likelier each token was than the reference would have drawn it, as a logarithm, [n, T]; 0 after the end.
+    """Compute the log-ratio of policy and reference for each sampled token, [n, T]; 0 after the end.
 
-    The mean estimates KL(policy, reference) between what both draw in the same way: at the same temperature and
-    within the same limits. Where only the likeliest tokens may be drawn, the reference chooses among those
-    that the policy could draw; so the divergence is finite, never below 0 but by chance, and 0 where both are equal.
+    The mean estimates KL(policy, reference) for both distributions as they are sampled from: at the same temperature
+    and with the same mask. Under top-k and top-p the reference is restricted to the tokens that the policy could
+    sample; so the divergence is finite, not negative in expectation, and 0 where both are equal.
 
     Args:
-        policy: The language model that the sequences were sampled from; only used where `sampling` is limited
-            to the likeliest tokens, to see which these were.
+        policy: The language model that the sequences were sampled from; only used under top-k and top-p, to find the
+            tokens that it could sample.
         reference: The language model to compare with.
-        drawn: The sequences, and their log-probabilities in what they were really drawn from.
+        drawn: The sequences, and the log-probabilities that they were sampled with.
         prompts: [n, P], read first.
         logit_mask: Added to the logits of both.
-        sampling: How the sequences were drawn.
+        sampling: How the sequences were sampled.
     """
     if sampling.top_k or sampling.top_p < 1:
-        return drawn.log_probs - _among_what_could_be_drawn(policy, reference, drawn, prompts, logit_mask, sampling)
+        return drawn.log_probs - _restricted_log_probs(policy, reference, drawn, prompts, logit_mask, sampling)
     weights = drawn.valid_mask.to(drawn.log_probs.dtype)
     nll = weighted_nll(reference, drawn.tokens, weights, prompts, logit_mask=logit_mask, sampling=sampling)[1]
     return drawn.log_probs + nll
 
 
-def _among_what_could_be_drawn(
+def _restricted_log_probs(
     policy: LanguageModel,
     reference: LanguageModel,
     drawn: Drawn,
@@ -103,18 +103,19 @@ def _among_what_could_be_drawn(
     logit_mask: LogitMask | None,
     sampling: Sampling,
 ) -> Tensor:
-    """The reference's log-probability of each token among those that the policy could draw there, [n, T]."""
+    """Compute the reference's log-probabilities among the tokens that the policy could sample, [n, T]."""
     valid = drawn.valid_mask
-    ours, theirs = (model.features(drawn.tokens, prompts)[valid] for model in (policy, reference))  # each [N, H]
+    features = policy.features(drawn.tokens, prompts)[valid]  # [N, H]
+    reference_features = reference.features(drawn.tokens, prompts)[valid]  # [N, H]
     targets = drawn.tokens[valid]  # [N]
     positions = valid.nonzero()[:, 1]  # [N]
 
-    def among_them(others: Tensor, part: slice) -> Tensor:
+    def restrict(reference_logits: Tensor, part: slice) -> Tensor:
         mask = 0.0 if logit_mask is None else logit_mask.at(positions[part])
-        logits = policy.output(ours[part]).to(torch.promote_types(ours.dtype, torch.float32)) + mask
+        logits = policy.output(features[part]).to(torch.promote_types(features.dtype, torch.float32)) + mask
         possible = adjusted_logits(logits, targets[part], sampling) > -torch.inf
-        return ((others + mask) / sampling.temperature).masked_fill(~possible, -torch.inf)
+        return ((reference_logits + mask) / sampling.temperature).masked_fill(~possible, -torch.inf)
 
     log_probs = torch.zeros_like(drawn.log_probs)
-    log_probs[valid] = chunked_log_probs(reference.output, theirs, targets, among_them).to(log_probs.dtype)
+    log_probs[valid] = chunked_log_probs(reference.output, reference_features, targets, restrict).to(log_probs.dtype)
     return log_probs
