@@ -68,8 +68,10 @@ def test_a_plain_install_gives_the_packages_and_the_command(wheel, tmp_path, mon
     done = subprocess.run([programs / "python", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith(f"Task('grammar', 209 tokens, max_length=21) {tmp_path}")
 
-    tiny = shlex.split("--preset demo --seeds 1 --mle.steps 2 --samples 50 --references 50 --out run")
-    done = subprocess.run([programs / "text-gym", "compare", "mle", *tiny], capture_output=True, text=True)
+    tiny = shlex.split(
+        "--preset demo --seeds 1 --no-controls --samples 50 --sweep-samples 50 --references 50 --out run"
+    )
+    done = subprocess.run([programs / "text-gym", "compare", "mle(steps=1)", *tiny], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "mle" in Path("run/report.md").read_text(encoding="utf-8")
     assert "<svg" in Path("run/report.html").read_text(encoding="utf-8")
