@@ -201,13 +201,13 @@ class ActorCritic(Agent[SettingsT]):
 
     def _check_rollout(self) -> None:
         """Refuse rollouts of which nothing can be learned."""
-        n_steps, limit = self.n_steps, self.rules.limit
-        if self.settings.normalize_advantage and n_steps * self.settings.n_envs < 2:
+        if self.settings.normalize_advantage and self.n_steps * self.settings.n_envs < 2:
             raise OptionError(
                 "advantages are normalised over at least two tokens; give a larger n_envs, or normalize_advantage=False"
             )
-        if self.rules.eos is None and n_steps < limit:
-            raise OptionError(f"in n_steps={n_steps} no sequence of this task ever ends; give at least {limit}")
+        limit = self.rules.limit
+        if self.rules.eos is None and self.n_steps < limit:
+            raise OptionError(f"in n_steps={self.n_steps} no sequence of this task ever ends; give at least {limit}")
 
     def load_policy(self, policy: LanguageModel) -> None:
         """Copy the weights of another policy to the actor, to a critic of its own and to the reference policy."""
@@ -225,20 +225,22 @@ class ActorCritic(Agent[SettingsT]):
 
     def one_step(self, step: int) -> bool:
         """Run one iteration."""
-        random, model = self.numpy_random(step), self.model
+        settings = self.settings
+        random = self.numpy_random(step)
+        model = self.model
         # One learn() for each iteration, which starts from new episodes, so that a resumed run equals an uninterrupted
         # one. Its progress is that of the iteration, so the learning rate of the run is computed here; and of what
         # Stable-Baselines3 keeps between iterations, checkpoints hold the number of updates, which it logs.
-        if self.settings.anneal_learning_rate:
-            iterations = self.settings.iterations
-            rate = self.settings.learning_rate * (1 - min(step, iterations) / max(1, iterations))
+        if settings.anneal_learning_rate:
+            done = min(step, settings.iterations) / max(1, settings.iterations)
+            rate = settings.learning_rate * (1 - done)
             model.lr_schedule = lambda _: rate
         model.set_logger(self.logger)
         self.envs.seed(int(random.integers(2**31)))
         kl_penalty = KLPenalty(self.reference, self.kl, self._actor_mask, self.kl_without_masks)
         with global_numpy_random(int(random.integers(2**32))):
-            try:
-                model.learn(self.n_steps * self.settings.n_envs, kl_penalty, log_interval=None)  # type: ignore[arg-type]
+            try:  # None is for no logs of its own, which its type does not say
+                model.learn(self.n_steps * settings.n_envs, kl_penalty, log_interval=None)  # type: ignore[arg-type]
             except ValueError as problem:  # torch's distributions take no logits that are not finite
                 self._check_finite(problem)
                 raise

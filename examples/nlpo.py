@@ -15,7 +15,7 @@ DRAWN = {"the whole softmax": {}, "its likeliest 90 %": {"top_p": 0.9}}
 
 
 def main(seeds: int, iterations: int, vocab_size: int, train_size: int, **masks: float) -> None:
-    """Both learners from the same likelihood in each seed; the mean reward of what they write, and the difference."""
+    """Train both from the same warm start in each seed; print the mean rewards of their samples and the difference."""
     task = text_gym.make_task("oracle", vocab_size=vocab_size, train_size=train_size, test_size=2000)
     env = gym.make("TextGen-v0", task=task, reward="likelihood")
     found: dict[str, dict[str, dict[int, float]]] = {how: {"mle": {}, "ppo": {}, "nlpo": {}} for how in DRAWN}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 from stable_baselines3 import PPO
@@ -58,7 +58,8 @@ def rate(
         rollout_buffer_class=SequenceRolloutBuffer if ours else None,
     )  # fmt: skip
     model.learn(steps * num_envs)
-    begin, before = time.perf_counter(), model.num_timesteps
+    begin = time.perf_counter()
+    before = model.num_timesteps
     model.learn(max(transitions, steps * num_envs), reset_num_timesteps=False)
     seconds = time.perf_counter() - begin
     envs.close()
@@ -71,4 +72,8 @@ def _vector(num_envs: int) -> VecEnv:
 
 
 def _scalar(kind: type[DummyVecEnv] | type[SubprocVecEnv], num_envs: int) -> VecEnv:
-    return kind([lambda: gym.make("TextGen-v0", task="grammar", reward="constant")] * num_envs)
+    return kind([_make_env] * num_envs)
+
+
+def _make_env() -> gym.Env[Any, Any]:  # not a lambda: subprocesses import this module for it, and with it text_gym
+    return gym.make("TextGen-v0", task="grammar", reward="constant")

@@ -18,10 +18,10 @@ class SequenceRolloutBuffer(RolloutBuffer):
         """Yield minibatches of about `batch_size` transitions: of as many whole environments, and at least one."""
         if not self.generator_ready:
             next(super().get(1))  # lays the steps of each environment side by side
-        steps, num_envs = self.buffer_size, self.n_envs
-        together = num_envs if batch_size is None else max(1, batch_size // steps)
-        order = np.random.permutation(num_envs)  # noqa: NPY002 - drawn as Stable-Baselines3 does
-        for begin in range(0, num_envs, together):
+        steps = self.buffer_size
+        together = self.n_envs if batch_size is None else max(1, batch_size // steps)
+        order = np.random.permutation(self.n_envs)  # noqa: NPY002 - drawn as Stable-Baselines3 does
+        for begin in range(0, self.n_envs, together):
             firsts = order[begin : begin + together] * steps
             yield self._get_samples((firsts[:, None] + np.arange(steps)).ravel())
 

@@ -58,14 +58,14 @@ class KLPenalty(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         assert isinstance(self.model, OnPolicyAlgorithm)
-        buffer, policy = self.model.rollout_buffer, self.policy
-        sequences = rollout_sequences(buffer, policy.features_extractor.pad)
+        buffer = self.model.rollout_buffer
+        sequences = rollout_sequences(buffer, self.policy.features_extractor.pad)
         masks = action_masks(buffer)
         ratios = buffer.log_probs - transition_log_probs(self.reference, sequences, masks, self.logit_mask)
         self.logger.record("train/kl_to_start", float(ratios.mean()))
         self.logger.record("train/kl_weight", self.kl.weight)
         if self.unmasked and masks is not None:
-            log_probs = transition_log_probs(policy.language_model, sequences, None, self.logit_mask)
+            log_probs = transition_log_probs(self.policy.language_model, sequences, None, self.logit_mask)
             ratios = log_probs - transition_log_probs(self.reference, sequences, None, self.logit_mask)
             self.logger.record("train/kl_unmasked", float(ratios.mean()))
         if self.kl.weight:
