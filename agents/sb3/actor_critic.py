@@ -22,6 +22,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtr
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
+from agents.networks.huggingface import LinearOutput
 from agents.networks.policies import LogitMask, PolicySettings, make_policy, width_of_features
 from text_gym.errors import OptionError
 from text_gym.language_model import LanguageModel, draw_tokens
@@ -75,7 +76,10 @@ class PrefixExtractor(BaseFeaturesExtractor):
 
     def logits(self, features: Tensor) -> Tensor:
         """Map features [n, H] to the language model's logits [n, V]."""
-        return self.model.output(features.to(getattr(self.model.output, "weight", features).dtype))
+        output = self.model.output
+        if isinstance(output, (nn.Linear, LinearOutput)):
+            features = features.to(output.weight.dtype)
+        return output(features)
 
 
 class Categorical(CategoricalDistribution):

@@ -9,7 +9,17 @@ import torch
 
 from tests.helpers.models import assert_counts_fit, probability, seeded, small_model, smallest_nucleus
 from text_gym.errors import OptionError
-from text_gym.language_model import WHOLE_SOFTMAX, Sampling, complete, draw_tokens, generate, map_state, nucleus_mask
+from text_gym.language_model import (
+    WHOLE_SOFTMAX,
+    Drawn,
+    LanguageModel,
+    Sampling,
+    complete,
+    draw_tokens,
+    generate,
+    map_state,
+    nucleus_mask,
+)
 
 
 def draws_of(logits, n, sampling=WHOLE_SOFTMAX):
@@ -162,3 +172,55 @@ def test_an_lstm_that_has_read_a_prompt_alone_says_what_comes_first(width):
     assert torch.equal(model.output(model.features(tokens, prompts)), logits[:, None][:, :width])
     log_probs = model.log_prob(tokens, torch.ones_like(tokens, dtype=torch.bool), prompts)
     assert torch.allclose(log_probs, logits.log_softmax(1).gather(1, tokens))
+
+
+class Bigrams(LanguageModel):
+    """A model of one's own: the logits of a token depend on the token before it, and on nothing else."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.table = torch.nn.Embedding(size + 1, size)  # the last row is for the first token
+
+    def start(self, n, prompts=None):
+        state = torch.full((n,), self.table.num_embeddings - 1)
+        return self.table(state), state
+
+    def step(self, tokens, state):
+        return self.table(tokens), tokens
+
+    def features(self, tokens, prompts=None):
+        first = torch.full_like(tokens[:, :1], self.table.num_embeddings - 1)
+        return torch.cat([first, tokens[:, :-1]], dim=1)[:, :, None]
+
+    def output(self, features):
+        return self.table(features[..., 0])
+
+
+def test_a_model_of_ones_own_is_sampled_and_scored():
+    torch.manual_seed(0)
+    model, n = Bigrams(3), 60_000
+    with torch.no_grad():
+        shares = model.table.weight.double().softmax(dim=1)  # of the next token, after each token
+        drawn = generate(model, n, 4, 2, seeded(0))
+        scores = model.log_prob(drawn.tokens, drawn.valid_mask)
+    assert_counts_fit(np.bincount(drawn.tokens[:, 0], minlength=3), n * shares[3].numpy())
+    for before in (0, 1):
+        after = drawn.tokens[drawn.tokens[:, 0] == before, 1]
+        assert_counts_fit(np.bincount(after, minlength=3), len(after) * shares[before].numpy())
+    for row in range(50):
+        sequence = [token for token in drawn.tokens[row].tolist() if token < 3]
+        pairs = zip([3, *sequence[:-1]], sequence, strict=True)
+        expected = sum(math.log(shares[before, token]) for before, token in pairs)
+        assert scores[row].sum().item() == pytest.approx(expected, abs=1e-5)
+    assert model.state_size(4) == 1
+
+
+@pytest.mark.parametrize("method", ["start", "step", "features"])
+def test_a_model_that_lacks_a_method_cannot_be_created(method):
+    with pytest.raises(TypeError, match=method):
+        type("Lacking", (Bigrams,), {method: getattr(LanguageModel, method)})(3)
+
+
+def test_the_mask_of_what_was_drawn():
+    drawn = Drawn(torch.tensor([[1, 0, 5], [0, 5, 5], [1, 1, 1]]), torch.tensor([2, 1, 3]), torch.zeros(3, 3))
+    assert drawn.valid_mask.tolist() == [[True, True, False], [True, False, False], [True, True, True]]

@@ -244,3 +244,30 @@ def test_the_width_of_the_features():
     for policy in (linear, other):
         assert width_of_features(policy, None) == 7
         assert width_of_features(policy, torch.zeros(1, 2, dtype=torch.long)) == 7
+
+
+@torch.no_grad()
+def test_wrapped_models_say_the_same_step_by_step_and_at_once():
+    """A temperature and a mask, and both, against the model's own logits with these applied by hand."""
+    model = make_policy(PolicySettings(policy="transformer", embedding=8, hidden=8, heads=2, layers=1), 4).eval()
+    early, later = torch.tensor([True, False, False, True]), torch.tensor([True, False, False, False])
+    mask = LogitMask.of_banned(early, later, min_length=2)
+    tokens = torch.tensor([[1, 2, 1, 3], [2, 2, 3, 1]])
+    valid = torch.ones_like(tokens, dtype=torch.bool)
+    own = model.output(model.features(tokens))
+    banned = torch.stack([early, early, later, later])
+    for wrapped, expected in (
+        (Tempered(model, 0.5), own / 0.5),
+        (Restricted(model, mask), own.masked_fill(banned, -math.inf)),
+        (Restricted(Tempered(model, 0.5), mask), (own / 0.5).masked_fill(banned, -math.inf)),
+    ):
+        logits, state = wrapped.start(2)
+        stepped = [logits]
+        for column in tokens[:, :-1].unbind(dim=1):
+            logits, state = wrapped.step(column, state)
+            stepped.append(logits)
+        assert torch.allclose(torch.stack(stepped, dim=1), expected, atol=1e-5)
+        log_probs = expected.log_softmax(dim=2).gather(2, tokens[:, :, None])[:, :, 0]
+        assert torch.allclose(wrapped.log_prob(tokens, valid), log_probs, atol=1e-5)
+        assert wrapped.state_size(7) == model.state_size(7)
+        assert set(map(id, wrapped.parameters())) == set(map(id, model.parameters()))
