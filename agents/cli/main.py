@@ -277,7 +277,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"text_gym {__version__}")
         return 0
     if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # so that module:attribute finds the user's own files
+        # For module:attribute. Last, so that workers do not import the user's own folder agents/ in place of this one.
+        sys.path.append(str(Path.cwd()))
     words = [word for word in given if word != "--debug"]
     try:
         return _run(words)

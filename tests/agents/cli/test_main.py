@@ -482,7 +482,12 @@ SMALL_COMPARISON = ["--controls", "--seeds", "1", "--jobs", "2", "--out", "c"]
 
 
 def test_compare_reports_failures_by_its_exit_code(capsys, here, write):
-    """All of it once: agents of the package and of a file, a corpus without a validation split, a failure."""
+    """All of it once: agents of the package and of a file, a corpus without a validation split, a failure.
+
+    The user's own folder agents/ does not take the place of this package, in the worker processes neither.
+    """
+    (here / "agents").mkdir()
+    write("agents/__init__.py", "")
     write("lines.txt", "\n".join(f"{a} {b} {c}" for a in "xyz" for b in "xyz" for c in "xyz"))
     words = ["compare", "mle", "mine.py:Repeats", *TINY, *SMALL_COMPARISON, "--task", "lines.txt(test=0.4, valid=0)"]
     words += ["--mle.schedule", "1", "0.01", "--mle.hidden", "4", "--mle.embedding", "4"]
