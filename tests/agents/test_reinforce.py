@@ -84,9 +84,9 @@ def test_values_equal_enumeration(rollouts):
 def test_the_gradient_of_every_estimator_is_the_exact_one(baseline, rollouts):
     if (baseline == "prefix" and not rollouts) or (baseline in GROUPED and rollouts):
         pytest.skip("needs rollouts, or none")
-    agent = tiny_agent(baseline=baseline, rollouts=rollouts, loss="sum", batch_size=500)
+    agent = tiny_agent(baseline=baseline, rollouts=rollouts, loss="sum", batch_size=2000)
     exact = exact_gradient(agent, lambda tokens, *_: torch.tensor(worth(tokens)))
-    assert_within_standard_error(estimated_gradients(agent, 200, 500), exact)
+    assert_within_standard_error(estimated_gradients(agent, 50, 2000), exact)
 
 
 def log_probs_of_what_is_drawn(model, temperature, top_k, top_p):
