@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nltk.translate.bleu_score import SmoothingFunction
 from nltk.translate.bleu_score import sentence_bleu as nltk_bleu
 
-from text_gym.bleu import Bleu, _HashTable, self_bleu, sentence_bleu
+from text_gym.bleu import Bleu, self_bleu, sentence_bleu
 from text_gym.errors import OptionError
 
 METHODS = {"method1": SmoothingFunction().method1, None: None}
@@ -93,13 +93,17 @@ def test_equals_nltk_on_captions(data):
     assert "references:10000" in bleu.signature
 
 
-@settings(deadline=None)
-@given(keys=st.lists(st.integers(0, 2**62), unique=True, max_size=200), others=st.lists(st.integers(0, 2**62)))
-def test_the_hash_table_is_a_dictionary(keys, others):
-    table = _HashTable(np.array(keys, dtype=np.int64))
-    places = {key: i for i, key in enumerate(keys)}
-    asked = [*keys, *others]
-    assert table.find(np.array(asked, dtype=np.int64)).tolist() == [places.get(key, -1) for key in asked]
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("ids", [40, 3000, 10**6])
+def test_thousands_of_different_n_grams(ids):
+    """So many that their places in the tables collide; the hypotheses are pieces of references, some spoiled."""
+    random = np.random.default_rng(0)
+    references = random.integers(ids, size=(300, 16))
+    pieces = references[random.integers(300, size=(40, 4)), :4].reshape(40, 16)
+    pieces = np.where(random.random(pieces.shape) < 0.1, random.integers(ids, size=pieces.shape), pieces)
+    expected = [by_nltk(row, references.tolist(), 4, "method1") for row in pieces.tolist()]
+    assert np.std(expected) > 0.01
+    assert Bleu(references).score(pieces) == pytest.approx(expected, abs=1e-9)
 
 
 def test_mistakes_are_told():
