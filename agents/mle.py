@@ -126,6 +126,11 @@ class MLE(Agent[MLESettings]):
         self.best_epoch = self.epochs_waited = 0
         self.resting = False  # whether `policy` is the best one, and not the latest
 
+    @classmethod
+    def stopped_early(cls, settings: MLESettings, patience: int) -> dict[str, object] | None:
+        """Return the hyper-parameters of early stopping, unless the run is stopped early already."""
+        return None if settings.early_stopping else {"early_stopping": True, "patience": patience}
+
     @property
     def default_steps(self) -> int:
         """The epochs of the schedule."""

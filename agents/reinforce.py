@@ -377,6 +377,11 @@ class Reinforce(Agent[PolicyGradientSettings]):
         self.kl.weight = float(numbers["kl_weight"])
 
     @classmethod
+    def relative_cost(cls, settings: PolicyGradientSettings, steps: int | None) -> float:
+        """Count the sequences and completions of all updates, in batches."""
+        return cls.updates_in(settings, steps) * (1.0 + settings.rollouts)
+
+    @classmethod
     def same_updates(cls, settings: PolicyGradientSettings, steps: int | None, reward: str) -> Updates | None:
         """Return the updates as plain REINFORCE on the environment's reward; SeqGAN makes them in a loop."""
         own_loop = cls is not Reinforce and cls.rewards is Agent.rewards

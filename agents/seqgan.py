@@ -289,6 +289,13 @@ class SeqGAN(Reinforce):
         assert isinstance(settings, SeqGANSettings)
         return settings.g_steps * (settings.rounds if steps is None else steps)
 
+    @classmethod
+    def relative_cost(cls, settings: PolicyGradientSettings, steps: int | None) -> float:
+        """Add the epochs of the discriminator to the updates of the generator."""
+        assert isinstance(settings, SeqGANSettings)
+        rounds = settings.rounds if steps is None else steps
+        return super().relative_cost(settings, steps) + rounds * settings.d_steps * settings.d_epochs
+
     def trained_parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
         """Return the parts of `Reinforce`, and the discriminator with its Adam."""
         return super().trained_parts() | {

@@ -1,295 +1,51 @@
-"""The `text-gym` command: what there is, training, comparing, samples, scores, and how fast it runs.
+"""The `text-gym` command: finds the function of a command, and tells mistakes in one line.
 
-What needs torch is imported by the commands that need it.
+Only what a command needs is imported, so that help and lists appear at once.
 """
 
 from __future__ import annotations
 
 import inspect
-import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
 
-import numpy as np
-import tyro
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from agents.cli.commands import COMMANDS
+from text_gym import TextGymError, __version__
+from text_gym.errors import UnknownNameError
+from text_gym.validation import suggest
 
-from agents.experiments.reward_audit import audit_rewards
-from agents.report.columns import in_order
-from text_gym import TextGymError, __version__, make_task
-from text_gym.corpus.readers import read_lines
-from text_gym.errors import DataError, OptionError
-from text_gym.rewards import Scorer, registered_rewards
-from text_gym.sequences import Batch, Example, Sequences
-from text_gym.tasks import Task, registered_tasks
-from text_gym.validation import whole_number
+READ_WORDS = ("train", "compare")  # read their own flags, which depend on the agents; others have a signature
+HELP = """\
+usage: text-gym COMMAND [OPTIONS]
 
-app = tyro.extras.SubcommandApp()
-LIGHT = ("tasks", "rewards", "agents", "sample", "evaluate", "report", "score", "audit", "bench")
+Text generation as reinforcement learning.
 
-TaskName = Annotated[str, tyro.conf.arg(help="A name, name(option=value), or the path of a corpus.")]
-RewardName = Annotated[str, tyro.conf.arg(help="A name, name(option=value), or module:attribute.")]
+{commands}
 
-
-@app.command
-def tasks() -> None:
-    """List the tasks that have a name. A .txt, .jsonl or .abc file is a task too."""
-    _print_names("task", registered_tasks())
-
-
-@app.command
-def rewards() -> None:
-    """List the rewards that have a name."""
-    _print_names("reward", registered_rewards())
-
-
-@app.command
-def agents(name: tyro.conf.Positional[str | None] = None) -> None:
-    """List the agents that have a name, or one agent's presets and hyper-parameters."""
-    from agents.common.settings import NoSettings, flattened
-    from agents.experiments.registry import find_agent, registered_agents
-
-    if name is None:
-        _print_names("agent", registered_agents())
-        _say("Hyper-parameters and presets of one: text-gym agents seqgan")
-        return
-    recipe = find_agent(name)
-    presets = getattr(recipe.factory, "presets", {})
-    columns = [dict(flattened(recipe.settings(preset) or NoSettings())) for preset in (None, *presets)]
-    if not columns[0]:
-        raise OptionError(f"{name} is {recipe.factory!r}, which has no hyper-parameters to list")
-    table = Table("hyper-parameter", "default", *presets, box=None)
-    for hyper in columns[0]:
-        default, *others = (_short(column[hyper]) for column in columns)
-        table.add_row(hyper, default, *(value if value != default else "" for value in others))
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
-    _say(f"What each of them is: text-gym train {name} --help")
-
-
-@app.command
-def sample(
-    run: tyro.conf.Positional[Path | None] = None,
-    task: TaskName = "grammar",
-    n: int = 8,
-    seed: int | None = None,
-    split: str = "test",
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
-    trust: bool = False,
-) -> None:
-    """Print sequences: what the agent in a run's folder writes, or without one, real sequences of a task.
-
-    Args:
-        run: The folder of a run of train, or of one seed of compare.
-        task: Whose real sequences to print, where there is no run.
-        n: How many.
-        seed: Draws them; without it the first n of the split are printed, or others in each call.
-        split: Of the real sequences.
-        temperature: Below 1, likely tokens become likelier.
-        top_k: Only so many of the likeliest tokens; 0 for all.
-        top_p: Only the fewest likeliest tokens with this much probability together.
-        prompt: What to answer; once for each prompt.
-        trust: Let a run name modules and files of your own, which are then run.
-    """
-    ways = {"temperature": (temperature, 1.0), "top_k": (top_k, 0), "top_p": (top_p, 1.0), "prompts": (prompt, ())}
-    asked = {name: value for name, (value, usual) in ways.items() if value != usual}
-    if run is None:
-        if asked:
-            raise OptionError(f"{', '.join(asked)}: only for what an agent writes; name the folder of a run")
-        made = make_task(task)
-        batch = _draw(made, split, n, seed)
-    else:
-        from agents.experiments.run import load_model
-
-        model = load_model(run, trust)
-        made = model.task
-        whole_number("n", n, least=1)
-        whole_number("seed", 0 if seed is None else seed, least=0)
-        for name in asked:
-            if name not in inspect.signature(model.sample).parameters:
-                raise OptionError(f"the agent in {run} draws without {name}; leave it out")
-        batch = model.sample(len(prompt) or n, seed=secrets.randbits(31) if seed is None else seed, **asked)
-    for question, text in zip(batch.prompts, batch.texts, strict=True):
-        _say(f"{question} -> {text}" if made.conditional else text)
-
-
-@app.command
-def evaluate(
-    run: tyro.conf.Positional[Path],
-    samples: int | None = None,
-    seed: int | None = None,
-    also: tyro.conf.UseAppendAction[tuple[RewardName, ...]] = (),
-    temperature: float = 1.0,
-    trust: bool = False,
-) -> None:
-    """Measure the agent in a run's folder anew.
-
-    Args:
-        run: The folder of a run of train, or of one seed of compare.
-        samples: How many sequences to draw; as many as the run says if not given.
-        seed: Draws them; the run's own if not given.
-        also: Rewards to report beside the rest.
-        temperature: At which to draw them.
-        trust: Let a run name modules and files of your own, which are then run.
-    """
-    from agents.cli.train import measure_run
-
-    figures = measure_run(run, samples, seed, also, temperature, trust)
-    table = Table("figure", "value", "what it is", box=None)
-    for column in in_order(set(figures)):
-        table.add_row(escape(column.title), column.show(figures[column.key]), column.about)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
-
-
-@app.command
-def report(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None) -> None:
-    """Write the report of one or more runs of train or compare, from their folders alone.
-
-    Args:
-        runs: The folders.
-        out: Where report.html, report.md, report.csv and the pictures go; the first run's folder if not given.
-    """
-    from agents.report.run_files import read_results
-    from agents.report.write import write_report
-
-    if not runs:
-        raise OptionError("name the folder of a run, for example: text-gym report runs/compare")
-    _say(str(write_report(read_results(runs), out or runs[0])))
-
-
-@app.command
-def score(
-    file: Annotated[Path, tyro.conf.Positional],
-    task: TaskName = "grammar",
-    reward: RewardName = "bleu",
-) -> None:
-    """Score each line of a text file with a reward; the last line is the mean.
-
-    For a task with prompts, line i answers prompt i of the test split, in the order of
-    `text-gym sample`. A blank line is an empty sequence.
-    """
-    made = make_task(task)
-    batch = _read_batch(made, file)
-    total, terms = Scorer(reward, made)(batch)
-    for value, text in zip(total.tolist(), batch.texts, strict=True):
-        _say(f"{value:.6g}\t{text}")
-    _say(f"{total.mean():.6g}\tmean of {len(batch)} by {', '.join(terms)}")
-
-
-@app.command
-def audit(
-    task: TaskName = "grammar",
-    reward: tyro.conf.UseAppendAction[tuple[RewardName, ...]] = (),
-    n: int = 1000,
-    seed: int = 0,
-) -> None:
-    """What rewards say of real sequences, of the same words shuffled, and of random tokens.
-
-    A reward that cannot tell these apart says nothing about the language.
-    """
-    made = make_task(task)
-    results = audit_rewards(made, reward, n, seed)
-    size = min(n, len(made.test.references))
-    _say(f"What rewards say of {size} sequences of task {made.name!r}, on average:")
-    table = Table()
-    for heading in ("reward", "real", "shuffled", "random"):
-        table.add_column(heading, justify="left" if heading == "reward" else "right")
-    for name, means in results.items():
-        table.add_row(escape(name), *(f"{mean:.3f}" for mean in means))
-    Console().print(table)
-    _say("real: from the test split. shuffled: the same words in another order. random: other words, as many.")
-    _say("A reward whose columns agree says nothing about the language.")
-
-
-@app.command
-def bench() -> None:
-    """Measure this machine: the environment beside CartPole, BLEU beside other implementations."""
-    from agents.bench.main import run
-
-    run(Console() if sys.stdout.isatty() else Console(width=120))
-
-
-def _draw(task: Task, split: str, n: int, seed: int | None) -> Batch:
-    whole_number("n", n, least=1)
-    count = len(task.split(split).references)
-    if not count:
-        raise DataError(f"the {split!r} split of {task.name!r} is empty; choose another with --split")
-    rows = np.arange(count)
-    if seed is not None:
-        rows = np.random.default_rng(whole_number("seed", seed, least=0)).permutation(count)
-    return task.batch(split, rows[:n])
-
-
-def _read_batch(task: Task, file: Path) -> Batch:
-    """Lines of a file as finished sequences of a task."""
-    if not file.is_file():
-        raise DataError(f"no file {str(file)!r}; is the path right?")
-    ids = []
-    for number, line in read_lines(file, "utf-8"):
-        try:
-            ids.append(task.encode(line))
-        except DataError as problem:
-            raise DataError(f"{file}, line {number}: {problem}") from problem
-        if len(ids[-1]) > task.max_length:
-            raise DataError(f"{file}, line {number}: {len(ids[-1])} tokens, and {task!r} takes no more")
-    if not ids:
-        raise DataError(f"{file} is empty; give a sequence a line")
-    tokens, lengths = Sequences.from_lists(ids).padded(task.max_length, task.vocab.pad, task.vocab.eos)
-    examples: list[Example] | None = None
-    if task.conditional:
-        if len(ids) > len(task.test):
-            raise DataError(f"{file} has {len(ids)} lines, and the test split only {len(task.test)} prompts")
-        examples = [task.test[i] for i in range(len(ids))]
-    return Batch(tokens, lengths, task.vocab, examples)
-
-
-def _print_names(kind: str, described: dict[str, str]) -> None:
-    table = Table(kind, "what it is", box=None)
-    for name, text in described.items():
-        table.add_row(name, escape(text))
-    Console().print(table)
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-
-
-def _short(value: Any) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return text if len(text) <= 24 else text[:21] + "..."
+text-gym COMMAND --help   options of a command
+text-gym --version        version
+--debug                   with any command: the traceback of a mistake
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
+    """Run a command.
 
     Returns:
         0 if all went well; 1 if some runs of a comparison failed; 2 for a user's mistake, told in one line
         (--debug shows where it came from); 130 after Ctrl-C.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given == ["--version"]:
-        _say(f"text_gym {__version__}")
-        return 0
     if str(Path.cwd()) not in sys.path:
         # For module:attribute. Last, so that workers do not import the user's own folder agents/ in place of this one.
         sys.path.append(str(Path.cwd()))
-    words = [word for word in given if word != "--debug"]
     try:
-        return _run(words)
-    except TextGymError as problem:
-        if "--debug" in given:
-            raise
-        sys.stderr.write(f"text-gym: {problem}\n")
-        return 2
+        return _run([word for word in given if word != "--debug"])
     except BrokenPipeError:
         sys.stderr.close()
-    except OSError as problem:  # a folder that cannot be written, a disk that is full
+        return 0
+    except (TextGymError, OSError) as problem:  # OSError: a folder that cannot be written, a disk that is full
         if "--debug" in given:
             raise
         sys.stderr.write(f"text-gym: {problem}\n")
@@ -297,25 +53,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         sys.stderr.write(f"text-gym: stopped. {stopped}\n".replace(". \n", "; the same command goes on.\n"))
         return 130
-    return 0
 
 
 def _run(words: list[str]) -> int:
-    """The command that the first word names; train and compare have flags that depend on the agents."""
-    if words[:1] in (["train"], ["compare"]):
-        from agents.cli import train as commands
+    name = words[0] if words else "--help"
+    if name in ("-h", "--help"):
+        lines = [f"  {command:<10}{inspect.getdoc(COMMANDS[command])}".partition("\n")[0] for command in COMMANDS]
+        sys.stdout.write(HELP.format(commands="\n".join(lines)))
+        return 0
+    if name == "--version":
+        sys.stdout.write(f"text_gym {__version__}\n")
+        return 0
+    if name.startswith("--tyro-"):
+        from agents.cli.completion import complete
 
-        return {"train": commands.train, "compare": commands.compare}[words[0]](words[1:])
-    if not words or words[0] not in LIGHT:
-        from agents.cli import train as commands
+        complete(words)
+        return 0
+    if name not in COMMANDS:
+        raise UnknownNameError(f"there is no command {name!r}." + suggest(name, COMMANDS))
+    return _run_command(name, words[1:]) or 0
 
-        commands.add_to(app)  # for --help, completion and what is spelled wrongly
-    app.cli(
-        prog="text-gym",
-        description="Text generation as reinforcement learning. Also: --version; --debug, for tracebacks.",
-        args=words,
-    )
-    return 0
+
+def _run_command(name: str, words: list[str]) -> int | None:
+    function = COMMANDS[name]
+    if name in READ_WORDS:
+        return function(words)
+    if not words and all(p.default is not p.empty for p in inspect.signature(function).parameters.values()):
+        return function()  # without a parser, whose import takes time
+    import tyro
+
+    return tyro.cli(function, prog=f"text-gym {name}", args=words)
 
 
 if __name__ == "__main__":

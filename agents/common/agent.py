@@ -51,6 +51,7 @@ from text_gym.errors import OptionError, TrainingError
 from text_gym.language_model import Drawn, LanguageModel, Sampling, draw_tokens, generate, keep_freed_memory
 from text_gym.rules import Rules
 from text_gym.sequences import Batch, Example, make_batch
+from text_gym.tasks.task import Task
 from text_gym.validation import suggest, whole_number
 
 if TYPE_CHECKING:
@@ -240,6 +241,20 @@ class Agent(ABC, Generic[S]):
         """
         own_reward = cls.rewards is not Agent.rewards
         return Updates(None, {}) if cls.learns_from_reward and not own_reward else None
+
+    @classmethod
+    def stopped_early(cls, settings: S, patience: int) -> dict[str, object] | None:
+        """Return the hyper-parameters that end learning at the best validation loss; None if it does so, or cannot."""
+        return None
+
+    @classmethod
+    def relative_cost(cls, settings: S, steps: int | None) -> float:
+        """Estimate the cost of learning, for the order in which a comparison starts its runs."""
+        return 0.0
+
+    @classmethod
+    def check_task(cls, task: Task) -> None:
+        """Refuse a task that the agent cannot be used with."""
 
     # Generation.
 

@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 from stable_baselines3.common.callbacks import BaseCallback
 
 from text_gym.arrays import FloatArray
 from text_gym.errors import OptionError
-from text_gym.sequences import Batch, Example
+from text_gym.sequences import Batch
 from text_gym.tasks.task import Task
 from text_gym.validation import whole_number
 
 
-class Model(Protocol):
-    """What can be measured: anything that draws sequences and knows their likelihood."""
+@runtime_checkable
+class Sampler(Protocol):
+    """Anything that samples sequences of a task."""
 
     task: Task
 
-    def sample(
-        self, n: int, *, temperature: float = 1.0, seed: int | None = None, prompts: Sequence[Example] | None = None
-    ) -> Batch:
-        """Draw n sequences, for prompts in tasks that have them."""
+    @property
+    def sample(self) -> Callable[..., Batch]:
+        """Sample sequences: takes n and seed, in tasks with prompts also prompts, and perhaps a temperature."""
 
-    def log_prob(
-        self,
-        tokens: npt.ArrayLike,
-        lengths: npt.ArrayLike | None = None,
-        examples: Sequence[Example] | None = None,
-        *,
-        temperature: float = 1.0,
-    ) -> FloatArray:
-        """The log-probability of each sequence."""
+
+@runtime_checkable
+class Model(Sampler, Protocol):
+    """A sampler that knows the likelihood of sequences."""
+
+    @property
+    def log_prob(self) -> Callable[..., FloatArray]:
+        """Compute the log-probability of each sequence: takes tokens, lengths, examples, and perhaps a temperature."""
 
 
 def evaluate(model: Model, n: int = 9_984, seed: int = 0, split: str = "test") -> dict[str, float]:
@@ -123,8 +121,9 @@ class Evaluation(BaseCallback):
             self.logger.record(f"eval/{name}", value)
 
 
-def draw(model: Model, n: int, seed: int, split: str, **options: Any) -> Batch:
-    """Sequences of a model, by a seed; in tasks with prompts, for prompts drawn from the split by the same seed."""
+def draw(model: Sampler, n: int, seed: int, split: str, temperature: float = 1.0) -> Batch:
+    """Sample sequences by a seed; in tasks with prompts, for prompts sampled from the split by the same seed."""
+    options = {} if temperature == 1 else {"temperature": temperature}  # a model may know none
     if not model.task.conditional:
         return model.sample(n, seed=seed, **options)
     pool = model.task.split(split)

@@ -6,128 +6,136 @@ make as many updates of the same kind on a reward that is constant, and on one t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from agents.common.agent import Agent
-from agents.experiments.registry import Recipe, find_agent
-from agents.experiments.run import RunSpec
+from agents.experiments.recipes import Recipe, find_agent
+from agents.experiments.settings import RunSpec
 from text_gym.errors import OptionError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 UNINFORMATIVE = ("constant(value=0.5)", "random")
 EARLY_PATIENCE = 5  # epochs
 
 
 class PlannedModel(NamedTuple):
-    """What is to be trained in every seed, before it has a seed."""
+    """A model of a comparison, which is trained with every seed."""
 
     spec: RunSpec
+    """What is to be run; its seed does not count."""
     recipe: Recipe
+    """How to make it."""
+
+    @property
+    def label(self) -> str:
+        """Its name in the comparison."""
+        return self.spec.label
+
+    @property
+    def settings(self) -> DataclassInstance | None:
+        """Its hyper-parameters, if it lists them."""
+        return self.recipe.settings(self.spec.preset)
+
+    @property
+    def is_start(self) -> bool:
+        """Whether other agents start from its policy."""
+        return self.recipe.agent_class.is_warm_start
+
+    def starting_from(self, start: str | None) -> PlannedModel:
+        """Return the model with a warm start from the model of this label, if it can have one."""
+        if start is None or not self.recipe.agent_class.takes_start:
+            return self
+        return self._replace(spec=replace(self.spec, start=start))
 
 
-Spec = Callable[..., RunSpec]
-"""Makes a run of the comparison at hand from a label, an agent, and what else is said of it."""
-
-
-def controls(agents: Sequence[PlannedModel], start: str | None, spec: Spec) -> list[PlannedModel]:
-    """All controls of a comparison, and real data beside them.
+def controls(agents: Sequence[PlannedModel], start: str | None, template: RunSpec) -> list[PlannedModel]:
+    """Plan all controls of a comparison, and real data beside them.
 
     Args:
         agents: What is compared.
-        start: The label of the agent that others begin with.
-        spec: Makes their runs.
+        start: Label of the agent that others start from.
+        template: What all runs of the comparison share.
     """
-    tested = tuple(entry.spec.label for entry in agents if entry.spec.label != start)
-    models = _without_information(agents, start, spec)
-    models += [_stopped_early(entry, tested, spec) for entry in agents if _goes_on(entry, start)]
-    uniform = spec("uniform", "uniform", kind="control", words="uniform noise", controls_for=tested, trivial=True)
-    real = spec("real", "real", kind="reference", words="real data")
-    models += [PlannedModel(uniform, find_agent("uniform")), PlannedModel(real, find_agent("real"))]
+    tested = tuple(agent.label for agent in agents if agent.label != start)
+    models = _uninformed(agents, start, template)
+    models += [early for agent in agents if agent.label == start and (early := _stopped_early(agent, tested))]
+    uniform = replace(
+        template, label="uniform", agent="uniform", kind="control", words="uniform noise", controls_for=tested,
+        trivial=True,
+    )  # fmt: skip
+    real = replace(template, label="real", agent="real", kind="reference", words="real data")
+    models += [PlannedModel(spec, find_agent(spec.agent)) for spec in (uniform, real)]
     return [model for model in models if not _is_compared(model, agents)]
-
-
-def begins_with(entry: PlannedModel, start: str | None) -> PlannedModel:
-    """The model, beginning with the start's policy if it can."""
-    if start is None or not entry.recipe.takes_start:
-        return entry
-    return entry._replace(spec=replace(entry.spec, start=start))
 
 
 def _is_compared(control: PlannedModel, agents: Sequence[PlannedModel]) -> bool:
     """Whether a control is among the agents already; an agent of another kind must not have its name."""
-    label = control.spec.label
-    for entry in agents:
-        if entry.spec.label == label and entry.recipe.factory is not control.recipe.factory:
-            raise OptionError(f"{label!r} is what a control is called; call the agent otherwise, or say --no-controls")
-    return any(entry.spec.label == label for entry in agents)
+    for agent in agents:
+        if agent.label == control.label and agent.recipe.factory is not control.recipe.factory:
+            raise OptionError(
+                f"{agent.label!r} is what a control is called; call the agent otherwise, or say --no-controls"
+            )
+    return any(agent.label == control.label for agent in agents)
 
 
-def _goes_on(entry: PlannedModel, start: str | None) -> bool:
-    """Whether it is the start, and learns on when validation has stopped to improve."""
-    return entry.spec.label == start and not entry.recipe.settings(entry.spec.preset).early_stopping
-
-
-def _stopped_early(entry: PlannedModel, tested: tuple[str, ...], spec: Spec) -> PlannedModel:
-    """The start with the weights of its best epoch in validation."""
-    options = {**entry.spec.options, "early_stopping": True, "patience": EARLY_PATIENCE}
-    its = spec(
-        f"{entry.spec.label}-early", "mle", preset=entry.spec.preset, options=options, steps=entry.spec.steps,
-        kind="control", words="likelihood stopped early", controls_for=tested,
+def _stopped_early(agent: PlannedModel, tested: tuple[str, ...]) -> PlannedModel | None:
+    """Plan the start with the weights of its best epoch in validation; None if it has them already."""
+    changes = agent.recipe.agent_class.stopped_early(agent.settings, EARLY_PATIENCE)
+    if changes is None:
+        return None
+    spec = replace(
+        agent.spec, label=f"{agent.label}-early", options={**agent.spec.options, **changes}, kind="control",
+        words="likelihood stopped early", controls_for=tested,
     )  # fmt: skip
-    return PlannedModel(its, find_agent("mle", entry.spec.preset, **options))
+    return PlannedModel(spec, find_agent(spec.agent, spec.preset, **spec.options))
 
 
 class UpdateRule(NamedTuple):
-    """An update rule, on a reward that says nothing."""
+    """How an agent learns, on a reward that says nothing."""
 
     recipe: Recipe
     preset: str | None
     reward: str
 
     @property
-    def identity(self) -> Any:
+    def identity(self) -> tuple[object, ...]:
         """What tells it from another: agents with equal rules share their controls."""
         settings = self.recipe.settings(self.preset)
         what = repr(sorted(self.recipe.options.items())) if settings is None else repr(settings)
         return self.recipe.factory, what, self.recipe.steps, self.reward
 
 
-def _without_information(agents: Sequence[PlannedModel], start: str | None, spec: Spec) -> list[PlannedModel]:
-    """Each agent's update rule on a reward that is constant, and on one that is random; equal ones once."""
-    found: dict[Any, tuple[UpdateRule, list[str]]] = {}
-    for entry in agents:
+def _uninformed(agents: Sequence[PlannedModel], start: str | None, template: RunSpec) -> list[PlannedModel]:
+    """Plan each agent's update rule on a reward that is constant, and on one that is random; equal ones once."""
+    found: dict[tuple[object, ...], tuple[UpdateRule, list[str]]] = {}
+    for agent in agents:
         for reward in UNINFORMATIVE:
-            rule = _rule(entry, reward)
+            rule = _update_rule(agent, reward)
             if rule is not None:
-                found.setdefault(rule.identity, (rule, []))[1].append(entry.spec.label)
+                found.setdefault(rule.identity, (rule, []))[1].append(agent.label)
     alone = len({labels[0] for _, labels in found.values()}) == 1
-    return [_control(rule, tuple(labels), alone, start, spec) for rule, labels in found.values()]
+    models = []
+    for rule, labels in found.values():
+        kind = rule.reward.partition("(")[0]
+        spec = replace(
+            template, label=kind if alone else f"{kind}-{labels[0]}", agent=rule.recipe.name, preset=rule.preset,
+            options={**rule.recipe.options, "reward": rule.reward}, steps=rule.recipe.steps, kind="control",
+            words=f"a {kind} reward", controls_for=tuple(labels),
+        )  # fmt: skip
+        recipe = replace(rule.recipe, reward=rule.reward)
+        models.append(PlannedModel(spec, recipe).starting_from(start))
+    return models
 
 
-def _control(rule: UpdateRule, labels: tuple[str, ...], alone: bool, start: str | None, spec: Spec) -> PlannedModel:
-    kind = rule.reward.partition("(")[0]
-    its = spec(
-        kind if alone else f"{kind}-{labels[0]}", rule.recipe.name, preset=rule.preset, steps=rule.recipe.steps,
-        options={**rule.recipe.options, "reward": rule.reward}, kind="control", words=f"a {kind} reward",
-        controls_for=labels,
-    )  # fmt: skip
-    return begins_with(PlannedModel(its, rule.recipe._replace(reward=rule.reward)), start)
-
-
-def _rule(entry: PlannedModel, reward: str) -> UpdateRule | None:
-    """How an agent learns, with another reward; None for one that learns from none, or none but its own."""
-    recipe, preset = entry.recipe, entry.spec.preset
-    if isinstance(recipe.factory, type) and issubclass(recipe.factory, Agent):
-        updates = recipe.factory.same_updates(recipe.settings(preset), recipe.steps, reward)
-        if updates is None or updates.agent is None:
-            return None if updates is None else UpdateRule(recipe, preset, reward)
-        return UpdateRule(find_agent(updates.agent, None, **updates.settings), None, reward)
-    learns = not isinstance(recipe.factory, type) or callable(getattr(recipe.factory, "learn", None))
-    own_reward = hasattr(recipe.factory, "rewards")
-    return UpdateRule(recipe, preset, reward) if recipe.learns_from_reward and learns and not own_reward else None
-
-
-def is_start(entry: PlannedModel) -> bool:
-    """Whether it is what other agents begin with: maximum likelihood itself."""
-    return bool(getattr(entry.recipe.factory, "is_warm_start", False))
+def _update_rule(agent: PlannedModel, reward: str) -> UpdateRule | None:
+    """Find how an agent learns, with another reward; None if it learns from none, or from none but its own."""
+    recipe = agent.recipe
+    updates = recipe.agent_class.same_updates(agent.settings, recipe.steps, reward)
+    if updates is None:
+        return None
+    if updates.agent is None:
+        return UpdateRule(recipe, agent.spec.preset, reward)
+    return UpdateRule(find_agent(updates.agent, None, **updates.settings), None, reward)

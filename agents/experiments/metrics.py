@@ -10,24 +10,27 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
-from agents.common.evaluation import draw, likelihoods, per_token
+from agents.common.agent import Agent
+from agents.common.evaluation import Model, Sampler, draw, likelihoods, per_token
 from agents.common.rollouts import rollout_values, score_sequences
+from agents.experiments.reference_models import knows_real_data
+from agents.experiments.settings import MetricSettings
 from agents.report.columns import ALSO
-from text_gym.arrays import FloatArray
+from agents.report.run_files import Nearest, Sample
+from text_gym.arrays import FloatArray, IntArray
 from text_gym.bleu import Bleu, self_bleu, sentence_bleu
 from text_gym.errors import OptionError
 from text_gym.rewards import Scorer
 from text_gym.rewards.builtin import rouge_l
+from text_gym.rewards.scorer import RewardSpec
 from text_gym.sequences import SPLITS, Batch
 from text_gym.tasks.task import Task
-from text_gym.validation import finite_number, whole_number
 
 BLEU_ORDERS = (2, 3, 4, 5)
 REFERENCE_SEED = 0  # chooses the references, which are the same for every model and every seed
@@ -35,41 +38,12 @@ SWEPT = ("nll_oracle", "nll_test", "entropy", "kl_model_data", "kl_data_model", 
          "self_bleu4", "reward")  # fmt: skip
 
 
-@dataclass(frozen=True)
-class MetricSettings:
-    """What is measured of each model, and on how much."""
+@runtime_checkable
+class Rewarded(Protocol):
+    """A model that has a reward of its own."""
 
-    samples: int = 4_000
-    """Sequences that likelihoods and shares are measured on."""
-    references: int = 1_000
-    """Held-out sequences that BLEU compares with, and sequences of the model in BLEU, self-BLEU and the shares of
-    duplicates; fewer where the test split is smaller."""
-    temperatures: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.4)
-    """Those of the sweep; none for no sweep."""
-    sweep_samples: int = 2_000
-    """Sequences that the sweep is measured on, and real ones."""
-    also: tuple[str, ...] = ()
-    """Rewards whose means are reported beside the rest: names, or module:attribute."""
-    shown: int = 6
-    """Samples of each model in the report."""
-    credit_rollouts: int = 16
-    """Completions of each of their prefixes, from which each token's credit is."""
-    points: int = 20
-    """Evaluations while a model learns, for its learning curve."""
-    curve_samples: int = 1_000
-    """Sequences drawn for each of them."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that make no sense."""
-        for name in ("samples", "references", "sweep_samples", "curve_samples"):
-            whole_number(name, getattr(self, name), least=2)
-        for name in ("shown", "credit_rollouts", "points"):
-            whole_number(name, getattr(self, name), least=0)
-        object.__setattr__(self, "temperatures", tuple(float(t) for t in self.temperatures))
-        object.__setattr__(self, "also", tuple(self.also))
-        for temperature in self.temperatures:
-            if finite_number("temperatures", temperature) < 1e-3:
-                raise OptionError(f"temperatures={self.temperatures} must be at least 0.001")
+    def rewards(self, batch: Batch) -> FloatArray:
+        """Score finished sequences, [n]."""
 
 
 class Metrics:
@@ -81,7 +55,7 @@ class Metrics:
         reward: The environment's reward, if it is to be a column; with prompts the task's own is one in any case.
     """
 
-    def __init__(self, task: Task, settings: MetricSettings, reward: Any = None) -> None:
+    def __init__(self, task: Task, settings: MetricSettings, reward: RewardSpec | None = None) -> None:
         """Make the references' tables, once."""
         self.task, self.settings = task, settings
         self.test = task.batch("test")
@@ -107,7 +81,7 @@ class Metrics:
         return self.task.train.references.to_lists()
 
     @cached_property
-    def steps_of_real(self) -> Any:
+    def steps_of_real(self) -> IntArray:
         """The steps through the language that the test split takes."""
         steps = self.task.steps(self.test.tokens, self.test.lengths)
         return steps[steps >= 0]
@@ -123,12 +97,12 @@ class Metrics:
         sizes = f"sequences:{self.size}"
         return scores | {f"self_bleu{n}": f"self_bleu|n:{n}|smoothing:method1|{sizes}" for n in BLEU_ORDERS}
 
-    def figures(self, model: Any, seed: int) -> dict[str, float]:
+    def figures(self, model: Sampler, seed: int) -> dict[str, float]:
         """Every figure of a model that the task and the model allow."""
         drawn = draw(model, max(self.settings.samples, self.size), seed, "test")
         return self.of_samples(model, drawn, self.test) | self.of_texts(drawn)
 
-    def sweep(self, model: Any, seed: int) -> list[dict[str, float]]:
+    def sweep(self, model: Sampler, seed: int) -> list[dict[str, float]]:
         """The figures of quality and diversity at each temperature, where the model can be drawn from at one."""
         if not knows_temperature(model):
             return []
@@ -141,11 +115,11 @@ class Metrics:
             rows.append({"temperature": temperature} | {key: figures[key] for key in SWEPT if key in figures})
         return rows
 
-    def of_samples(self, model: Any, drawn: Batch, real: Batch, temperature: float = 1.0) -> dict[str, float]:
+    def of_samples(self, model: object, drawn: Batch, real: Batch, temperature: float = 1.0) -> dict[str, float]:
         """What likelihoods, the language and rewards say of what was drawn."""
         task = self.task
         figures: dict[str, float] = {}
-        if hasattr(model, "log_prob"):
+        if isinstance(model, Model):
             figures = likelihoods(model, drawn, real, temperature)
             figures.pop("data_entropy", None)
         elif task.knows("log_prob"):
@@ -187,12 +161,12 @@ class Metrics:
         figures["exact_match"] = float(np.mean([tuple(s) in references for s, references in rows]))
         return figures
 
-    def samples(self, model: Any, seed: int) -> list[dict[str, Any]]:
+    def samples(self, model: Sampler, seed: int) -> list[Sample]:
         """A few sequences with their rewards, each token's credit, and the nearest training sequence."""
         if not self.settings.shown:
             return []
         batch = draw(model, self.settings.shown, seed, "test")
-        rewards = model.rewards(batch) if hasattr(model, "rewards") else self._own_reward(batch)
+        rewards = model.rewards(batch) if isinstance(model, Rewarded) else self._own_reward(batch)
         values = self._values(model, batch, seed)
         return [
             {
@@ -209,11 +183,10 @@ class Metrics:
     def _own_reward(self, batch: Batch) -> FloatArray | None:
         return self.reward(batch).total if self.reward is not None and _has_references(batch) else None
 
-    def _values(self, model: Any, batch: Batch, seed: int) -> FloatArray | None:
-        """What each sequence was worth to the model before its first token and after each, [n, T + 1]."""
-        if not self.settings.credit_rollouts or not all(hasattr(model, a) for a in ("policy", "restricted", "rewards")):
+    def _values(self, model: Sampler, batch: Batch, seed: int) -> FloatArray | None:
+        """What each sequence was worth to an agent before its first token and after each, [n, T + 1]."""
+        if not self.settings.credit_rollouts or not isinstance(model, Agent):
             return None
-
         values = rollout_values(
             model.restricted(model.policy.eval()),
             model.tensor(batch.tokens),
@@ -225,10 +198,9 @@ class Metrics:
             model.prompt_tokens(batch.examples),
             from_start=True,
         )
-        result: FloatArray = values.cpu().numpy()
-        return result
+        return np.asarray(values.cpu().numpy(), dtype=np.float64)
 
-    def _nearest(self, sentence: list[int]) -> dict[str, Any]:
+    def _nearest(self, sentence: list[int]) -> Nearest:
         """The training sequence with the longest common subsequence, for its length."""
         if not self.training:
             return {"text": "", "similarity": 0.0}
@@ -237,20 +209,15 @@ class Metrics:
         return {"text": self.task.decode(self.training[best]), "similarity": round(likeness[best], 4)}
 
 
-def knows_temperature(model: Any) -> bool:
+def knows_temperature(model: Sampler) -> bool:
     """Whether a model can be drawn from, and asked for likelihoods, at a temperature."""
-    asked = [getattr(model, name) for name in ("sample", "log_prob") if hasattr(model, name)]
+    asked = [model.sample, model.log_prob] if isinstance(model, Model) else [model.sample]
     return all("temperature" in inspect.signature(method).parameters for method in asked)
 
 
 def _has_references(batch: Batch) -> bool:
     """Whether there is something to compare each answer with; always, where there are no prompts."""
     return batch.examples is None or all(example.references for example in batch.examples)
-
-
-def knows_real_data(task: Task) -> bool:
-    """Whether there are real sequences to show that are neither learned from nor compared with."""
-    return task.conditional or task.knows("sample") or len(task.valid.references) > 1
 
 
 def _real_ones(task: Task) -> int:

@@ -16,6 +16,7 @@ from text_gym.arrays import FloatArray
 from text_gym.errors import OptionError
 from text_gym.language_model import LanguageModel, State
 from text_gym.sequences import Batch, Example, Sequences
+from text_gym.tasks.task import Task
 
 
 class UniformPolicy(LanguageModel):
@@ -84,6 +85,12 @@ class RealData:
         if self.task.knows("log_prob"):
             self.log_prob = self._log_prob_of_source
 
+    @staticmethod
+    def check_task(task: Task) -> None:
+        """Refuse a task without real sequences to show."""
+        if not knows_real_data(task):
+            raise OptionError(f"the 'valid' split of {task!r} is empty, so there are no real sequences to compare with")
+
     def sample(
         self,
         n: int = 1,
@@ -118,3 +125,8 @@ class RealData:
     ) -> FloatArray:
         """Return the log-probability of each sequence under the source, [n]."""
         return self.task.log_prob(tokens, lengths)
+
+
+def knows_real_data(task: Task) -> bool:
+    """Whether a task has real sequences to show that are neither learned from nor compared with."""
+    return task.conditional or task.knows("sample") or len(task.valid.references) > 1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from agents.experiments.run import RunSpec
+from agents.experiments.settings import RunSpec
 from agents.experiments.workers import STOPPED, LocalPool, Pool, RayPool
 from agents.report.run_files import ERROR, NOW, RESULTS
 

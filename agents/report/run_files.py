@@ -17,7 +17,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from agents.report.columns import Column, in_order
 from text_gym.errors import DataError
@@ -29,11 +29,34 @@ NOW = "now.json"  # how far a run is that is under way
 FORMAT = "text_gym run 2"
 
 
+Json = dict[str, Any]
+"""The content of a JSON file, which holds an object."""
+
+
+class Nearest(TypedDict):
+    """The training sequence that is most like a sample."""
+
+    text: str
+    similarity: float
+
+
+class Sample(TypedDict):
+    """A sequence that a model generated."""
+
+    text: str
+    prompt: str
+    tokens: list[str]
+    reward: float | None
+    values: list[float] | None
+    """What it was worth to the model before its first token and after each."""
+    nearest: Nearest
+
+
 class Run(NamedTuple):
     """One model of one seed."""
 
     folder: Path
-    spec: dict[str, Any]
+    spec: Json
     """What was to be run."""
     figures: dict[str, float]
     """What came of it, by column; empty if it is not finished."""
@@ -41,9 +64,9 @@ class Run(NamedTuple):
     """The same at other temperatures, each with its "temperature"."""
     curve: list[dict[str, float]]
     """Figures while it learned, each with its "step"."""
-    samples: list[dict[str, Any]]
-    """A few sequences: tokens, text, prompt, reward, values, nearest."""
-    about: dict[str, Any]
+    samples: list[Sample]
+    """A few sequences."""
+    about: Json
     """Versions, hardware, times, signatures."""
     error: str | None
     """Why it failed, if it did."""
@@ -90,7 +113,7 @@ class Results:
         for name in ("metrics", "reward"):
             self._shared(name)
 
-    def _shared(self, name: str) -> Any:
+    def _shared(self, name: str) -> object:
         """What all runs have; figures of runs that differ in it cannot stand side by side."""
         said = {json.dumps(run.spec.get(name), sort_keys=True): run.spec.get(name) for run in self.runs.values()}
         if len(said) > 1:
@@ -177,7 +200,7 @@ def _runs_in(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.rglob(RUN))
 
 
-def read_spec(folder: Path) -> dict[str, Any]:
+def read_spec(folder: Path) -> Json:
     """Read what was to be run in a folder."""
     path = folder / RUN
     if path.is_file():
@@ -224,7 +247,7 @@ def read_curve(folder: Path, prefix: str = "eval/") -> list[dict[str, float]]:
     return [rows[step] for step in sorted(rows)]
 
 
-def read_log(folder: Path) -> list[dict[str, Any]]:
+def read_log(folder: Path) -> list[Json]:
     """All rows of all metrics files, as written; a line cut off by a kill is left out."""
     rows = []
     for path in sorted(folder.glob("progress*.json"), key=lambda path: int(path.stem.partition("-")[2] or 1)):
@@ -246,7 +269,7 @@ def read_json(path: Path) -> Any:
         raise DataError(f"cannot read {path}: {problem}") from problem
 
 
-def as_numbers(row: Mapping[str, Any]) -> dict[str, float]:
+def as_numbers(row: Mapping[str, object]) -> dict[str, float]:
     """What of a row is a number, or the word for one that JSON lacks.
 
     >>> as_numbers({"js": 0.1, "kl_sum": "inf", "note": "no"})

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from agents.report import charts
 from agents.report.columns import Column, column_of
-from agents.report.run_files import Results, Run
+from agents.report.run_files import Results, Run, Sample
 from agents.report.statistics import Difference, Summary, Test, against, summarize
 from agents.report.verdicts import summaries, verdicts
 
@@ -287,13 +287,13 @@ def _samples(results: Results, label: str) -> Plain | None:
     return {"label": label, "kind": run.kind, "seed": run.seed, "samples": samples}
 
 
-def _credits(sample: Plain) -> list[float]:
+def _credits(sample: Sample) -> list[float]:
     """What each token added to the value."""
     values = sample.get("values") or []
     return [after - before for before, after in pairwise(values)]
 
 
-def _tokens(sample: Plain, largest: float) -> list[Plain]:
+def _tokens(sample: Sample, largest: float) -> list[Plain]:
     """Each token, with its credit as text and as a share of the largest, where it is known."""
     tokens: list[Plain] = [{"text": token} for token in sample["tokens"]]
     for token, credit, after in zip(tokens, _credits(sample), (sample.get("values") or [])[1:], strict=False):

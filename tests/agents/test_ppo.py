@@ -21,7 +21,7 @@ import text_gym  # noqa: F401
 from agents import MLE
 from agents.cli.main import main
 from agents.experiments.comparison import compare, plan
-from agents.experiments.registry import find_agent
+from agents.experiments.recipes import find_agent
 from agents.nlpo import NLPO
 from agents.ppo import A2C, PPO, MaskablePPO, PPOSettings
 from tests.helpers.comparisons import small as small_comparison
@@ -462,7 +462,8 @@ WITHOUT = """
 import sys
 sys.modules["sb3_contrib"] = None
 import gymnasium as gym, text_gym
-from agents.experiments.registry import find_agent, registered_agents
+from agents.experiments.recipes import find_agent
+from agents.experiments.registry import registered_agents
 from text_gym.errors import DependencyError
 env = gym.make("TextGen-v0", task="oracle(vocab_size=9, max_length=4)", reward="length")
 assert "nlpo" in registered_agents()

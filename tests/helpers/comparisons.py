@@ -4,8 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import text_gym  # noqa: F401
-from agents.experiments.comparison import Comparison, label_of
-from agents.experiments.metrics import MetricSettings
+from agents.experiments.settings import Comparison, MetricSettings, split_label
 
 TASK = "oracle(vocab_size=12, max_length=5, train_size=96, valid_size=40, test_size=40)"
 SMALL = MetricSettings(
@@ -25,7 +24,7 @@ MINE = "tests.helpers.own_agents:"
 
 
 def small(out, agents=("mle", "pg-bleu", "seqgan"), **changes):
-    options = {label: OPTIONS[label] for label in map(label_of, agents) if label in OPTIONS}
+    options = {label: OPTIONS[label] for label, _ in map(split_label, agents) if label in OPTIONS}
     asked = Comparison(agents, TASK, seeds=1, out=Path(out), options=options, metrics=SMALL, jobs=2, device="cpu")
     return replace(asked, **changes)
 

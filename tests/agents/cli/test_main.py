@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import pytest
 from agents.cli.main import main
 from agents.cli.train import measure_run
 from agents.experiments.reward_audit import audit_rewards
-from agents.experiments.run import RunSpec, load_model, prepare_run
+from agents.experiments.run import load_model, prepare_run
+from agents.experiments.settings import RunSpec
 from agents.report.columns import ALSO
 from agents.report.run_files import read_curve, read_log, read_run
 from text_gym import TextGymError, make_task
@@ -36,6 +38,43 @@ def test_lists(capsys):
     assert all(name in out for name in ("grammar", "oracle", "answers"))
     code, out, _ = run(capsys, "rewards")
     assert all(name in out for name in ("bleu", "rouge_l", "constant"))
+
+
+LIGHT = """
+import sys
+from agents.cli.main import main
+try:
+    main(sys.argv[1:])
+except SystemExit as ended:
+    assert ended.code == 0, ended.code
+heavy = ("torch", "stable_baselines3", "matplotlib", "scipy", "transformers", "rich", "jinja2")
+sys.stderr.write(str([name for name in heavy if name in sys.modules]))
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [], ["--help"], ["--version"], ["tasks"], ["rewards"], ["agents"], ["train", "--help"], ["compare", "--help"],
+        ["sample"], ["sample", "--help"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_help_and_lists_import_nothing_that_takes_long(words):
+    done = subprocess.run([sys.executable, "-c", LIGHT, *words], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stderr == "[]"
+    assert done.stdout
+
+
+def test_help_lists_the_commands_each_with_what_it_does(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    assert run(capsys) == (0, out, "")
+    for command in ("train", "compare", "report", "sample", "evaluate", "agents", "tasks", "score", "audit", "bench"):
+        assert re.search(rf"^  {command} +[A-Z].*\.$", out, re.MULTILINE), command
+    code, out, err = run(capsys, "sampel")
+    assert (code, out) == (2, "")
+    assert err.startswith("text-gym: there is no command 'sampel'. Did you mean 'sample'?")
 
 
 def test_sample(capsys, grammar, answers):

@@ -18,8 +18,9 @@ import torch
 import text_gym  # noqa: F401
 from agents import MLE, Reinforce, SeqGAN
 from agents.experiments.comparison import compare, plan
-from agents.experiments.run import RunSpec, execute, load_model, prepare_run
+from agents.experiments.run import execute, load_model, prepare_run
 from agents.experiments.scheduler import Progress
+from agents.experiments.settings import RunSpec
 from agents.report.run_files import read_curve, read_log, read_results, read_run
 from tests.helpers.comparisons import MINE, OPTIONS, SMALL, TASK, figures, small
 from text_gym.errors import DataError, OptionError, TextGymError

@@ -10,8 +10,9 @@ from nltk.translate.bleu_score import sentence_bleu as nltk_bleu
 
 import text_gym
 from agents import MLE, Reinforce
-from agents.experiments.metrics import BLEU_ORDERS, Metrics, MetricSettings, distinct, knows_temperature
+from agents.experiments.metrics import BLEU_ORDERS, Metrics, distinct, knows_temperature
 from agents.experiments.reference_models import RealData, Uniform
+from agents.experiments.settings import MetricSettings
 from agents.report.columns import ALSO
 from tests.helpers.gradients import SEQUENCES, WORTH, tiny_agent
 from tests.helpers.models import probability

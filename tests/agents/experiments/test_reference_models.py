@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import text_gym
-from agents.experiments.metrics import Metrics, MetricSettings, knows_real_data
-from agents.experiments.reference_models import RealData, Uniform
+from agents.experiments.metrics import Metrics
+from agents.experiments.reference_models import RealData, Uniform, knows_real_data
+from agents.experiments.settings import MetricSettings
 from tests.helpers.tasks import asked_twice, from_lists
 from text_gym.errors import OptionError
 from text_gym.sequences import Example
