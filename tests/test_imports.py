@@ -36,9 +36,9 @@ AGENTS = {
     "ppo": "networks common sb3",
     "nlpo": "networks common sb3 ppo",
     "report": "",
-    "experiments": "networks common mle scheduled_sampling reinforce seqgan ppo nlpo report",
+    "experiments": "networks common report",
     "bench": "networks common sb3",
-    "cli": "networks common experiments report bench",
+    "cli": "common experiments report bench",
     "__init__": "common mle scheduled_sampling reinforce seqgan ppo nlpo",
 }
 

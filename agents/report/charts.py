@@ -7,8 +7,8 @@ import math
 import re
 import warnings
 from collections.abc import Iterable, Sequence
-from statistics import fmean, quantiles
-from typing import Any, BinaryIO, NamedTuple
+from statistics import fmean
+from typing import BinaryIO, Literal, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 
 from agents.report.columns import column_of
 from agents.report.run_files import Results, Run
+from agents.report.sweeps import far_end, plane_axes
 
 # Told apart by the colour-blind too; each has a contrast of 3 and more, the first on white and the second on black.
 PALETTE = [
@@ -32,7 +33,6 @@ PALETTE = [
 MARKERS = "osD^vPX*"
 DASHES = {"agent": "none", "control": "5 2.5", "reference": "1 2.5"}
 CURVES = ("nll_oracle", "nll_valid", "nll_test", "js", "validity", "reward", "entropy", "bleu4")
-PLANES = [("nll_oracle", "nll_test"), ("bleu4", "self_bleu4")]  # quality and diversity
 
 
 class Style(NamedTuple):
@@ -50,7 +50,7 @@ class Style(NamedTuple):
         return _in_page(self.colour)
 
     @property
-    def line(self) -> Any:
+    def line(self) -> Literal["-"] | tuple[float, tuple[float, ...]]:
         """The dash as matplotlib has it."""
         return "-" if self.dash == "none" else (0, tuple(map(float, self.dash.split())))
 
@@ -117,15 +117,18 @@ def curves(results: Results, *keys: str, legend: bool = True) -> Figure | None:
 def _draw_curves(axes: Axes, results: Results, key: str, lines: dict[str, Series]) -> None:
     for label, style in styles(results).items():
         line = lines[label]
-        look: dict[str, Any] = {"color": style.colour, "linestyle": style.line, "gid": f"line-{style.number}"}
+        gid = f"line-{style.number}"
         if line.x:
-            axes.plot(line.x, line.mean, linewidth=1.8, marker="o" if len(line.x) == 1 else "", **look)
+            marker = "o" if len(line.x) == 1 else ""
+            axes.plot(
+                line.x, line.mean, linewidth=1.8, marker=marker, color=style.colour, linestyle=style.line, gid=gid
+            )
             if line.low != line.high:
                 axes.fill_between(
                     line.x, line.low, line.high, color=style.colour, alpha=0.18, linewidth=0, gid=f"band-{style.number}"
                 )
         elif _is_reference(label, results) and (values := _finite(results.values(label, key).values())):
-            axes.axhline(fmean(values), linewidth=1.6, **look)
+            axes.axhline(fmean(values), linewidth=1.6, color=style.colour, linestyle=style.line, gid=gid)
     _mark_pretraining(axes, results)
     notes = ["epochs, then updates or rounds"]
     if infinite := sum(line.infinite for line in lines.values()):
@@ -163,15 +166,6 @@ def _mark_pretraining(axes: Axes, results: Results) -> None:
     if ends:
         place = axes.get_xaxis_transform()
         axes.text(min(ends), 1.02, "end of pretraining", transform=place, ha="center", va="bottom", fontsize=8.5)
-
-
-def plane_axes(results: Results) -> tuple[str, str] | None:
-    """The figures of quality and of diversity that the sweep over temperatures has, both finite somewhere."""
-    sweeps = [row for run in results.runs.values() for row in run.sweep]
-    for quality, diversity in PLANES:
-        if any(math.isfinite(row.get(quality, math.inf) + row.get(diversity, math.inf)) for row in sweeps):
-            return quality, diversity
-    return None
 
 
 def plane(results: Results, legend: bool = True) -> Figure | None:
@@ -214,22 +208,27 @@ def _points(results: Results, label: str, keys: tuple[str, str]) -> tuple[list[P
 
 def _draw_line(axes: Axes, points: list[Point], style: Style) -> None:
     """A line with small dots, and the model's own marker at temperature 1."""
-    look: dict[str, Any] = {"color": style.colour, "gid": f"line-{style.number}"}
-    x, y = [point.x for point in points], [point.y for point in points]
-    axes.plot(x, y, linestyle=style.line, linewidth=1.5, marker=".", markersize=5, **look)
-    at_one = [point for point in points if point.temperature == 1]
-    look["gid"] = f"band-{style.number}"
     axes.plot(
-        [p.x for p in at_one], [p.y for p in at_one], linestyle="", marker=style.marker, markersize=8, zorder=3, **look
+        [point.x for point in points],
+        [point.y for point in points],
+        color=style.colour,
+        linestyle=style.line,
+        linewidth=1.5,
+        marker=".",
+        markersize=5,
+        gid=f"line-{style.number}",
     )
-
-
-def far_end(values: Sequence[float]) -> float:
-    """Where a chart may end: no farther than three interquartile ranges above most values."""
-    if len(values) < 4:
-        return max(values, default=0.0)
-    first, _, third = quantiles(values, n=4)
-    return min(max(values), third + 3 * (third - first))
+    at_one = [point for point in points if point.temperature == 1]
+    axes.plot(
+        [point.x for point in at_one],
+        [point.y for point in at_one],
+        color=style.colour,
+        linestyle="",
+        marker=style.marker,
+        markersize=8,
+        zorder=3,
+        gid=f"band-{style.number}",
+    )
 
 
 def _window(axes: Axes, points: Sequence[Point]) -> list[str]:

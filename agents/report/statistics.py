@@ -23,6 +23,7 @@ from text_gym.errors import OptionError
 from text_gym.validation import suggest
 
 RESAMPLES = 9_999
+SIGNIFICANT = 0.05
 _ROUNDING = 1e-12  # figures nearer than this share of their size differ by rounding alone
 
 
@@ -84,6 +85,11 @@ class Test(NamedTuple):
     """Of Welch's test, two-sided."""
     p_holm: float
     """The same, corrected for all comparisons of the report."""
+
+    @property
+    def significant(self) -> bool:
+        """Whether it is significant after the correction."""
+        return self.p_holm < SIGNIFICANT
 
 
 Test.__test__ = False  # type: ignore[attr-defined]  # pytest takes classes of this name for its own

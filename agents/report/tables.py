@@ -9,19 +9,15 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
-from matplotlib.ticker import MaxNLocator
-
-from agents.report import charts
 from agents.report.columns import Column, column_of
 from agents.report.run_files import Results, Run, Sample
 from agents.report.statistics import Difference, Summary, Test, against, summarize
+from agents.report.sweeps import Best, best_under, plane_axes
 from agents.report.verdicts import summaries, verdicts
 
 SAMPLES_SHOWN = 5  # of each model
-SIGNIFICANT = 0.05
 ARROWS = {"lower": "↓", "higher": "↑", "neither": ""}
 OUTCOMES = {  # a sign, and what it says
     "gain": ("▲", "gain"),
@@ -80,7 +76,7 @@ def _line(results: Results) -> str:
 
 def _verdicts(results: Results, tests: Sequence[Test]) -> list[Plain]:
     """The verdicts by agent."""
-    certain = {(test.label, test.key) for test in tests if test.p_holm < SIGNIFICANT}
+    certain = {(test.label, test.key) for test in tests if test.significant}
     groups: dict[str, list[Plain]] = {}
     for verdict in verdicts(results):
         sign, word = OUTCOMES[verdict.outcome]
@@ -190,7 +186,7 @@ def _test(test: Test) -> Plain:
         "p": _p(test.p),
         "p_holm": _p(test.p_holm),
         "p_values": (test.p, test.p_holm),
-        "significant": test.p_holm < SIGNIFICANT,
+        "significant": test.significant,
     }
 
 
@@ -198,60 +194,9 @@ def _p(p: float) -> str:
     return "—" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-class Best(NamedTuple):
-    """A model's best quality among the temperatures that keep its diversity within a limit."""
-
-    label: str
-    limit: float
-    mean: float
-    """Over the seeds in which some temperature does; nan if none does."""
-    n: int
-    """The number of those seeds."""
-    seeds: int
-    """The number of seeds that were swept."""
-
-
-def best_under(results: Results, limits: Sequence[float] | None = None) -> list[Best]:
-    """The best NLL-oracle at an NLL-test no higher than each limit; without a source, BLEU-4 and self-BLEU-4.
-
-    Args:
-        results: A comparison.
-        limits: About five round numbers within the swept range, if not given.
-    """
-    keys = charts.plane_axes(results)
-    if keys is None:
-        return []
-    sweeps = {label: [run.sweep for run in results.of(label) if run.sweep] for label in results.labels}
-    if limits is None:
-        rows = [row for its in sweeps.values() for sweep in its for row in sweep if set(keys) <= set(row)]
-        limits = _limits([row[keys[1]] for row in rows if math.isfinite(row[keys[0]] + row[keys[1]])])
-    return [_best(label, sweeps[label], limit, keys) for label in results.labels if sweeps[label] for limit in limits]
-
-
-def _best(label: str, sweeps: Sequence[Sequence[dict[str, float]]], limit: float, keys: tuple[str, str]) -> Best:
-    quality, diversity = keys
-    of = min if column_of(quality).better == "lower" else max
-    within = [[row[quality] for row in sweep if set(keys) <= set(row) and row[diversity] <= limit] for sweep in sweeps]
-    best = [of(values) for values in within if values]
-    return Best(label, limit, fmean(best) if best else math.nan, len(best), len(sweeps))
-
-
-def _limits(values: Sequence[float]) -> list[float]:
-    """About five round numbers within these, but for the far ones."""
-    if not values:
-        return []
-    lowest, highest = min(values), charts.far_end(values)
-    found = [highest]
-    for bins in (5, 6, 7, 8):
-        ticks = MaxNLocator(bins, steps=[1, 2, 2.5, 5, 10]).tick_values(lowest, highest)
-        found = [round(float(tick), 6) for tick in ticks if lowest <= tick <= highest] or found
-        if len(found) >= 4:
-            break
-    return found
-
-
 def _best_table(results: Results) -> Plain | None:
-    keys, rows = charts.plane_axes(results), best_under(results)
+    keys = plane_axes(results)
+    rows = best_under(results)
     if keys is None or not rows:
         return None
     quality, diversity = map(column_of, keys)

@@ -18,10 +18,8 @@ from rich.text import Text
 
 from agents.report import charts
 from agents.report.run_files import Results
-from agents.report.tables import OUTCOMES, Plain, best_under, context, main_table
+from agents.report.tables import OUTCOMES, Plain, context, main_table
 from text_gym.files import replace_file
-
-__all__ = ["best_under", "terminal_table", "write_report"]
 
 IN_TERMINAL = (
     "reward",

@@ -7,6 +7,8 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,7 +18,8 @@ from rich.console import Console
 from agents.report import charts, tables
 from agents.report.columns import column_of
 from agents.report.run_files import read_results
-from agents.report.write import best_under, terminal_table, write_report
+from agents.report.sweeps import best_under
+from agents.report.write import terminal_table, write_report
 from tests.helpers.browser import BROWSER, Browser
 from tests.helpers.fake_runs import WORDS, write_fake_runs
 
@@ -296,6 +299,13 @@ def test_a_report_is_replaced_whole_and_leaves_nothing_else(results, tmp_path, m
         write_report(results, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == names
     assert (tmp_path / "report-plane.png").read_bytes() == before
+
+
+def test_tables_and_verdicts_need_no_matplotlib():
+    heavy = ("matplotlib", "torch", "agents.common")
+    code = f"import sys, agents.report.tables; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_the_terminals_table_fits(results):
