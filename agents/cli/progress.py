@@ -19,7 +19,7 @@ from text_gym.errors import DataError
 
 
 class Display:
-    """Shows a comparison while it runs: bars on a terminal, a line for each run that ends elsewhere."""
+    """Shows the progress of a comparison: bars on a terminal; elsewhere a line for each run that ends."""
 
     def __init__(self, console: Console) -> None:
         """Begin the clock."""
@@ -41,7 +41,7 @@ class Display:
 
     def __call__(self, progress: Progress) -> None:
         """Show how far it is."""
-        for folder in [*progress.done[progress.before :], *progress.failed]:
+        for folder in [*progress.finished[progress.finished_before :], *progress.failed]:
             if folder not in self._said:
                 self._said.add(folder)
                 self._say(progress, folder)
@@ -50,17 +50,17 @@ class Display:
 
     def _say(self, progress: Progress, folder: Path) -> None:
         spec = progress.specs[folder]
-        count = f"{len(progress.done) + len(progress.failed)}/{len(progress.runs)}"
+        count = f"{len(progress.finished) + len(progress.failed)}/{len(progress.folders)}"
         what = f"{_clock(time.monotonic() - self.begin)}  {count}  {spec.label}, seed {spec.seed}"
         why = progress.failed.get(folder)
         self.console.print(escape(what if why is None else f"{what} FAILED: {why}"), highlight=False)
 
     def _picture(self, progress: Progress) -> RenderableType:
-        ended = len(progress.done) + len(progress.failed)
+        ended = len(progress.finished) + len(progress.failed)
         rows = Table.grid(padding=(0, 2))
         rows.add_row(
-            Text(f"{ended} of {len(progress.runs)} runs"),
-            ProgressBar(total=len(progress.runs), completed=ended, width=30),
+            Text(f"{ended} of {len(progress.folders)} runs"),
+            ProgressBar(total=len(progress.folders), completed=ended, width=30),
             Text(_clock(time.monotonic() - self.begin)),
         )
         for folder in progress.running:
@@ -75,7 +75,7 @@ class Display:
 
 
 def _now(folder: Path) -> tuple[str, int, int]:
-    """What a run is doing, and how far it has learned."""
+    """Read what a run is doing, and how far it has learned."""
     try:
         now = read_json(folder / NOW)
         doing, step, total = str(now["doing"]), int(now.get("step", 1)), int(now.get("of", 1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
@@ -15,7 +15,6 @@ from text_gym.tasks.task import Task
 from text_gym.validation import whole_number
 
 
-@runtime_checkable
 class Sampler(Protocol):
     """Anything that samples sequences of a task."""
 
@@ -26,7 +25,6 @@ class Sampler(Protocol):
         """Sample sequences: takes n and seed, in tasks with prompts also prompts, and perhaps a temperature."""
 
 
-@runtime_checkable
 class Model(Sampler, Protocol):
     """A sampler that knows the likelihood of sequences."""
 

@@ -25,18 +25,18 @@ class PlannedModel(NamedTuple):
     """A model of a comparison, which is trained with every seed."""
 
     spec: RunSpec
-    """What is to be run; its seed does not count."""
+    """The run; its seed does not count."""
     recipe: Recipe
-    """How to make it."""
+    """The recipe of the agent."""
 
     @property
     def label(self) -> str:
-        """Its name in the comparison."""
+        """Name in the comparison."""
         return self.spec.label
 
     @property
     def settings(self) -> DataclassInstance | None:
-        """Its hyper-parameters, if it lists them."""
+        """All hyper-parameters; None for an agent that does not list them."""
         return self.recipe.settings(self.spec.preset)
 
     @property
@@ -94,7 +94,7 @@ def _stopped_early(agent: PlannedModel, tested: tuple[str, ...]) -> PlannedModel
 
 
 class UpdateRule(NamedTuple):
-    """How an agent learns, on a reward that says nothing."""
+    """An agent's way of learning, on an uninformative reward."""
 
     recipe: Recipe
     preset: str | None
@@ -102,7 +102,7 @@ class UpdateRule(NamedTuple):
 
     @property
     def identity(self) -> tuple[object, ...]:
-        """What tells it from another: agents with equal rules share their controls."""
+        """A key that equal rules share, and with it their controls."""
         settings = self.recipe.settings(self.preset)
         what = repr(sorted(self.recipe.options.items())) if settings is None else repr(settings)
         return self.recipe.factory, what, self.recipe.steps, self.reward

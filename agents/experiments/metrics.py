@@ -11,7 +11,7 @@ import inspect
 import sys
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard
 
 import numpy as np
 import torch
@@ -38,7 +38,6 @@ SWEPT = ("nll_oracle", "nll_test", "entropy", "kl_model_data", "kl_data_model", 
          "self_bleu4", "reward")  # fmt: skip
 
 
-@runtime_checkable
 class Rewarded(Protocol):
     """A model that has a reward of its own."""
 
@@ -47,7 +46,7 @@ class Rewarded(Protocol):
 
 
 class Metrics:
-    """What can be said of models of one task.
+    """The figures of the models of one task.
 
     Args:
         task: Whose held-out sequences they are compared with.
@@ -56,7 +55,7 @@ class Metrics:
     """
 
     def __init__(self, task: Task, settings: MetricSettings, reward: RewardSpec | None = None) -> None:
-        """Make the references' tables, once."""
+        """Choose the references."""
         self.task, self.settings = task, settings
         self.test = task.batch("test")
         if len(self.test) < 2:
@@ -72,38 +71,38 @@ class Metrics:
 
     @cached_property
     def tables(self) -> dict[int, Bleu]:
-        """The references' n-grams, by the longest n."""
+        """BLEU against the references, by the longest n."""
         return {n: Bleu(self.references.sentences, n) for n in BLEU_ORDERS}
 
     @cached_property
     def training(self) -> list[list[int]]:
-        """Every training sequence."""
+        """All training sequences."""
         return self.task.train.references.to_lists()
 
     @cached_property
     def steps_of_real(self) -> IntArray:
-        """The steps through the language that the test split takes."""
+        """Steps through the language that the test split takes."""
         steps = self.task.steps(self.test.tokens, self.test.lengths)
         return steps[steps >= 0]
 
     def sizes(self) -> dict[str, int]:
-        """How many sequences the data have in each split, and how many of them BLEU compares with."""
+        """Count the sequences of each split, and those that BLEU compares with."""
         splits = {name: len(self.task.split(name).references) for name in SPLITS}
         return splits if self.task.conditional else splits | {"references": self.size}
 
     def signatures(self) -> dict[str, str]:
-        """How each kind of score was computed, to stand beside it."""
+        """Describe how each kind of score was computed, to stand beside it."""
         scores = {} if self.task.conditional else {f"bleu{n}": table.signature for n, table in self.tables.items()}
         sizes = f"sequences:{self.size}"
         return scores | {f"self_bleu{n}": f"self_bleu|n:{n}|smoothing:method1|{sizes}" for n in BLEU_ORDERS}
 
     def figures(self, model: Sampler, seed: int) -> dict[str, float]:
-        """Every figure of a model that the task and the model allow."""
+        """Compute every figure of a model that the task and the model allow."""
         drawn = draw(model, max(self.settings.samples, self.size), seed, "test")
         return self.of_samples(model, drawn, self.test) | self.of_texts(drawn)
 
     def sweep(self, model: Sampler, seed: int) -> list[dict[str, float]]:
-        """The figures of quality and diversity at each temperature, where the model can be drawn from at one."""
+        """Compute the figures of quality and diversity at each temperature, if the model can be sampled at one."""
         if not knows_temperature(model):
             return []
         n = max(self.settings.sweep_samples, self.size)
@@ -116,10 +115,10 @@ class Metrics:
         return rows
 
     def of_samples(self, model: object, drawn: Batch, real: Batch, temperature: float = 1.0) -> dict[str, float]:
-        """What likelihoods, the language and rewards say of what was drawn."""
+        """Compute likelihoods, shares of valid sequences and mean rewards of samples."""
         task = self.task
         figures: dict[str, float] = {}
-        if isinstance(model, Model):
+        if has_log_prob(model):
             figures = likelihoods(model, drawn, real, temperature)
             figures.pop("data_entropy", None)
         elif task.knows("log_prob"):
@@ -135,7 +134,7 @@ class Metrics:
         return figures | {key: float(scorer(drawn).total.mean()) for key, scorer in self.also.items()}
 
     def of_texts(self, drawn: Batch) -> dict[str, float]:
-        """What comparing sequences with each other and with real ones says, on as many as there are references."""
+        """Compare as many samples as there are references with each other and with real sequences."""
         part = drawn.take(np.arange(min(self.size, len(drawn))))
         sentences = [tuple(sentence) for sentence in part.sentences]
         trained = set(map(tuple, self.training))
@@ -147,7 +146,7 @@ class Metrics:
         return figures
 
     def _alike(self, part: Batch, orders: Sequence[int]) -> dict[str, float]:
-        """BLEU and self-BLEU; with prompts, BLEU against their own references, and what else compares with those."""
+        """Compute BLEU and self-BLEU; with prompts, also ROUGE-L and exact match against the prompt's references."""
         figures = {f"self_bleu{n}": float(self_bleu(part.sentences, n).mean()) for n in orders}
         if part.examples is None:
             scores = {n: self.tables[n].score(part.tokens, part.content_lengths) for n in orders}
@@ -162,11 +161,11 @@ class Metrics:
         return figures
 
     def samples(self, model: Sampler, seed: int) -> list[Sample]:
-        """A few sequences with their rewards, each token's credit, and the nearest training sequence."""
+        """Sample a few sequences, with their rewards, each token's credit, and the nearest training sequence."""
         if not self.settings.shown:
             return []
         batch = draw(model, self.settings.shown, seed, "test")
-        rewards = model.rewards(batch) if isinstance(model, Rewarded) else self._own_reward(batch)
+        rewards = model.rewards(batch) if has_rewards(model) else self._own_reward(batch)
         values = self._values(model, batch, seed)
         return [
             {
@@ -184,7 +183,7 @@ class Metrics:
         return self.reward(batch).total if self.reward is not None and _has_references(batch) else None
 
     def _values(self, model: Sampler, batch: Batch, seed: int) -> FloatArray | None:
-        """What each sequence was worth to an agent before its first token and after each, [n, T + 1]."""
+        """Estimate an agent's value of each sequence before its first token and after each, [n, T + 1]."""
         if not self.settings.credit_rollouts or not isinstance(model, Agent):
             return None
         values = rollout_values(
@@ -201,7 +200,7 @@ class Metrics:
         return np.asarray(values.cpu().numpy(), dtype=np.float64)
 
     def _nearest(self, sentence: list[int]) -> Nearest:
-        """The training sequence with the longest common subsequence, for its length."""
+        """Find the training sequence with the longest common subsequence, for its length."""
         if not self.training:
             return {"text": "", "similarity": 0.0}
         likeness = [rouge_l(sentence, other) for other in self.training]
@@ -209,9 +208,19 @@ class Metrics:
         return {"text": self.task.decode(self.training[best]), "similarity": round(likeness[best], 4)}
 
 
+def has_log_prob(model: object) -> TypeGuard[Model]:
+    """Whether a model knows the likelihood of sequences."""
+    return hasattr(model, "log_prob")
+
+
+def has_rewards(model: object) -> TypeGuard[Rewarded]:
+    """Whether a model has a reward of its own."""
+    return hasattr(model, "rewards")
+
+
 def knows_temperature(model: Sampler) -> bool:
-    """Whether a model can be drawn from, and asked for likelihoods, at a temperature."""
-    asked = [model.sample, model.log_prob] if isinstance(model, Model) else [model.sample]
+    """Whether a model can be sampled, and asked for likelihoods, at a temperature."""
+    asked = [model.sample, model.log_prob] if has_log_prob(model) else [model.sample]
     return all("temperature" in inspect.signature(method).parameters for method in asked)
 
 
@@ -221,14 +230,14 @@ def _has_references(batch: Batch) -> bool:
 
 
 def _real_ones(task: Task) -> int:
-    """How many real sequences can be put beside a model's as a model's own."""
+    """Count the real sequences that can stand in a row of their own."""
     if task.conditional or task.knows("sample") or not knows_real_data(task):
         return sys.maxsize
     return len(task.valid.references)
 
 
 def distinct(sentences: Sequence[Sequence[int]], n: int) -> float:
-    """The share of distinct n-grams among all n-grams of the sentences; 0 where there are none.
+    """Share of distinct n-grams among all n-grams of the sentences; 0 where there are none.
 
     >>> distinct([(1, 2, 1), (1, 2)], 1), distinct([(1, 2, 1), (1, 2)], 2)
     (0.4, 0.6666666666666666)

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from agents.common.agent import Agent, Updates
 from agents.common.evaluation import Sampler
@@ -78,7 +78,7 @@ class PlainAgent:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to make an agent."""
+    """A way to make an agent: its class, hyper-parameters and reward."""
 
     name: str
     """The name that it was found by."""
@@ -87,7 +87,7 @@ class Recipe:
     options: dict[str, object]
     """Hyper-parameters that were given."""
     reward: RewardSpec | None
-    """Its own reward, in place of the environment's."""
+    """Reward in place of the environment's."""
     steps: int | None = None
     """Steps that it learns, if they were given and are none of its hyper-parameters."""
 
@@ -133,8 +133,7 @@ class Recipe:
             raise OptionError(f"agent {self.name!r} made {made!r}, which has no sample()")
         if not hasattr(made, "task"):
             setattr(made, "task", rules_of(env).task)  # noqa: B010 - an attribute that its class does not have
-        assert isinstance(made, Sampler)
-        return made
+        return cast(Sampler, made)
 
 
 def find_agent(spec: str, preset: str | None = None, **options: object) -> Recipe:

@@ -193,20 +193,20 @@ class Heartbeat(BaseCallback):
 
 
 def seed_everything(seed: int) -> None:
-    """For agents that draw from the global generators; without it their numbers would depend on earlier runs."""
+    """Seed the global generators, which some agents use; their numbers would depend on earlier runs otherwise."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - the global one is meant
     torch.manual_seed(seed)
 
 
 def versions() -> dict[str, str]:
-    """Of Python, this package and those that results depend on."""
+    """Versions of Python, this package and those that results depend on."""
     own = {"python": platform.python_version(), "text-gym": text_gym.__version__}
     return own | {name: metadata.version(name) for name in PACKAGES}
 
 
 def logs() -> tuple[str, ...]:
-    """Where metrics go: into JSON lines, and to TensorBoard where it is installed."""
+    """Kinds of logs: JSON lines, and TensorBoard's where it is installed."""
     try:
         import torch.utils.tensorboard  # noqa: F401
     except ImportError:
@@ -215,7 +215,7 @@ def logs() -> tuple[str, ...]:
 
 
 def hardware() -> str:
-    """The processor, or the GPU, that this runs on."""
+    """Name the processor, or the GPU, of this machine."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     name = platform.processor() or platform.machine()
@@ -227,7 +227,7 @@ def hardware() -> str:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Replace a file as a whole; what JSON has no number for is written as a word."""
+    """Write a JSON file whole; numbers that JSON lacks become words."""
     with replace_file(path) as file:
         file.write(json.dumps(_worded(content), indent=1, ensure_ascii=False, allow_nan=False).encode())
 

@@ -1,4 +1,4 @@
-"""Which run is executed when: each after the one that it begins with, as many at a time as there is room for."""
+"""The scheduler: each run after the one that it starts from, as many at a time as there is room for."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from agents.report.run_files import ERROR, NOW, RESULTS
 
 
 class Progress:
-    """How far a comparison is.
+    """Progress of a comparison.
 
     Attributes:
-        runs: Their folders.
-        done: Those that are finished.
-        failed: Those that failed, and why.
-        running: Those that are being run.
+        folders: Folders of all runs.
+        finished: Runs that have results.
+        failed: Runs that failed, and why.
+        running: Runs that are under way.
     """
 
-    def __init__(self, runs: Sequence[Path]) -> None:
-        """Some may be finished from an earlier run."""
-        self.runs = list(runs)
-        self.specs = {folder: RunSpec.read(folder) for folder in runs}
-        self.done = [folder for folder in runs if (folder / RESULTS).exists()]
-        self.before = len(self.done)
+    def __init__(self, folders: Sequence[Path]) -> None:
+        """Find the runs that an earlier comparison finished."""
+        self.folders = list(folders)
+        self.specs = {folder: RunSpec.read(folder) for folder in folders}
+        self.finished = [folder for folder in folders if (folder / RESULTS).exists()]
+        self.finished_before = len(self.finished)
         self.failed: dict[Path, str] = {}
         self.running: list[Path] = []
 
     def start_of(self, folder: Path) -> Path | None:
-        """The run that this one begins with."""
+        """Find the run that this one starts from."""
         spec = self.specs[folder]
         return None if spec.start is None else folder.parent.parent / spec.start / folder.name
 
     @property
     def waiting(self) -> list[Path]:
-        """Those that have not begun."""
-        begun = {*self.done, *self.failed, *self.running}
-        return [folder for folder in self.runs if folder not in begun]
+        """Runs that have not begun."""
+        begun = {*self.finished, *self.failed, *self.running}
+        return [folder for folder in self.folders if folder not in begun]
 
     @property
     def ready(self) -> list[Path]:
-        """Those that could begin: what they begin with is there."""
-        return [folder for folder in self.waiting if self.start_of(folder) in (None, *self.done)]
+        """Runs that could begin: what they start from is there."""
+        return [folder for folder in self.waiting if self.start_of(folder) in (None, *self.finished)]
 
 
 def run_all(progress: Progress, make: Callable[[], Pool], watch: Callable[[Progress], None]) -> None:
@@ -67,7 +67,7 @@ def run_all(progress: Progress, make: Callable[[], Pool], watch: Callable[[Progr
                 if error == STOPPED:
                     raise KeyboardInterrupt
                 if error is None:
-                    progress.done.append(folder)
+                    progress.finished.append(folder)
                 else:
                     fail(progress, folder, error)
             watch(progress)
@@ -90,7 +90,7 @@ def fail(progress: Progress, folder: Path, why: str) -> None:
 
 
 def make_pool(jobs: int | None, threads: int, device: str, ray: str | None) -> Pool:
-    """Where the runs are executed; without a number of jobs, as many at a time as the machine has room for."""
+    """Make what executes the runs; without a number of jobs, as many at a time as the machine has room for."""
     if ray is not None:
         return RayPool(ray, jobs, threads, device != "cpu")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

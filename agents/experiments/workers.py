@@ -9,6 +9,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,13 +29,13 @@ class Pool(Protocol):
 
     @property
     def free(self) -> int:
-        """How many more runs it would begin at present."""
+        """Number of runs that it could begin now."""
 
     def begin(self, folder: Path) -> None:
-        """Start a run."""
+        """Begin a run."""
 
     def wait(self, seconds: float) -> list[Done]:
-        """The runs that have ended since; waits for one, but not longer than this."""
+        """Wait for a run to end, but not longer than this, and return all that have ended."""
 
     def close(self) -> None:
         """End what is still running."""
@@ -65,12 +66,12 @@ class LocalPool:
     def __init__(self, jobs: int) -> None:
         """Nothing is started before there is something to run."""
         self.jobs = jobs
-        self._workers: dict[Connection, tuple[Any, Path | None]] = {}
+        self._workers: dict[Connection, tuple[SpawnProcess, Path | None]] = {}
         self._context = multiprocessing.get_context("spawn")
 
     @property
     def free(self) -> int:
-        """How many more runs can be begun."""
+        """Number of runs that could begin now."""
         return self.jobs - sum(folder is not None for _, folder in self._workers.values())
 
     def begin(self, folder: Path) -> None:
@@ -142,12 +143,12 @@ class RayPool:
         there = self._ray.cluster_resources()
         self.jobs = jobs or max(1, int(there.get("CPU", 1)) // threads)
         needs = {"num_cpus": threads, "num_gpus": int(on_gpu and there.get("GPU", 0) > 0), "max_retries": 0}
-        self._remote: Callable[..., Any] = self._ray.remote(**needs)(_run_remotely).remote
-        self._running: dict[Any, Path] = {}
+        self._remote: Callable[..., object] = self._ray.remote(**needs)(_run_remotely).remote
+        self._running: dict[object, Path] = {}
 
     @property
     def free(self) -> int:
-        """How many more runs can be begun."""
+        """Number of runs that could begin now."""
         return self.jobs - len(self._running)
 
     def begin(self, folder: Path) -> None:
@@ -161,7 +162,7 @@ class RayPool:
         ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=seconds)
         return [(self._running.pop(handle), self._result(handle)) for handle in ready]
 
-    def _result(self, handle: Any) -> str | None:
+    def _result(self, handle: object) -> str | None:
         try:
             error: str | None = self._ray.get(handle)
         except self._ray.exceptions.RayError as problem:
@@ -186,7 +187,7 @@ def _run_remotely(folder: str, here: str, path: list[str]) -> str | None:
 
 
 def _work(connection: Connection) -> None:
-    """What a process does: a run, and the next one, until the other side is gone."""
+    """Execute one run after another, until the other side is gone."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     tqdm.set_lock(threading.RLock())  # its usual lock is for several processes, and would outlive one that is ended
     while True:
@@ -213,5 +214,5 @@ def _end_with_parent() -> None:
 
 
 def _how(exit_code: int | None) -> str:
-    """How a process ended, in words."""
+    """Say how a process ended."""
     return f"killed by signal {-exit_code}" if exit_code is not None and exit_code < 0 else f"exit code {exit_code}"

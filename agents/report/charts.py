@@ -36,12 +36,12 @@ CURVES = ("nll_oracle", "nll_valid", "nll_test", "js", "validity", "reward", "en
 
 
 class Style(NamedTuple):
-    """How a model is drawn, everywhere the same."""
+    """Colour, dash and marker of a model in all charts."""
 
     number: int
     colour: str
     dash: str
-    """As in SVG's stroke-dasharray."""
+    """Dash as in SVG's stroke-dasharray."""
     marker: str
 
     @property
@@ -63,7 +63,7 @@ class Series(NamedTuple):
     low: list[float]
     high: list[float]
     infinite: int
-    """How many points were left out."""
+    """Number of points that were left out."""
 
 
 class Point(NamedTuple):
@@ -75,12 +75,12 @@ class Point(NamedTuple):
 
 
 def title(key: str) -> str:
-    """What a figure is called in charts, where that of the validation split occurs too."""
+    """Title of a figure in charts, where that of the validation split occurs too."""
     return "NLL-valid" if key == "nll_valid" else column_of(key).title
 
 
 def styles(results: Results) -> dict[str, Style]:
-    """Every model's colour, dash and marker."""
+    """Choose every model's colour, dash and marker."""
     found = {}
     for i, label in enumerate(results.labels):
         kind = results.kind(label)
@@ -90,13 +90,13 @@ def styles(results: Results) -> dict[str, Style]:
 
 
 def curve_keys(results: Results) -> list[str]:
-    """The figures that were watched while the models learned, the most telling first."""
+    """List the figures that were evaluated during learning, the most telling first."""
     seen = {key for run in results.runs.values() for row in run.curve for key in row}
     return [key for key in CURVES if key in seen]
 
 
 def curves(results: Results, *keys: str, legend: bool = True) -> Figure | None:
-    """What models came to while they learned, one panel for each key; None if no model's curve has them."""
+    """Draw learning curves, one panel for each key; None if no model's curve has them."""
     lines = {key: {label: _series(results, label, key) for label in results.labels} for key in keys}
     shown = [key for key in keys if any(line.x for line in lines[key].values())]
     if not shown:
@@ -149,7 +149,7 @@ def _series(results: Results, label: str, key: str) -> Series:
 
 
 def _before(results: Results, run: Run) -> float:
-    """How many steps of others came before a model's own: those of the model that it started from."""
+    """Count the steps before a model's own: those of the model that it started from."""
     passed, seen = 0.0, {run.label}
     start = results.runs.get((str(run.spec.get("start")), run.seed))
     while start is not None and start.label not in seen:
@@ -169,7 +169,7 @@ def _mark_pretraining(axes: Axes, results: Results) -> None:
 
 
 def plane(results: Results, legend: bool = True) -> Figure | None:
-    """Quality against diversity, a line for each model through its temperatures; None if none were swept."""
+    """Draw quality against diversity, a line for each model through its temperatures; None if none were swept."""
     keys = plane_axes(results)
     if keys is None:
         return None
@@ -194,7 +194,7 @@ def plane(results: Results, legend: bool = True) -> Figure | None:
 
 
 def _points(results: Results, label: str, keys: tuple[str, str]) -> tuple[list[Point], int]:
-    """A model's points by temperature, and how many are infinite; its own figures are those at temperature 1."""
+    """List a model's points by temperature, and count the infinite ones; its own figures are those at temperature 1."""
     rows: dict[float, list[dict[str, float]]] = {}
     for run in results.of(label):
         swept = {row["temperature"]: row for row in run.sweep if "temperature" in row}
@@ -207,7 +207,7 @@ def _points(results: Results, label: str, keys: tuple[str, str]) -> tuple[list[P
 
 
 def _draw_line(axes: Axes, points: list[Point], style: Style) -> None:
-    """A line with small dots, and the model's own marker at temperature 1."""
+    """Draw a line with small dots, and the model's own marker at temperature 1."""
     axes.plot(
         [point.x for point in points],
         [point.y for point in points],
@@ -274,7 +274,7 @@ def _legend(figure: Figure, results: Results, labels: Sequence[str], markers: bo
 
 
 def _name(label: str) -> str:
-    """A label that matplotlib takes for text: neither a formula, nor one of its own hidden names."""
+    """Escape a label, so that matplotlib takes it neither for a formula nor for one of its own hidden names."""
     return (" " if label.startswith("_") else "") + label.replace("$", r"\$")
 
 
@@ -299,7 +299,7 @@ def svg(figure: Figure, name: str) -> str:
 
 
 def _in_page(text: str) -> str:
-    """The same with the page's own variables for colours."""
+    """Replace colours by the page's own variables."""
     for number, (colour, _) in enumerate(PALETTE):
         text = text.replace(colour, f"var(--mark-{number})")
     return text.replace("#000000", "currentColor")

@@ -21,7 +21,7 @@ _SPREAD = {"self_bleu4", "coverage"}  # figures that noise betters; the others a
 
 
 class Verdict(NamedTuple):
-    """What is said of one agent in one figure."""
+    """The verdict on one agent in one figure."""
 
     label: str
     """The agent."""
@@ -56,7 +56,7 @@ class Claim:
 
     @property
     def trouble(self) -> str:
-        """Why nothing can be said; infinities are not left out, because they would be the worst seeds."""
+        """Reason why nothing can be said; infinities are not left out, because they would be the worst seeds."""
         ours, theirs = self.values(self.label), self.values(self.baseline)
         seeds = ours.keys() | theirs.keys()
         odd = sum(not (math.isfinite(ours.get(seed, 0)) and math.isfinite(theirs.get(seed, 0))) for seed in seeds)
@@ -67,7 +67,7 @@ class Claim:
         return self.results.values(label, self.column.key)
 
     def gain(self, ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference:
-        """How much better some values are than others; positive is better."""
+        """Compute how much better some values are than others; positive is better."""
         return paired(theirs, ours) if self.column.better == "lower" else paired(ours, theirs)
 
     def verdict(self) -> Verdict:
@@ -90,18 +90,18 @@ class Claim:
 
     @property
     def telling(self) -> list[str]:
-        """The controls that were to be run, but for those that anything is better than."""
+        """Controls of the agent, without the trivial ones."""
         controls = [c for c in self.results.controls_of(self.label) if c != self.baseline]
         return [c for c in controls if not self.results.of(c)[0].spec.get("trivial")]
 
     @property
     def tested(self) -> bool:
-        """Whether any of them has the figure."""
+        """Whether a telling control has the figure."""
         return any(self.values(control) for control in self.telling)
 
     @property
     def missing(self) -> list[str]:
-        """Those of them that failed, or have not finished, in all seeds but one."""
+        """Telling controls that failed, or have not finished, in all seeds but one."""
         ours = self.values(self.label)
         done = {c: {run.seed for run in self.results.of(c) if run.finished} for c in self.telling}
         return [control for control, seeds in done.items() if len(seeds & ours.keys()) < 2]
@@ -119,7 +119,7 @@ class Claim:
     def sentence(
         self, outcome: Outcome, gain: Difference, controls: Mapping[str, Difference], rivals: Sequence[str]
     ) -> str:
-        """The verdict in words."""
+        """Put the verdict into words."""
         if outcome == "one seed":
             return self.too_few(gain)
         if outcome == "none":
@@ -143,7 +143,7 @@ class Claim:
         return f"{text}.{self.remark()}"
 
     def conclusion(self, gain: Difference, rivals: Sequence[str]) -> str:
-        """What follows from the control that comes nearest, or further."""
+        """Conclude from the control that comes nearest, or further."""
         ours = self.values(self.label)
         leads = [self.gain(ours, self.values(control)) for control in rivals]
         if any(lead.below_zero for lead in leads):
@@ -153,13 +153,13 @@ class Claim:
         return f"not enough to tell that this is {self.label}'s own doing"
 
     def too_few(self, gain: Difference) -> str:
-        """What can be said with fewer than two seeds."""
+        """Say what can be said with fewer than two seeds."""
         if not gain.n:
             return f"{self.label} and {self.baseline} have {self.column.title} in no common seed: nothing can be said."
         return f"in one seed {self.effect(self.label, self.column.title, gain)}: one seed says nothing about chance."
 
     def effect(self, name: str, what: str, gain: Difference) -> str:
-        """What a model does to a figure, without interval."""
+        """Say what a model does to a figure, without interval."""
         if gain.mean == 0:
             return f"{name} does not change {what}"
         if math.isnan(gain.mean):
@@ -170,7 +170,7 @@ class Claim:
         return f"{name} {'lowers' if lowers else 'raises'} {what} by {self.show(abs(gain.mean))}"
 
     def beaten(self, controls: Mapping[str, Difference], n: int) -> str:
-        """The controls that an agent is better than, with their own gains."""
+        """Name the controls that an agent is better than, with their own gains."""
         parts = []
         for name, gain in controls.items():
             amount = self.show(gain.mean) if math.isfinite(gain.mean) else "infinitely worse"
@@ -179,7 +179,7 @@ class Claim:
         return ", ".join(parts)
 
     def rivals(self, controls: Mapping[str, Difference], rivals: Sequence[str], n: int) -> str:
-        """The control that does as well, the best of them if several do, and the others."""
+        """Name the control that does as well, the best of them if several do, and the others."""
         leads = {name: self.gain(self.values(self.label), self.values(name)) for name in rivals}
         best, *others = sorted(rivals, key=lambda name: (math.isnan(leads[name].mean), leads[name].mean))
         gain, lead = controls[best], leads[best]
@@ -196,7 +196,7 @@ class Claim:
         return f"{text}, which leaves {self.show(lead.mean)}{self.interval(lead)}" if lead.low is not None else text
 
     def correction(self) -> str:
-        """What is left of the claim when all comparisons are counted."""
+        """Say what is left of the claim when all comparisons are counted."""
         p = self.test.p_holm
         if math.isnan(p):
             return " (Welch's test does not apply)"
@@ -204,7 +204,7 @@ class Claim:
         return f" (Welch {_p(p)} after Holm over {self.family} comparison{'s' * (self.family != 1)}{fails})"
 
     def remark(self) -> str:
-        """Being better than the data is nothing to be proud of, unless it is a reward that was to be raised."""
+        """Remark on an agent that is better than real data, unless it is a reward that was to be raised."""
         if self.column.key == "reward":
             return ""
         results, ours = self.results, self.values(self.label)
@@ -220,7 +220,7 @@ class Claim:
         return f" Real data have {amount}: going beyond the data is a sign of {sign}, not of writing better."
 
     def words(self, label: str) -> str:
-        """What sentences call a model."""
+        """Name of a model in sentences."""
         return str(self.results.of(label)[0].spec.get("words") or label)
 
     def seeds(self, n: int) -> str:
@@ -231,19 +231,19 @@ class Claim:
         return f"over {n} of {total} seeds"
 
     def interval(self, gain: Difference) -> str:
-        """The interval in brackets, if there is one."""
+        """Write the interval in brackets, if there is one."""
         if gain.low is None or gain.high is None:
             return ""
         return f" [{self.show(gain.low)}, {self.show(gain.high)}]"
 
     def show(self, value: float, signed: bool = False) -> str:
-        """A value as text, and nothing without a minus."""
+        """Write a value, and zero without a minus."""
         text = self.column.show(value, signed)
         return text if any(digit in text for digit in "123456789inf") else text.replace("-", "+" if signed else "")
 
 
 def _p(p: float) -> str:
-    """A p-value as text.
+    """Write a p-value.
 
     >>> _p(0.0312), _p(0.00004)
     ('p = 0.031', 'p < 0.001')
@@ -252,7 +252,7 @@ def _p(p: float) -> str:
 
 
 def join_words(words: Sequence[str]) -> str:
-    """Words in a row.
+    """Join words by commas and "and".
 
     >>> join_words(["a", "b", "c"]), join_words(["a"])
     ('a, b and c', 'a')

@@ -10,20 +10,20 @@ class Column(NamedTuple):
     """One figure of a model."""
 
     key: str
-    """Its name in files."""
+    """Name in files."""
     title: str
-    """Its name in tables."""
+    """Name in tables."""
     better: Literal["lower", "higher", "neither"]
-    """Which way is better, where one is."""
+    """Direction that is better."""
     about: str
-    """What it is, in a sentence."""
+    """Description, in a sentence."""
     headline: bool = False
     """Whether claims are made about it."""
     form: str = ".3f"
-    """How its values are written; "%" for shares."""
+    """Format of its values; "%" for shares."""
 
     def show(self, value: float | None, signed: bool = False) -> str:
-        """A value of this column as text.
+        """Write a value of this column.
 
         >>> COLUMNS["nll_oracle"].show(8.7364), COLUMNS["validity"].show(0.8333), COLUMNS["validity"].show(-0.02, True)
         ('8.736', '83.3 %', '-2.0 %')
@@ -103,7 +103,7 @@ ALSO = "also:"  # before the name of a reward that the user has asked to see
 
 
 def column_of(key: str) -> Column:
-    """The column of a key; rewards that were asked for beside the named columns have keys `also:name`.
+    """Look up the column of a key; rewards that were asked for beside the named columns have keys `also:name`.
 
     >>> column_of("also:validity").title
     'reward validity'
@@ -115,5 +115,5 @@ def column_of(key: str) -> Column:
 
 
 def in_order(keys: set[str]) -> list[Column]:
-    """The columns of these keys, in the order of tables, the asked-for ones last."""
+    """List the columns of these keys, in the order of tables, the asked-for ones last."""
     return [COLUMNS[key] for key in COLUMNS if key in keys] + [column_of(key) for key in sorted(keys - COLUMNS.keys())]

@@ -1,8 +1,8 @@
-"""What a comparison left on disk, read back: the one place that reports take their numbers from.
+"""The files of runs and comparisons: the one place that reports take their numbers from.
 
     runs/table1/<label>/seed-<k>/       a run: one model, one seed
         run.json         what was to be run: label, kind, seed, agent, task, preset, options, controls_for, ...
-        results.json     what came of it: figures, sweep over temperatures, versions; absent until the run is done
+        results.json     figures, sweep over temperatures, versions; absent until the run is done
         samples.json     a few sequences with their rewards, credits and nearest training sequences
         progress*.json   metrics, one JSON object a line, as Stable-Baselines3's logger writes them
         error.txt        why it failed, if it did
@@ -48,7 +48,7 @@ class Sample(TypedDict):
     tokens: list[str]
     reward: float | None
     values: list[float] | None
-    """What it was worth to the model before its first token and after each."""
+    """Estimated value before the first token and after each."""
     nearest: Nearest
 
 
@@ -57,11 +57,11 @@ class Run(NamedTuple):
 
     folder: Path
     spec: Json
-    """What was to be run."""
+    """Content of run.json."""
     figures: dict[str, float]
-    """What came of it, by column; empty if it is not finished."""
+    """Figures by column; empty if the run is not finished."""
     sweep: list[dict[str, float]]
-    """The same at other temperatures, each with its "temperature"."""
+    """Figures at other temperatures, each with its "temperature"."""
     curve: list[dict[str, float]]
     """Figures while it learned, each with its "step"."""
     samples: list[Sample]
@@ -69,11 +69,11 @@ class Run(NamedTuple):
     about: Json
     """Versions, hardware, times, signatures."""
     error: str | None
-    """Why it failed, if it did."""
+    """Traceback, if it failed."""
 
     @property
     def label(self) -> str:
-        """What the model is called."""
+        """Name of the model."""
         return str(self.spec["label"])
 
     @property
@@ -83,7 +83,7 @@ class Run(NamedTuple):
 
     @property
     def seed(self) -> int:
-        """Its seed."""
+        """Seed of the run."""
         return int(self.spec["seed"])
 
     @property
@@ -114,7 +114,7 @@ class Results:
             self._shared(name)
 
     def _shared(self, name: str) -> object:
-        """What all runs have; figures of runs that differ in it cannot stand side by side."""
+        """Look up a setting that all runs must have in common, for their figures to stand side by side."""
         said = {json.dumps(run.spec.get(name), sort_keys=True): run.spec.get(name) for run in self.runs.values()}
         if len(said) > 1:
             raise DataError(f"these runs differ in {name}: {' and '.join(said)}; report them one by one")
@@ -174,7 +174,7 @@ class Results:
 
 
 def read_results(folders: Sequence[str | Path]) -> Results:
-    """The runs in and below these folders."""
+    """Read the runs in and below these folders."""
     found: list[Path] = []
     for folder in map(Path, folders):
         if not folder.is_dir():
@@ -189,7 +189,7 @@ def read_results(folders: Sequence[str | Path]) -> Results:
 
 
 def _runs_in(folder: Path) -> list[Path]:
-    """The runs that a comparison lists, or else all in and below a folder."""
+    """List the runs of a comparison, or else all in and below a folder."""
     if (folder / COMPARISON).exists():
         listed = read_json(folder / COMPARISON)
         if isinstance(listed, dict) and "cells" in listed:
@@ -226,7 +226,7 @@ def _other_version(path: Path) -> DataError:
 
 
 def read_run(folder: Path) -> Run:
-    """One run, as far as it has come."""
+    """Read one run, as far as it has come."""
     spec = read_spec(folder)
     done = read_json(folder / RESULTS) if (folder / RESULTS).exists() else {}
     samples = read_json(folder / SAMPLES) if (folder / SAMPLES).exists() else []
@@ -237,7 +237,7 @@ def read_run(folder: Path) -> Run:
 
 
 def read_curve(folder: Path, prefix: str = "eval/") -> list[dict[str, float]]:
-    """The rows of the metrics that hold an evaluation, by step; of two rows of one step the latter counts."""
+    """Read the evaluations of a log, by step; of two rows of one step the latter counts."""
     rows: dict[float, dict[str, float]] = {}
     for row in read_log(folder):
         figures = {k.removeprefix(prefix): v for k, v in as_numbers(row).items() if k.startswith(prefix)}
@@ -248,7 +248,7 @@ def read_curve(folder: Path, prefix: str = "eval/") -> list[dict[str, float]]:
 
 
 def read_log(folder: Path) -> list[Json]:
-    """All rows of all metrics files, as written; a line cut off by a kill is left out."""
+    """Read all rows of all log files; a line cut off by a kill is left out."""
     rows = []
     for path in sorted(folder.glob("progress*.json"), key=lambda path: int(path.stem.partition("-")[2] or 1)):
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -262,7 +262,7 @@ def read_log(folder: Path) -> list[Json]:
 
 
 def read_json(path: Path) -> Any:
-    """A file's content, or an error that names it."""
+    """Read a JSON file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
@@ -270,7 +270,7 @@ def read_json(path: Path) -> Any:
 
 
 def as_numbers(row: Mapping[str, object]) -> dict[str, float]:
-    """What of a row is a number, or the word for one that JSON lacks.
+    """Keep what of a row is a number, or the word for one that JSON lacks.
 
     >>> as_numbers({"js": 0.1, "kl_sum": "inf", "note": "no"})
     {'js': 0.1, 'kl_sum': inf}

@@ -35,9 +35,9 @@ class Summary(NamedTuple):
     mean: float
     """Their mean; nan if there is none."""
     low: float | None
-    """Where the interval begins, if there is one."""
+    """Lower end of the interval, if there is one."""
     high: float | None
-    """Where it ends."""
+    """Upper end of the interval."""
 
 
 class Difference(NamedTuple):
@@ -48,9 +48,9 @@ class Difference(NamedTuple):
     mean: float
     """The mean difference; nan if there is none."""
     low: float | None
-    """Where the interval begins, if there is one."""
+    """Lower end of the interval, if there is one."""
     high: float | None
-    """Where it ends."""
+    """Upper end of the interval."""
 
     @property
     def above_zero(self) -> bool:
@@ -63,7 +63,7 @@ class Difference(NamedTuple):
         return self.high is not None and self.high < 0
 
     def __neg__(self) -> Difference:
-        """The same difference, seen from the other model."""
+        """Return the difference as the other model sees it."""
         low, high = (None if bound is None else -bound for bound in (self.high, self.low))
         return Difference(self.n, -self.mean, low, high)
 
@@ -82,9 +82,9 @@ class Test(NamedTuple):
     difference: Difference
     """The model's figure less the baseline's, over the seeds that both have."""
     p: float
-    """Of Welch's test, two-sided."""
+    """p-value of Welch's test, two-sided."""
     p_holm: float
-    """The same, corrected for all comparisons of the report."""
+    """p-value corrected for all comparisons of the report."""
 
     @property
     def significant(self) -> bool:

@@ -31,7 +31,7 @@ Plain = dict[str, Any]
 
 
 def context(results: Results) -> Plain:
-    """All that a report says, but for its pictures."""
+    """Collect all that a report says, but for its pictures."""
     tests = against(results, results.baseline) if results.baseline else []
     return {
         "title": _title(results),
@@ -60,7 +60,7 @@ def _title(results: Results) -> str:
 
 
 def _line(results: Results) -> str:
-    """What was measured, and when."""
+    """Say what was measured, and when."""
     kinds = [results.kind(label) for label in results.labels]
     counts = [f"{n} {kind}{'s' * (n != 1)}" for kind in ("agent", "control", "reference") if (n := kinds.count(kind))]
     counts.append(f"{len(results.seeds)} seed{'s' * (len(results.seeds) != 1)}")
@@ -233,7 +233,7 @@ def _samples(results: Results, label: str) -> Plain | None:
 
 
 def _credits(sample: Sample) -> list[float]:
-    """What each token added to the value."""
+    """Compute what each token added to the value."""
     values = sample.get("values") or []
     return [after - before for before, after in pairwise(values)]
 
@@ -247,7 +247,7 @@ def _tokens(sample: Sample, largest: float) -> list[Plain]:
 
 
 def _settings(results: Results, label: str) -> Plain:
-    """What a model was, and all its hyper-parameters."""
+    """Describe a model, with all its hyper-parameters."""
     runs = results.of(label)
     spec = runs[0].spec
     about = {key: spec.get(key) for key in ("words", "agent", "preset", "reward", "start", "options")}
@@ -267,7 +267,7 @@ def _flattened(settings: Plain, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _texts(values: Plain) -> dict[str, str]:
-    """What of these is not empty, as text."""
+    """Write the values that are not empty."""
     full = {key: value for key, value in values.items() if value not in (None, "", {}, [])}
     return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in full.items()}
 

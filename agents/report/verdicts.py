@@ -109,7 +109,7 @@ def _tests(results: Results) -> list[Test]:
 
 
 def _claims(results: Results) -> Iterator[Claim]:
-    """What there is to judge."""
+    """Yield what there is to judge."""
     tests = _tests(results)
     family = sum(not math.isnan(test.p) for test in tests)
     for test in tests:

@@ -170,7 +170,7 @@ def _best_table(best: Plain) -> str:
 
 
 def _ending(found: Plain) -> list[str]:
-    """What went wrong, and how to run it again."""
+    """List what failed, and how to run it again."""
     wrong = [f"{run['label']}, seed {run['seed']}: {run['last']}" for run in found["failures"]]
     wrong += [f"{run['label']}, seed {run['seed']}: not finished" for run in found["unfinished"]]
     parts = ["## Failed and unfinished", _list(wrong)] if wrong else []
@@ -215,7 +215,7 @@ def terminal_table(results: Results, width: int = 100) -> Table:
 
 
 def _in_terminal(table: Plain, room: int) -> list[int]:
-    """Which columns there is room for: the named ones first, then other headline ones, in the order of tables."""
+    """Choose the columns that there is room for: the named ones, then other headline ones, in the order of tables."""
     columns, agents = table["columns"], table["groups"][0]["rows"]
     places = {
         column["key"]: i

@@ -224,7 +224,7 @@ def test_what_is_finished_is_not_run_again_and_more_can_be_added(ran):
     out, _ = ran
     before = {path: path.stat().st_mtime_ns for path in out.rglob("results.json")}
     seen = []
-    more = compare(small(out, seeds=2, controls=False), lambda progress: seen.append(progress.before))
+    more = compare(small(out, seeds=2, controls=False), lambda progress: seen.append(progress.finished_before))
     assert seen[0] == 3
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert sorted(more.runs) == sorted((label, seed) for label in ("mle", "pg-bleu", "seqgan") for seed in (0, 1))
