@@ -179,7 +179,7 @@ def test_rewards_cannot_change_what_is_learned_from():
 def test_teacher_forcing_weighs_as_the_loss_does(loss):
     """Where the reward teaches nothing, an update follows the likelihood's gradient, summed or averaged over tokens."""
     constant = tiny_env(lambda tokens: np.ones(len(tokens)))
-    settings = {"loss": loss, "teacher_forcing": 0.5, "batch_size": 40, "rollouts": 0, "clip": 1e9}
+    settings = {"loss": loss, "teacher_forcing": 0.5, "batch_size": 40, "rollouts": 0, "max_grad_norm": 1e9}
     agent = Reinforce(constant, seed=0, progress=False, **settings)
     agent.optimizer = torch.optim.SGD(agent.policy.parameters(), lr=1.0)
     random = agent.numpy_random(0)
