@@ -554,7 +554,7 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(tmp_path, command):
     before = steps()
     assert load_model(folder).steps_done >= before - 1
     if command == "compare":
-        return  # tests/test_compare.py goes on
+        return  # test_comparison.py goes on
     code, err = _interrupted(
         arguments, tmp_path, lambda: (folder / "progress-2.json").exists() and steps() > before + 1
     )

@@ -20,7 +20,8 @@ LETTERS = Vocabulary(["<eos>", *"abcdef"], eos=0)
 
 @pytest.mark.parametrize("name", WITHOUT_FILES)
 def test_every_registered_task_is_whole(name):
-    task = text_gym.make_task(name)
+    fewer = {"train_size": 50, "valid_size": 50, "test_size": 50} if name == "oracle" else {}
+    task = text_gym.make_task(name, **fewer)
     for split in ("train", "valid", "test"):
         batch = task.batch(split, range(20))
         assert batch.tokens.shape == (20, task.max_length)
