@@ -364,8 +364,8 @@ def test_a_divergence_that_is_dear_keeps_a_policy_near():
 def test_their_names(name, kind):
     recipe = find_agent(f"{name}(n_envs=3)")
     assert (recipe.factory, kind.name, recipe.options) == (kind, name, {"n_envs": 3})
-    assert recipe.takes_start
-    assert recipe.learns_from_reward
+    assert recipe.agent_class.takes_start
+    assert recipe.agent_class.learns_from_reward
     assert recipe.reward is None
     if sb3_contrib is not None or kind in (PPO, A2C):
         assert type(recipe.make(env_of(), seed=1, device="cpu", progress=False)) is kind
