@@ -4,8 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BASE := .venv/.installed-base
 DEV := .venv/.installed-dev
-# Python compiles what it imports by itself: compiling all of torch at once takes longer than the rest.
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	-c constraints.txt --config-settings editable_mode=compat
 
 .PHONY: demo test slow check release format bench clean
@@ -48,7 +47,7 @@ clean:
 $(BASE): setup.cfg pyproject.toml constraints.txt
 	@echo "Installing into .venv (less than a minute the first time, after the downloads)"
 	@$(PYTHON) -m venv .venv
-	@$(INSTALL) -e .
+	@$(INSTALL) --no-compile -e .  # Python compiles what it imports; all of torch would take longer than the rest
 	touch $@
 
 $(DEV): setup.cfg pyproject.toml constraints.txt
