@@ -128,7 +128,8 @@ import sys, gymnasium as gym, text_gym
 from agents.seqgan import SeqGAN
 env = gym.make("TextGen-v0", task=text_gym.make_task("grammar", train_size=400, valid_size=100, test_size=100))
 agent = SeqGAN(env, seed=5, preset="demo", folder=sys.argv[1], progress=False, embedding=8, hidden=8, threads=1,
-               rounds=3, pretrain_d_steps=3, pretrain_epochs=3, rollouts=1, batch_size=16).learn()
+               pretrain_epochs=3, pretrain_d_steps=3, d_samples=400,
+               rounds=3, g_steps=1, rollouts=1, batch_size=16).learn()
 print(agent.steps_done, repr(float(agent.log_prob(agent.sample(9, seed=0).tokens).sum())), agent.sample(3).texts)
 """
 
@@ -159,7 +160,7 @@ def test_a_run_that_is_killed_in_every_phase_comes_to_the_same_numbers(tmp_path)
         before = how_far(folder)
         process = subprocess.Popen([*command, folder], stdout=subprocess.PIPE, text=True)
         while process.poll() is None and how_far(folder) == before:
-            time.sleep(0.001)
+            time.sleep(0.005)
         time.sleep(0.02 * (len(kills) % 3))
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
