@@ -47,7 +47,7 @@ class Registry(Generic[T]):
         if not isinstance(name, str) or not name.isidentifier():
             raise OptionError(f"the name of a {self.kind} must be an identifier, not {name!r}")
         if name in self.entries and not replace:
-            raise OptionError(f"there is a {self.kind} {name!r} already; choose another name, or pass replace=True")
+            raise OptionError(f"{self.kind} {name!r} is registered already; choose another name, or pass replace=True")
         self.entries[name] = thing
         self.about.pop(name, None)
 
