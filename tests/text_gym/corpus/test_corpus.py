@@ -5,7 +5,6 @@ import json
 import logging
 import subprocess
 import sys
-import time
 
 import gymnasium as gym
 import numpy as np
@@ -415,7 +414,7 @@ def test_progress_is_shown_on_a_terminal_only(write, capfd, monkeypatch):
 
 @pytest.mark.slow
 def test_a_million_lines(tmp_path):
-    """Well within the promise of 20 s and 1 GB."""
+    """Well within the promise of 20 s and 1 GB; the time is the process's own, whatever else the machine does."""
     path = tmp_path / "million.txt"
     numbers = np.random.default_rng(0).zipf(1.3, (1_000_000, 10)) % 60_000
     with path.open("w") as file:
@@ -423,12 +422,11 @@ def test_a_million_lines(tmp_path):
     code = (
         "import resource, text_gym, sys\n"
         f"task = text_gym.make_task({str(path)!r}, cache=False)\n"
-        "print(task.report.lines, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "used = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "print(task.report.lines, used.ru_maxrss, used.ru_utime + used.ru_stime)"
     )
-    started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    seconds = time.perf_counter() - started
-    lines, peak = map(int, done.stdout.split())
+    lines, peak, seconds = map(float, done.stdout.split())
     assert lines == 1_000_000
     assert seconds < 20
     assert peak < 10**9 / 1024
