@@ -6,17 +6,16 @@ discriminator. Slow work is measured in part, and scaled up.
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from agents.bench import textbook
+from agents.bench.memory import resident_bytes
 from agents.common.losses import weighted_nll
 from agents.common.rollouts import rollout_values, score_sequences
 from agents.networks.discriminators import CNN, Discriminator, DiscriminatorSettings
@@ -81,9 +80,9 @@ def peak_memory(name: str, whose: str) -> float:
         there = torch.cuda.memory_allocated()
         work()
         return float(torch.cuda.max_memory_allocated() - there) / 2**20
-    before = _resident_bytes("VmRSS")
+    before = resident_bytes("VmRSS")
     work()
-    return max(0.0, (_resident_bytes("VmHWM") - before) / 2**20)
+    return max(0.0, (resident_bytes("VmHWM") - before) / 2**20)
 
 
 def _load_libraries() -> None:
@@ -99,18 +98,6 @@ def _load_libraries() -> None:
 def _memory_of(name: str, whose: str) -> float:
     code = f"from agents.bench.learning import peak_memory; print(peak_memory({name!r}, {whose!r}))"
     return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
-
-
-def _resident_bytes(which: str) -> float:
-    """Return the memory of this process (VmRSS), or its peak (VmHWM); without Linux's /proc always the peak.
-
-    On Linux getrusage() would not do: a new process starts with the peak of its parent.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith(which))
-        return float(line.split()[1]) * 1024
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
 
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -193,10 +193,11 @@ def million_lines() -> list[Row]:
         path = Path(folder) / "million.txt"
         _write_lines(path, 1_000_000)
         code = (
-            "import os, resource, sys, time, text_gym\n"
+            "import os, time, text_gym\n"
             f"os.environ['TEXT_GYM_CACHE'] = {folder!r}\n"
             f"t = time.perf_counter(); text_gym.make_task({str(path)!r}); t = time.perf_counter() - t\n"
-            "print(t, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == 'darwin' else 2**-10))"
+            "from agents.bench.memory import resident_bytes\n"
+            "print(t, resident_bytes('VmHWM'))"
         )
         rows = []
         for when in ("first", "cached"):
