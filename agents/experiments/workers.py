@@ -9,7 +9,8 @@ import threading
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ Done = tuple[Path, str | None]
 """A run's folder, and why it failed if it did."""
 STOPPED = "\0"  # in place of why a run failed: it was interrupted
 OUTPUT = "output.txt"  # what a run's process printed
+PRELOADED = ["agents.experiments.run", "torch._dynamo"]  # an optimiser imports the second
 
 
 class Pool(Protocol):
@@ -66,8 +68,8 @@ class LocalPool:
     def __init__(self, jobs: int) -> None:
         """Nothing is started before there is something to run."""
         self.jobs = jobs
-        self._workers: dict[Connection, tuple[SpawnProcess, Path | None]] = {}
-        self._context = multiprocessing.get_context("spawn")
+        self._workers: dict[Connection, tuple[BaseProcess, Path | None]] = {}
+        self._context = _context()
 
     @property
     def free(self) -> int:
@@ -82,7 +84,7 @@ class LocalPool:
         idle = next((ours for ours, (_, doing) in self._workers.items() if doing is None), None)
         if idle is None:
             idle, theirs = self._context.Pipe()
-            process = self._context.Process(target=_work, args=(theirs,))
+            process = self._context.Process(target=_work, args=(theirs, dict(os.environ)))
             process.start()
             theirs.close()
             self._workers[idle] = (process, None)
@@ -186,8 +188,22 @@ def _run_remotely(folder: str, here: str, path: list[str]) -> str | None:
     return run_safely(Path(folder))
 
 
-def _work(connection: Connection) -> None:
+def _context() -> BaseContext:
+    """Return how processes are started: forked from one that has imported the libraries, where the system can.
+
+    Each then starts in milliseconds, where importing torch takes seconds, and they share the libraries' memory.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def _work(connection: Connection, environment: dict[str, str]) -> None:
     """Execute one run after another, until the other side is gone."""
+    os.environ.clear()  # it is that of the moment when the first process was started
+    os.environ.update(environment)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     tqdm.set_lock(threading.RLock())  # its usual lock is for several processes, and would outlive one that is ended
     while True:
