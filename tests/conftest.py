@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: nothing is to be downloaded
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start: several share the cores
 
 import pytest
 import torch

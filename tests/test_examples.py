@@ -1,6 +1,5 @@
 """Examples as a person runs them; the one that measures pitch also against notes worked out by hand."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 
 import text_gym
+from tests.helpers.programs import run
 from text_gym.rewards import Scorer
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -25,9 +25,8 @@ from tunes import KEY, accidentals, pitches  # noqa: E402
     ],
 )
 def test_examples(name, words):
-    done = subprocess.run([sys.executable, EXAMPLES / name], capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert all(word in done.stdout for word in words), done.stdout
+    output = run(EXAMPLES / name)
+    assert all(word in output for word in words), output
 
 
 @pytest.mark.parametrize(
@@ -43,12 +42,8 @@ def test_examples(name, words):
 )
 def test_training_examples(tmp_path, command, words):
     name, *options = command.split()
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / name, *options],
-        capture_output=True, text=True, check=False, timeout=300, cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    places = [done.stdout.index(word) for word in words]
+    output = run(EXAMPLES / name, *options, cwd=tmp_path)
+    places = [output.index(word) for word in words]
     assert places == sorted(places)
 
 
@@ -60,11 +55,9 @@ def test_an_agent_of_ones_own_takes_less_than_40_lines():
 
 def test_an_example_on_ones_own_file(write):
     path = write("mine.txt", "uno dos\ndos tres\n")
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / "own_corpus.py", path], capture_output=True, text=True, check=True
-    )
-    assert "Task('mine'" in done.stdout
-    assert "is worth 1.00" in done.stdout
+    output = run(EXAMPLES / "own_corpus.py", path)
+    assert "Task('mine'" in output
+    assert "is worth 1.00" in output
 
 
 @pytest.mark.parametrize(

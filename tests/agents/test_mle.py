@@ -5,7 +5,6 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -25,6 +24,7 @@ from agents.common.evaluation import evaluate
 from agents.common.training import stop_on_interrupt
 from agents.mle import MLE, MLESettings
 from tests.helpers.models import assert_counts_fit
+from tests.helpers.programs import Program, run
 from text_gym.errors import DependencyError, OptionError, TrainingError
 from text_gym.language_model import LSTM
 
@@ -158,21 +158,20 @@ print(agent.steps_done, repr(agent.nll("test")), agent.sample(3, seed=0).texts)
 
 def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path):
     """SIGKILL three times, soon after a new checkpoint but at different moments; then it may come through."""
-    command = [sys.executable, "-c", PROGRAM]
-    whole = subprocess.run([*command, tmp_path / "whole"], capture_output=True, text=True, check=True).stdout
+    whole = run(PROGRAM, tmp_path / "whole")
     latest, kills = tmp_path / "killed" / "latest.json", 0
     while True:
         seen = latest.read_text() if latest.exists() else ""
-        process = subprocess.Popen([*command, tmp_path / "killed"], stdout=subprocess.PIPE, text=True)
+        process = Program(PROGRAM, tmp_path / "killed")
         if kills == 3:
             break
         while process.poll() is None and (not latest.exists() or latest.read_text() == seen):
             time.sleep(0.001)
         time.sleep(0.03 * kills)
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.kill()
         kills += 1
-    assert process.communicate()[0] == whole
+    assert process.wait() == 0
+    assert process.output == whole
 
 
 def test_metrics_go_where_log_says(env, tmp_path, capsys):

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -25,6 +23,7 @@ from agents.experiments.recipes import find_agent
 from agents.nlpo import NLPO
 from agents.ppo import A2C, PPO, MaskablePPO, PPOSettings
 from tests.helpers.comparisons import small as small_comparison
+from tests.helpers.programs import Program, run
 from tests.helpers.vec_envs import recorded
 from text_gym.errors import DependencyError, OptionError, TrainingError
 
@@ -181,21 +180,16 @@ print(agent.steps_done, agent.kl.weight, float(sum(p.double().sum().detach() for
 
 
 def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path):
-    command = [sys.executable, "-c", PROGRAM]
     whole = small(PPO, seed=5, iterations=10, kl={"weight": 0.4, "target": 0.05}).learn()
     total = float(sum(p.double().sum().detach() for p in whole.model.policy.parameters()))
     latest = tmp_path / "killed" / "latest.json"
-    process = subprocess.Popen([*command, tmp_path / "killed"], stdout=subprocess.PIPE, text=True)
+    process = Program(PROGRAM, tmp_path / "killed")
     while process.poll() is None and not latest.exists():
         time.sleep(0.001)
     time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.kill()
     assert json.loads(latest.read_text())["name"] != "step-10"
-    assert (
-        subprocess.run([*command, tmp_path / "killed"], capture_output=True, text=True, check=True).stdout
-        == f"10 {whole.kl.weight} {total}\n"
-    )
+    assert run(PROGRAM, tmp_path / "killed") == f"10 {whole.kl.weight} {total}\n"
 
 
 def test_the_learning_rate_falls_over_the_iterations_of_the_run(tmp_path):

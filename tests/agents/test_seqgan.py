@@ -4,8 +4,6 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import gymnasium as gym
@@ -18,6 +16,7 @@ from agents import MLE, Reinforce, SeqGAN
 from agents.common.checkpoint import CheckpointError
 from agents.mle import PRESETS as MLE_PRESETS
 from agents.networks.discriminators import Discriminator
+from tests.helpers.programs import Program, run
 from text_gym.errors import OptionError
 from text_gym.sequences import Batch, Sequences
 
@@ -137,14 +136,14 @@ print(agent.steps_done, repr(float(agent.log_prob(agent.sample(9, seed=0).tokens
 def how_far(folder):
     """Epochs of the likelihood, passes of the discriminator's pretraining, and rounds, as they are saved."""
     epochs, passes, rounds = 0, 0, 0
-    for run in (folder / "pretraining", folder):
-        if (run / "latest.json").exists():
-            name = json.loads((run / "latest.json").read_text())["name"]
+    for part in (folder / "pretraining", folder):
+        if (part / "latest.json").exists():
+            name = json.loads((part / "latest.json").read_text())["name"]
             try:
-                saved = json.loads((run / name / "state.json").read_text())
+                saved = json.loads((part / name / "state.json").read_text())
             except FileNotFoundError:  # replaced meanwhile
                 return how_far(folder)
-            if run == folder:
+            if part == folder:
                 passes, rounds = saved["state"]["trained"]["d_steps_pretrained"], saved["step"]
             else:
                 epochs = saved["step"]
@@ -153,20 +152,18 @@ def how_far(folder):
 
 def test_a_run_that_is_killed_in_every_phase_comes_to_the_same_numbers(tmp_path):
     """SIGKILL whenever an epoch, a pass or a round more has been saved, sooner or later after it."""
-    command = [sys.executable, "-c", PROGRAM]
-    whole = subprocess.run([*command, tmp_path / "whole"], capture_output=True, text=True, check=True).stdout
+    whole = run(PROGRAM, tmp_path / "whole")
     folder, kills = tmp_path / "killed", []
     while len(kills) < 6:
         before = how_far(folder)
-        process = subprocess.Popen([*command, folder], stdout=subprocess.PIPE, text=True)
+        process = Program(PROGRAM, folder)
         while process.poll() is None and how_far(folder) == before:
             time.sleep(0.005)
         time.sleep(0.02 * (len(kills) % 3))
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.kill()
         kills.append(how_far(folder))
     assert {tuple(number > 0 for number in kill) for kill in kills} >= {(True, False, False), (True, True, False)}
-    assert subprocess.run([*command, folder], capture_output=True, text=True, check=True).stdout == whole
+    assert run(PROGRAM, folder) == whole
 
 
 def same_run(env, folder, **settings):

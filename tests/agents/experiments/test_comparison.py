@@ -1,10 +1,8 @@
 """Comparisons: what is run, that it can be stopped and go on, and that nothing depends on where it runs."""
 
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -23,6 +21,7 @@ from agents.experiments.scheduler import Progress
 from agents.experiments.settings import RunSpec
 from agents.report.run_files import read_curve, read_log, read_results, read_run
 from tests.helpers.comparisons import MINE, OPTIONS, SMALL, TASK, figures, small
+from tests.helpers.programs import Program
 from text_gym.errors import DataError, OptionError, TextGymError
 
 
@@ -297,16 +296,10 @@ if __name__ == "__main__":
 """
 
 
-def _start(program, out):
-    root = Path(__file__).parents[3]
-    environment = os.environ | {"PYTHONPATH": str(root)}
-    return subprocess.Popen([sys.executable, program, out], cwd=root, env=environment, stderr=subprocess.PIPE)
-
-
 def _wait_for(what, process, seconds=60):
     end = time.monotonic() + seconds
     while not what():
-        assert process.poll() is None, process.stderr.read().decode()
+        assert process.poll() is None, process.errors
         assert time.monotonic() < end
         time.sleep(0.02)
 
@@ -314,12 +307,10 @@ def _wait_for(what, process, seconds=60):
 def test_a_killed_comparison_goes_on_and_comes_to_the_same(tmp_path, write):
     program = write("program.py", PROGRAM)
     out, other = tmp_path / "killed", tmp_path / "whole"
-    process = _start(program, out)
+    process = Program(program, out)
     run = out / "seqgan" / "seed-0"
     _wait_for(lambda: any(row.get("time/step", 0) >= 5 for row in read_log(run)), process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stderr.close()
+    process.kill()
     rows = -1
     while rows != (rows := len(read_log(run))):  # its workers end with it
         time.sleep(1.0)
@@ -334,15 +325,13 @@ def test_a_killed_comparison_goes_on_and_comes_to_the_same(tmp_path, write):
 
 
 def test_two_comparisons_into_one_folder_at_once_are_refused(tmp_path, write):
-    process = _start(write("program.py", PROGRAM), tmp_path / "out")
+    process = Program(write("program.py", PROGRAM), tmp_path / "out")
     try:
         _wait_for(lambda: (tmp_path / "out" / "mle" / "seed-0" / "run.json").exists(), process)
         with pytest.raises(OptionError, match="another comparison is running in"):
             compare(small(tmp_path / "out"))
     finally:
         process.kill()
-        process.wait()
-        process.stderr.close()
 
 
 def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path, monkeypatch):

@@ -1,0 +1,77 @@
+"""Programs in processes of their own, forked from one that has imported the libraries, so that each starts at once."""
+
+import multiprocessing
+import os
+import runpy
+import sys
+import tempfile
+from pathlib import Path
+
+from agents.experiments.workers import PRELOADED
+
+
+class Program:
+    """A program that runs.
+
+    Args:
+        program: The path of a file, or code.
+        *arguments: On its command line.
+        cwd: Folder that it runs in.
+    """
+
+    def __init__(self, program, *arguments, cwd=None):
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        self._folder = tempfile.TemporaryDirectory()
+        self._output, self._errors = (Path(self._folder.name, name) for name in ("output.txt", "errors.txt"))
+        self._process = context.Process(
+            target=_run,
+            args=(program, [str(a) for a in arguments], cwd, dict(os.environ), self._output, self._errors),
+        )
+        self._process.start()
+        self.pid = self._process.pid
+
+    def poll(self):
+        """The exit code; None while it runs."""
+        return self._process.exitcode
+
+    def kill(self):
+        self._process.kill()
+        self._process.join()
+
+    def wait(self, seconds=120):
+        """Wait for its end, and get the exit code."""
+        self._process.join(seconds)
+        assert self._process.exitcode is not None, f"still running after {seconds} seconds"
+        return self._process.exitcode
+
+    @property
+    def output(self):
+        return self._output.read_text()
+
+    @property
+    def errors(self):
+        return self._errors.read_text()
+
+
+def run(program, *arguments, cwd=None):
+    """Run a program that must succeed, and get its output."""
+    process = Program(program, *arguments, cwd=cwd)
+    assert process.wait() == 0, process.errors
+    return process.output
+
+
+def _run(program, arguments, cwd, environment, output, errors):
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd or os.getcwd())
+    for path, stream in ((output, sys.stdout), (errors, sys.stderr)):
+        with path.open("wb") as file:
+            os.dup2(file.fileno(), stream.fileno())
+    sys.argv = [str(program), *arguments]
+    if isinstance(program, Path):
+        sys.path.insert(0, str(program.parent))
+        runpy.run_path(str(program), run_name="__main__")
+    else:
+        sys.argv[0] = "-c"
+        exec(compile(program, "<program>", "exec"), {"__name__": "__main__"})
