@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import filelock
 import gymnasium as gym
 from rich.console import Console
 from rich.markup import escape
@@ -17,7 +16,8 @@ from agents.cli.flags import Comparing, Training
 from agents.cli.progress import Display
 from agents.common.evaluation import draw
 from agents.common.generation import find_device, rules_of
-from agents.experiments.comparison import LOCK, compare
+from agents.common.training import alone_in
+from agents.experiments.comparison import compare
 from agents.experiments.metrics import Metrics, knows_temperature
 from agents.experiments.recipes import find_agent
 from agents.experiments.run import check_folder, execute, load_model, make_env, prepare_run
@@ -52,13 +52,9 @@ def train_agent(asked: Training, options: dict[str, object], command: str) -> No
     )
     env = _check(spec, asked.trust)
     check_folder(folder, spec)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with filelock.FileLock(folder / LOCK, timeout=0):
-            prepare_run(folder, spec)
-            _execute(folder, env)
-    except filelock.Timeout:
-        raise OptionError(f"another training is running in {folder}; wait for it, or give another folder") from None
+    with alone_in(folder):
+        prepare_run(folder, spec)
+        _execute(folder, env)
     console = Console()
     run = read_run(folder)
     told = [f"{c.title} {c.show(run.figures[c.key])}" for c in in_order(set(run.figures)) if c.headline]

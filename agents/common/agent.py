@@ -40,11 +40,13 @@ from agents.common.checkpoint import (
     read_state,
     save_checkpoint,
     unpack_parts,
+    version_of,
 )
 from agents.common.generation import Env, find_device, next_logits, rules_of, sequence_log_probs, to_tensor
+from agents.common.logs import WRITERS, checked_logs, keep_rows, open_logger, rows_of
 from agents.common.losses import weighted_nll
 from agents.common.settings import NoSettings, Presets, as_json, changed, describe_difference, filled
-from agents.common.training import Callback, as_callback, checked_logs, open_logger, stop_on_interrupt
+from agents.common.training import Callback, alone_in, as_callback, stop_on_interrupt
 from agents.networks.policies import LogitMask, Restricted, Tempered, architecture_of
 from text_gym.arrays import AnyArray, FloatArray, IntArray
 from text_gym.errors import OptionError, TrainingError
@@ -168,6 +170,9 @@ class Agent(ABC, Generic[S]):
         self._next_save = 0.0  # on the clock of time.perf_counter(), where saving takes long
         self.logger = Logger(None, [])
         self._own_logger = True
+        self._log_rows = dict.fromkeys((writer.name for writer in WRITERS.values()), 0)  # of each file of metrics
+        self._checked_rows = False  # whether the files have as many
+        self._version: object = None  # of the checkpoint in the folder that this agent saved or loaded
         self._reseed_sampler(Stream.SAMPLING)
         with self.randomness(-1):
             self.build()
@@ -409,9 +414,7 @@ class Agent(ABC, Generic[S]):
         last = self.default_steps if steps is None else self.steps_done + whole_number("steps", steps, least=0)
         total_timesteps = last  # a name that callbacks look for
         called = self._prepare_callback(callback)
-        if self._own_logger:
-            self.logger = open_logger(self.folder, self.log)
-        try:
+        with alone_in(self.folder), self._logging():
             with stop_on_interrupt() as interrupted:
                 self.begin_learning(steps is not None and self.finished, interrupted)
                 called.on_training_start(locals(), globals())
@@ -420,12 +423,29 @@ class Agent(ABC, Generic[S]):
             self._next_save = 0.0
             self.checkpoint()
             called.on_training_end()
-        finally:
-            self.logger.close()
         if interrupted.is_set():
             kept = "" if self.folder is None else f" and saved in {self.folder}, from where the same command goes on"
             raise KeyboardInterrupt(f"{self.name} was stopped after step {self.steps_done}{kept}")
         return self
+
+    @contextmanager
+    def _logging(self) -> Iterator[None]:
+        """Open the files of metrics, whose rows are those up to the checkpoint, and close them."""
+        if self.folder is not None:
+            if version_of(self.folder) != self._version:
+                raise CheckpointError(
+                    f"another agent has learned in {self.folder} since this one was made there; "
+                    "make it again to go on from its checkpoint, or give another folder"
+                )
+            if not self._checked_rows:
+                self._log_rows, self._checked_rows = keep_rows(self.folder, self._log_rows), True
+        if self._own_logger:
+            self.logger = open_logger(self.folder, self.log, self._log_rows)
+        try:
+            yield
+        finally:
+            self._log_rows |= rows_of(self.logger)
+            self.logger.close()
 
     @classmethod
     def choose_settings(cls, preset: str | None = None, **hyper: object) -> S:
@@ -588,10 +608,13 @@ class Agent(ABC, Generic[S]):
             "finished": self.finished,
             "task": self._described_task(),
             "cost": self.cost,
+            "log_rows": self._log_rows | rows_of(self.logger),
         }
         if self._frozen_digest() is not None:
             state["frozen"] = self._frozen_digest()
         save_checkpoint(folder, Checkpoint(self.name, self.steps_done, state, tensors))
+        if Path(folder) == self.folder:
+            self._version = version_of(folder)
 
     @classmethod
     def load(cls: type[AgentT], folder: str | Path, env: Env, **options: Any) -> AgentT:
@@ -631,6 +654,9 @@ class Agent(ABC, Generic[S]):
         self.steps_done = saved.step
         self.finished = bool(saved.state.get("finished"))
         self.cost |= saved.state.get("cost", {})
+        self._log_rows = saved.state.get("log_rows", {})
+        if folder == self.folder:
+            self._version = version_of(folder)
         self._reseed_sampler(Stream.SAMPLING)
 
     def _frozen_digest(self) -> str | None:

@@ -107,6 +107,14 @@ def has_checkpoint(folder: str | Path) -> bool:
     return (Path(folder) / "latest.json").exists()
 
 
+def version_of(folder: str | Path) -> object:
+    """Return something that is equal as long as nobody saves a checkpoint in the folder; None if there is none."""
+    if not has_checkpoint(folder):
+        return None
+    path = Path(folder) / "latest.json"
+    return path.stat().st_mtime_ns, path.read_bytes()
+
+
 def _newest(folder: Path) -> str | None:
     if not has_checkpoint(folder):
         return None

@@ -1,4 +1,4 @@
-"""What surrounds a run of learn(): where its metrics go, who is called back, and how Ctrl-C ends it."""
+"""What surrounds a run of learn(): the lock of its folder, who is called back, and how Ctrl-C ends it."""
 
 from __future__ import annotations
 
@@ -10,42 +10,35 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import filelock
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
-from stable_baselines3.common.logger import Logger, make_output_format
 from tqdm import tqdm
 
-from text_gym.errors import DependencyError, OptionError
-from text_gym.validation import suggest
+from text_gym.errors import OptionError
 
 Callback = BaseCallback | Sequence[BaseCallback] | Callable[[dict[str, Any], dict[str, Any]], bool] | None
-LOGS = ("csv", "json", "stdout", "log", "tensorboard")
+LOCK = ".lock"
 
 
-def checked_logs(kinds: Sequence[str], folder: Path | None) -> tuple[str, ...]:
-    """The names of logs, or an error that says which there are, or what they need."""
-    kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
-    for kind in kinds:
-        if kind not in LOGS:
-            raise OptionError(f"there is no log {kind!r}." + suggest(str(kind), LOGS))
-    if "tensorboard" in kinds:
-        try:
-            import torch.utils.tensorboard  # noqa: F401
-        except ImportError as problem:
-            raise DependencyError("log='tensorboard' needs TensorBoard: pip install tensorboard") from problem
-    if folder is None and {"tensorboard", "log"} & set(kinds):
-        raise OptionError(f"log={kinds!r} needs a place: give folder= too")
-    return kinds
+@contextmanager
+def alone_in(folder: Path | None) -> Iterator[None]:
+    """Hold the lock of a run's folder; refuse a folder that another process or thread is at work in.
 
-
-def open_logger(folder: Path | None, kinds: Sequence[str]) -> Logger:
-    """Files in the folder; a run that goes on writes new ones, numbered from 2."""
+    The thread that holds it may enter again: what trains an agent locks the folder, and the agent does too.
+    """
     if folder is None:
-        return Logger(None, [make_output_format(kind, ".") for kind in kinds if kind == "stdout"])
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    parts = {path.stem for path in (*folder.glob("progress*"), *folder.glob("log*.txt")) if path.stat().st_size}
-    number = 1 + max((int(stem.partition("-")[2] or 1) for stem in parts), default=0)
-    suffix = f"-{number}" if number > 1 else ""
-    return Logger(str(folder), [make_output_format(kind, str(folder), suffix) for kind in kinds])
+    lock = filelock.FileLock(folder / LOCK, timeout=0, is_singleton=True)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise OptionError(f"another run is at work in {folder}; wait for it, or give another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def as_callback(callback: Callback) -> BaseCallback:

@@ -12,10 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
-import filelock
-
 from agents.common.generation import find_device
 from agents.common.settings import flattened, merged
+from agents.common.training import alone_in
 from agents.experiments.controls import PlannedModel, controls
 from agents.experiments.metrics import Metrics
 from agents.experiments.recipes import Recipe, find_agent
@@ -30,7 +29,6 @@ from text_gym.rewards import Scorer
 from text_gym.tasks import Task, make_task
 from text_gym.validation import suggest
 
-LOCK = ".lock"
 START = "mle"  # the start, if it is not among the agents
 
 
@@ -48,18 +46,12 @@ def compare(comparison: Comparison, watch: Callable[[Progress], None] | None = N
     models = plan(comparison, command or shlex.join(sys.argv))
     if comparison.out.exists() and not comparison.out.is_dir():
         raise OptionError(f"{comparison.out} is no folder; give another one")
-    comparison.out.mkdir(parents=True, exist_ok=True)
-    try:
-        with filelock.FileLock(comparison.out / LOCK, timeout=0):
-            folders = lay_out(comparison, models)
-            progress = Progress(folders)
-            where = comparison.jobs, comparison.threads, comparison.device, comparison.ray
-            run_all(progress, lambda: make_pool(*where), watch or (lambda progress: None))
-            return Results(map(read_run, folders))
-    except filelock.Timeout:
-        raise OptionError(
-            f"another comparison is running in {comparison.out}; wait for it, or give another folder"
-        ) from None
+    with alone_in(comparison.out):
+        folders = lay_out(comparison, models)
+        progress = Progress(folders)
+        where = comparison.jobs, comparison.threads, comparison.device, comparison.ray
+        run_all(progress, lambda: make_pool(*where), watch or (lambda progress: None))
+        return Results(map(read_run, folders))
 
 
 def plan(comparison: Comparison, command: str = "") -> list[PlannedModel]:

@@ -6,6 +6,7 @@ was stopped goes on, one that is finished is not run again, and a report needs n
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -37,7 +38,7 @@ from text_gym.tasks import make_task
 # What changes nothing in the results.
 WORDS_ALONE = {"order", "baseline", "controls_for", "trivial", "words", "command"}
 # What a folder may have before anything was learned in it; of the log it depends on what it says.
-BEFORE = (".lock", RUN, ERROR, NOW, "output.txt", "events.out.tfevents*", "progress*.json", "*.part")
+BEFORE = (".lock", RUN, ERROR, NOW, "output.txt", "events.out.tfevents*", "progress.json", "*.part")
 PACKAGES = ("torch", "numpy", "gymnasium", "stable-baselines3")
 
 
@@ -48,8 +49,7 @@ def prepare_run(folder: Path, spec: RunSpec) -> None:
         spec = replace(spec, command=RunSpec.read(folder).command)  # what it was made with
     folder.mkdir(parents=True, exist_ok=True)
     if not _begun(folder):
-        for path in folder.glob("progress*.json"):  # perhaps of other settings, that failed at once
-            path.unlink()
+        (folder / "progress.json").unlink(missing_ok=True)  # perhaps of other settings, that failed at once
     write_json(folder / RUN, spec.as_json())
 
 
@@ -207,11 +207,7 @@ def versions() -> dict[str, str]:
 
 def logs() -> tuple[str, ...]:
     """Kinds of logs: JSON lines, and TensorBoard's where it is installed."""
-    try:
-        import torch.utils.tensorboard  # noqa: F401
-    except ImportError:
-        return ("json",)
-    return ("json", "tensorboard")
+    return ("json", "tensorboard") if importlib.util.find_spec("tensorboard") else ("json",)
 
 
 def hardware() -> str:

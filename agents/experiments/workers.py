@@ -9,15 +9,17 @@ import threading
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tqdm import tqdm
 
 from agents.report.run_files import ERROR
 from text_gym.errors import DependencyError, TextGymError
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, SpawnContext
 
 Done = tuple[Path, str | None]
 """A run's folder, and why it failed if it did."""
@@ -188,7 +190,7 @@ def _run_remotely(folder: str, here: str, path: list[str]) -> str | None:
     return run_safely(Path(folder))
 
 
-def _context() -> BaseContext:
+def _context() -> SpawnContext | ForkServerContext:
     """Return how processes are started: forked from one that has imported the libraries, where the system can.
 
     Each then starts in milliseconds, where importing torch takes seconds, and they share the libraries' memory.

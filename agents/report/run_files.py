@@ -4,7 +4,7 @@
         run.json         what was to be run: label, kind, seed, agent, task, preset, options, controls_for, ...
         results.json     figures, sweep over temperatures, versions; absent until the run is done
         samples.json     a few sequences with their rewards, credits and nearest training sequences
-        progress*.json   metrics, one JSON object a line, as Stable-Baselines3's logger writes them
+        progress.json    metrics, one JSON object a line
         error.txt        why it failed, if it did
         latest.json      and the checkpoint that it names
 
@@ -26,6 +26,7 @@ RUN, RESULTS, SAMPLES, ERROR = "run.json", "results.json", "samples.json", "erro
 COMPARISON = "comparison.json"  # the runs of a comparison; others beside them are of earlier ones
 OLD_RUN = "cell.json"  # in place of run.json, in folders that earlier versions made
 NOW = "now.json"  # how far a run is that is under way
+LOG = "progress.json"  # metrics while it learns
 FORMAT = "text_gym run 2"
 
 
@@ -248,16 +249,16 @@ def read_curve(folder: Path, prefix: str = "eval/") -> list[dict[str, float]]:
 
 
 def read_log(folder: Path) -> list[Json]:
-    """Read all rows of all log files; a line cut off by a kill is left out."""
-    rows = []
-    for path in sorted(folder.glob("progress*.json"), key=lambda path: int(path.stem.partition("-")[2] or 1)):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict):
-                rows.append(row)
+    """Read all rows of the log; a line cut off by a kill is left out."""
+    rows: list[Json] = []
+    path = folder / LOG
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
     return rows
 
 

@@ -28,8 +28,9 @@ class Program:
             target=_run,
             args=(program, [str(a) for a in arguments], cwd, dict(os.environ), self._output, self._errors),
         )
+        for path in (self._output, self._errors):
+            path.touch()
         self._process.start()
-        self.pid = self._process.pid
 
     def poll(self):
         """The exit code; None while it runs."""
@@ -37,21 +38,15 @@ class Program:
 
     def kill(self):
         self._process.kill()
-        self._process.join()
+        self.wait()
 
     def wait(self, seconds=120):
         """Wait for its end, and get the exit code."""
         self._process.join(seconds)
         assert self._process.exitcode is not None, f"still running after {seconds} seconds"
+        self.output, self.errors = self._output.read_text(), self._errors.read_text()
+        self._folder.cleanup()
         return self._process.exitcode
-
-    @property
-    def output(self):
-        return self._output.read_text()
-
-    @property
-    def errors(self):
-        return self._errors.read_text()
 
 
 def run(program, *arguments, cwd=None):

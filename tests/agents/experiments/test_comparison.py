@@ -299,7 +299,7 @@ if __name__ == "__main__":
 def _wait_for(what, process, seconds=60):
     end = time.monotonic() + seconds
     while not what():
-        assert process.poll() is None, process.errors
+        assert process.poll() is None, process.wait()
         assert time.monotonic() < end
         time.sleep(0.02)
 
@@ -318,7 +318,8 @@ def test_a_killed_comparison_goes_on_and_comes_to_the_same(tmp_path, write):
     asked = small(out, agents=("mle", "seqgan"), controls=False)
     asked = replace(asked, options={"mle": OPTIONS["mle"], "seqgan": OPTIONS["seqgan"] | {"rounds": 40}})
     again = compare(asked)
-    assert (run / "progress-2.json").exists()
+    steps = [row["time/step"] for row in read_log(run) if "time/step" in row]
+    assert steps == sorted(set(steps))
     whole = compare(replace(asked, out=other))
     assert figures(again) == figures(whole)
     assert again.of("seqgan")[0].curve == whole.of("seqgan")[0].curve
@@ -328,7 +329,7 @@ def test_two_comparisons_into_one_folder_at_once_are_refused(tmp_path, write):
     process = Program(write("program.py", PROGRAM), tmp_path / "out")
     try:
         _wait_for(lambda: (tmp_path / "out" / "mle" / "seed-0" / "run.json").exists(), process)
-        with pytest.raises(OptionError, match="another comparison is running in"):
+        with pytest.raises(OptionError, match="another run is at work in"):
             compare(small(tmp_path / "out"))
     finally:
         process.kill()
