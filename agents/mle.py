@@ -110,6 +110,7 @@ class MLE(Agent[MLESettings]):
     settings_type = MLESettings
     presets: ClassVar[Presets] = PRESETS
     shown = ("train/nll", "valid/nll")
+    takes_start = False
     is_warm_start = True
     learns_from_reward = False
 

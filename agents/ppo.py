@@ -149,7 +149,6 @@ class ActorCritic(Agent[SettingsT]):
     `model` is Stable-Baselines3's algorithm, with its own learn(), save() and policy.
     """
 
-    takes_start = True
     presets = PRESETS
     shown = ("train/reward", "train/entropy")
     samples_within_masks: ClassVar[bool] = False

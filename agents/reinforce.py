@@ -156,7 +156,6 @@ class Reinforce(Agent[PolicyGradientSettings]):
     settings_type: ClassVar[type] = ReinforceSettings
     presets: ClassVar[Presets] = PRESETS
     shown = ("train/reward", "train/entropy")
-    takes_start = True
 
     def build(self) -> None:
         """Create the policy with its optimiser, the copies of it that do not learn, and the critic."""

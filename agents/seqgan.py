@@ -290,6 +290,11 @@ class SeqGAN(Reinforce):
         return settings.g_steps * (settings.rounds if steps is None else steps)
 
     @classmethod
+    def begins_with(cls, settings: PolicyGradientSettings) -> str:
+        """Describe what the policy begins with: before the first round it is pretrained."""
+        return f"{super().begins_with(settings)}, then its own MLE"
+
+    @classmethod
     def relative_cost(cls, settings: PolicyGradientSettings, steps: int | None) -> float:
         """Add the epochs of the discriminator to the updates of the generator."""
         assert isinstance(settings, SeqGANSettings)

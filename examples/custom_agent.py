@@ -8,15 +8,17 @@ import torch
 
 import text_gym  # noqa: F401 - registers TextGen-v0
 from agents import Agent
-from text_gym.language_model import LSTM
+from agents.networks.policies import PolicySettings, make_policy
 
 
-class BestOfMany(Agent):
-    """Writes 256 sequences, and makes the best 32 likelier. learn(), sample(), save() and the rest are Agent's."""
+class BestOfMany(Agent[PolicySettings]):
+    """Samples 256 sequences, and makes the best 32 likelier. learn(), sample(), save() and the rest are Agent's."""
+
+    settings_type = PolicySettings
 
     def build(self) -> None:
-        """What learns, and how."""
-        self.policy = LSTM(len(self.task.vocab), embedding=64, hidden=64).to(self.device)
+        """Create the policy, of the architecture that its start has, and its optimiser."""
+        self.policy = make_policy(self.settings, self.task.vocab, device=self.device)
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=1e-2)
 
     def one_step(self, step: int) -> bool:

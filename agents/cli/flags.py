@@ -40,8 +40,8 @@ class Training:
 
     agent: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="AGENT")]
     """A name, name(option=value), or module:attribute."""
-    task: str = "grammar"
-    """A name, name(option=value), or the path of a corpus."""
+    task: str | None = None
+    """A name, name(option=value), or the path of a corpus; if not given, that of --start, or grammar."""
     reward: str | None = None
     """A name, name(option=value), or module:attribute; the task's own if not given."""
     preset: str | None = None
@@ -51,7 +51,7 @@ class Training:
     out: Path | None = None
     """The folder of the run; runs/<agent> if not given. The same command goes on where it stopped."""
     start: Path | None = None
-    """The folder of a run whose policy this one begins with."""
+    """The folder of a run whose policy this one begins with; random weights, or what the agent does, if not given."""
     steps: int | None = None
     """Epochs, updates or rounds; as many as the agent's settings say if not given."""
     device: str = "auto"

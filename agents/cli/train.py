@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from rich.markup import escape
 
 from agents.cli.flags import Comparing, Training
 from agents.cli.progress import Display
+from agents.common.agent import RANDOM_WEIGHTS
+from agents.common.checkpoint import has_checkpoint
 from agents.common.evaluation import draw
 from agents.common.generation import find_device, rules_of
 from agents.common.training import alone_in
@@ -21,7 +24,7 @@ from agents.experiments.comparison import compare
 from agents.experiments.metrics import Metrics, knows_temperature
 from agents.experiments.recipes import find_agent
 from agents.experiments.run import check_folder, execute, load_model, make_env, prepare_run
-from agents.experiments.settings import RunSpec, split_label
+from agents.experiments.settings import Comparison, RunSpec, split_label
 from agents.report.columns import in_order
 from agents.report.run_files import ERROR, read_run
 from agents.report.verdicts import summaries
@@ -34,15 +37,20 @@ def train_agent(asked: Training, options: dict[str, object], command: str) -> No
     """Train one agent, and print its headline figures."""
     label, _ = split_label(asked.agent)
     folder = asked.out or Path("runs") / label
+    task = asked.task
+    if task is None:
+        task = Comparison.task if asked.start is None else RunSpec.read(asked.start).task
+    recipe = find_agent(asked.agent, asked.preset, **options)
     spec = RunSpec(
         label,
         asked.agent,
         asked.seed,
-        asked.task,
+        task,
         asked.reward,
         asked.preset,
         options,
         start_folder=None if asked.start is None else str(asked.start),
+        begins_with=recipe.begins_with(asked.preset) if asked.start is None else str(asked.start),
         steps=asked.steps,
         device=asked.device,
         threads=asked.threads,
@@ -54,6 +62,11 @@ def train_agent(asked: Training, options: dict[str, object], command: str) -> No
     check_folder(folder, spec)
     with alone_in(folder):
         prepare_run(folder, spec)
+        if recipe.takes_start and spec.begins_with == RANDOM_WEIGHTS and not has_checkpoint(folder):
+            sys.stderr.write(
+                f"{label} begins with {RANDOM_WEIGHTS}; to begin with a trained policy, train one "
+                f"(text-gym train mle --task {shlex.quote(task)} --out runs/mle) and say --start runs/mle\n"
+            )
         _execute(folder, env)
     console = Console()
     run = read_run(folder)
@@ -72,13 +85,13 @@ def _check(spec: RunSpec, trust: bool) -> gym.Env[object, object]:
     Metrics(task, spec.metrics, spec.reward if spec.report_reward else None)
     if spec.start_folder is None:
         return env
-    if not recipe.agent_class.takes_start:
+    if not recipe.takes_start:
         raise OptionError(f"{spec.label} does not begin with another agent's policy; leave --start out")
     start = load_model(Path(spec.start_folder), trust)
     if start.task.vocab.tokens != task.vocab.tokens:
         raise OptionError(
             f"{spec.start_folder} is a run of task {RunSpec.read(Path(spec.start_folder)).task!r}, whose "
-            f"tokens are others than those of {spec.task!r}"
+            f"tokens are others than those of {spec.task!r}; leave --task out, or begin with a run of that task"
         )
     return env
 

@@ -15,6 +15,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
@@ -76,6 +77,9 @@ class Stream(IntEnum):
     PRETRAINING = 4  # SeqGAN's pretraining of the discriminator
 
 
+RANDOM_WEIGHTS = "random weights"  # what a policy begins with that is neither pretrained nor another agent's
+
+
 class Updates(NamedTuple):
     """Updates of one kind, under any reward: what a control runs."""
 
@@ -114,8 +118,8 @@ class Agent(ABC, Generic[S]):
     """Named sets of hyper-parameters."""
     shown: ClassVar[tuple[str, ...]] = ()
     """Metrics in the progress bar; the first two if none are named."""
-    takes_start: ClassVar[bool] = False
-    """Whether it can start from another agent's policy."""
+    takes_start: ClassVar[bool] = True
+    """Whether it can start from another agent's policy, as all agents of a comparison do that can."""
     is_warm_start: ClassVar[bool] = False
     """Whether the other agents of a comparison start from its policy."""
     learns: ClassVar[bool] = True
@@ -192,8 +196,9 @@ class Agent(ABC, Generic[S]):
             raise OptionError(f"{cls.name} does not start from another agent's policy; leave start out")
         if not hasattr(start, "policy"):
             raise OptionError(f"start must be an agent, as MLE.load(folder, env) gives one, and not {start!r}")
+        known = {field.name for field in fields(cls.settings_type)}
         for name, value in architecture_of(start.policy).items():
-            if hyper.setdefault(name, value) != value:
+            if name in known and hyper.setdefault(name, value) != value:
                 raise OptionError(f"{name}={hyper[name]!r}, but the policy to start from has {value!r}")
         if start.task.vocab.tokens != rules_of(env).vocab.tokens:
             raise OptionError(f"start was made for the tokens of {start.task!r}, which are not those of {env!r}")
@@ -219,7 +224,14 @@ class Agent(ABC, Generic[S]):
 
     def load_policy(self, policy: LanguageModel) -> None:
         """Copy the weights of another policy; called for a warm start."""
-        self.policy.load_state_dict(policy.state_dict())
+        try:
+            self.policy.load_state_dict(policy.state_dict())
+        except RuntimeError as problem:
+            raise OptionError(
+                f"build() of {type(self).__name__} makes another policy than the one to start from. "
+                "Make it by make_policy(self.settings, ...), with settings that derive from PolicySettings, "
+                "or say takes_start = False to begin with random weights"
+            ) from problem
 
     def trained_parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
         """Return the modules and optimisers that learning changes, whose tensors a checkpoint holds."""
@@ -251,6 +263,14 @@ class Agent(ABC, Generic[S]):
     def stopped_early(cls, settings: S, patience: int) -> dict[str, object] | None:
         """Return the hyper-parameters that end learning at the best validation loss; None if it does so, or cannot."""
         return None
+
+    @classmethod
+    def begins_with(cls, settings: S) -> str:
+        """Describe what the policy begins with where it has no warm start, for reports; "" if nothing is learned."""
+        if not cls.learns:
+            return ""
+        model = getattr(settings, "model", "")
+        return f"pretrained {model}" if model else RANDOM_WEIGHTS
 
     @classmethod
     def relative_cost(cls, settings: S, steps: int | None) -> float:

@@ -18,7 +18,7 @@ from agents.common.training import alone_in
 from agents.experiments.controls import PlannedModel, controls
 from agents.experiments.metrics import Metrics
 from agents.experiments.recipes import Recipe, find_agent
-from agents.experiments.run import check_folder, prepare_run, write_json
+from agents.experiments.run import check_folder, make_env, prepare_run, write_json
 from agents.experiments.scheduler import Progress, make_pool, run_all
 from agents.experiments.settings import Comparison, RunSpec, split_label
 from agents.networks.policies import PolicySettings
@@ -74,7 +74,7 @@ def plan(comparison: Comparison, command: str = "") -> list[PlannedModel]:
                 f"there are hyper-parameters for {label!r}, which is not compared." + suggest(label, labels)
             )
     starts = [agent.label for agent in agents if agent.is_start]
-    if any(agent.recipe.agent_class.takes_start for agent in agents) and not starts:
+    if any(agent.recipe.takes_start for agent in agents) and not starts:
         agents.insert(0, _plan_agent(comparison, START, template))
         starts = [START]
     labels = [agent.label for agent in agents]
@@ -83,7 +83,7 @@ def plan(comparison: Comparison, command: str = "") -> list[PlannedModel]:
             what = f"two agents are called {label!r} (what all begin with is called {START!r})"
             raise OptionError(f"{what}; write label=agent to call one otherwise")
     start = starts[0] if starts else None
-    models = [agent if agent.label == start else agent.starting_from(start) for agent in agents]
+    models = [agent.starting_from(start) for agent in agents]
     if comparison.controls:
         models += controls(models, start, template)
     baseline = comparison.baseline or start or agents[0].label
@@ -158,12 +158,18 @@ def check(comparison: Comparison, models: Sequence[PlannedModel]) -> Task:
 def _check_architecture(model: PlannedModel, start: PlannedModel) -> None:
     """Refuse another architecture than that of the policy that a model starts from."""
     names = {field.name for field in fields(PolicySettings)} - {"initial_std"}
-    for name, value in flattened(start.settings) if start.settings is not None else ():
-        if name in names and model.recipe.options.get(name, value) != value:
+    wanted = {name: value for name, value in flattened(start.settings) if name in names} if start.settings else {}
+    for name, value in wanted.items():
+        if model.recipe.options.get(name, value) != value:
             raise OptionError(
                 f"{model.label} has {name}={model.recipe.options[name]!r}, and begins with the policy of "
                 f"{start.label}, which has {value!r}; say it of {start.label} alone"
             )
+    if model.settings is not None and not names & {name for name, _ in flattened(model.settings)}:
+        # What the policy is, only build() of the user's own agent knows.
+        env = make_env(model.spec)
+        here = {"seed": 0, "device": "cpu", "progress": False}
+        model.recipe.make(env, model.spec.preset, start=start.recipe.make(env, start.spec.preset, **here), **here)
 
 
 def _suits(model: PlannedModel, task: Task) -> bool:

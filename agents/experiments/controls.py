@@ -45,10 +45,10 @@ class PlannedModel(NamedTuple):
         return self.recipe.agent_class.is_warm_start
 
     def starting_from(self, start: str | None) -> PlannedModel:
-        """Return the model with a warm start from the model of this label, if it can have one."""
-        if start is None or not self.recipe.agent_class.takes_start:
-            return self
-        return self._replace(spec=replace(self.spec, start=start))
+        """Return the model with a warm start from the model of this label, if it can have one; and say so."""
+        if start is None or start == self.label or not self.recipe.takes_start:
+            return self._replace(spec=replace(self.spec, begins_with=self.recipe.begins_with(self.spec.preset)))
+        return self._replace(spec=replace(self.spec, start=start, begins_with=start))
 
 
 def controls(agents: Sequence[PlannedModel], start: str | None, template: RunSpec) -> list[PlannedModel]:
@@ -60,7 +60,7 @@ def controls(agents: Sequence[PlannedModel], start: str | None, template: RunSpe
         template: What all runs of the comparison share.
     """
     tested = tuple(agent.label for agent in agents if agent.label != start)
-    models = _uninformed(agents, start, template)
+    models = _uninformed(agents, template)
     models += [early for agent in agents if agent.label == start and (early := _stopped_early(agent, tested))]
     uniform = replace(
         template, label="uniform", agent="uniform", kind="control", words="uniform noise", controls_for=tested,
@@ -68,7 +68,7 @@ def controls(agents: Sequence[PlannedModel], start: str | None, template: RunSpe
     )  # fmt: skip
     real = replace(template, label="real", agent="real", kind="reference", words="real data")
     models += [PlannedModel(spec, find_agent(spec.agent)) for spec in (uniform, real)]
-    return [model for model in models if not _is_compared(model, agents)]
+    return [model.starting_from(start) for model in models if not _is_compared(model, agents)]
 
 
 def _is_compared(control: PlannedModel, agents: Sequence[PlannedModel]) -> bool:
@@ -108,7 +108,7 @@ class UpdateRule(NamedTuple):
         return self.recipe.factory, what, self.recipe.steps, self.reward
 
 
-def _uninformed(agents: Sequence[PlannedModel], start: str | None, template: RunSpec) -> list[PlannedModel]:
+def _uninformed(agents: Sequence[PlannedModel], template: RunSpec) -> list[PlannedModel]:
     """Plan each agent's update rule on a reward that is constant, and on one that is random; equal ones once."""
     found: dict[tuple[object, ...], tuple[UpdateRule, list[str]]] = {}
     for agent in agents:
@@ -126,7 +126,7 @@ def _uninformed(agents: Sequence[PlannedModel], start: str | None, template: Run
             words=f"a {kind} reward", controls_for=tuple(labels),
         )  # fmt: skip
         recipe = replace(rule.recipe, reward=rule.reward)
-        models.append(PlannedModel(spec, recipe).starting_from(start))
+        models.append(PlannedModel(spec, recipe))
     return models
 
 

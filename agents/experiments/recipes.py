@@ -65,6 +65,10 @@ class PlainAgent:
     def stopped_early(self, settings: object, patience: int) -> None:
         """Return None: it is not known how to stop it early."""
 
+    def begins_with(self, settings: object) -> str:
+        """Say that it begins with what it makes itself; "" if it learns nothing."""
+        return "weights of its own" if self.learns else ""
+
     def relative_cost(self, settings: object, steps: int | None) -> float:
         """Return 0: nothing is known of its cost."""
         return 0.0
@@ -98,6 +102,15 @@ class Recipe:
             return self.factory
         return PlainAgent(self.name, self.factory)
 
+    @property
+    def takes_start(self) -> bool:
+        """Whether the agent can begin with another one's policy."""
+        return self.agent_class.takes_start and "start" in parameters_of(self.factory)
+
+    def begins_with(self, preset: str | None) -> str:
+        """Describe what the agent begins with where it has no warm start; "" if it learns nothing."""
+        return self.agent_class.begins_with(self.settings(preset))
+
     def settings(self, preset: str | None) -> DataclassInstance | None:
         """Check the hyper-parameters, and return all there are; None for an agent that does not list them."""
         if taken := GIVEN & self.options.keys():
@@ -124,7 +137,7 @@ class Recipe:
     def make(self, env: Env, preset: str | None = None, **surroundings: object) -> Sampler:
         """Make the agent; of seed, start, folder and so on it gets what it has parameters for."""
         given = {"preset": self.preset_of(preset), **surroundings}
-        if not self.agent_class.takes_start:
+        if not self.takes_start:
             given.pop("start", None)
         parameters = parameters_of(self.factory)
         fitting = {name: value for name, value in given.items() if name in parameters and value is not None}

@@ -54,6 +54,7 @@ class Uniform(Agent[NoSettings]):
     """
 
     name = "uniform"
+    takes_start = False
     learns = False
     learns_from_reward = False
 

@@ -36,7 +36,7 @@ from text_gym.files import replace_file
 from text_gym.tasks import make_task
 
 # What changes nothing in the results.
-WORDS_ALONE = {"order", "baseline", "controls_for", "trivial", "words", "command"}
+WORDS_ALONE = {"order", "baseline", "controls_for", "trivial", "words", "command", "begins_with"}
 # What a folder may have before anything was learned in it; of the log it depends on what it says.
 BEFORE = (".lock", RUN, ERROR, NOW, "output.txt", "events.out.tfevents*", "progress.json", "*.part")
 PACKAGES = ("torch", "numpy", "gymnasium", "stable-baselines3")

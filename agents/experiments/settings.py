@@ -78,6 +78,8 @@ class RunSpec:
     """Label of the model, of the same seed, whose policy this one starts from."""
     start_folder: str | None = None
     """Folder of the run that it starts from, if that is none of the same comparison."""
+    begins_with: str = ""
+    """What its policy begins with, in words: a label, a folder, "random weights"."""
     steps: int | None = None
     """Steps that it learns; None for as many as its settings say."""
     device: str = "auto"

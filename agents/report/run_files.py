@@ -155,6 +155,10 @@ class Results:
         """Whether a model is an "agent", a "control" or a "reference"."""
         return self.of(label)[0].kind
 
+    def begins_with(self, label: str) -> str:
+        """What the policy of a model began with, in words; "" if it learned nothing."""
+        return str(self.of(label)[0].spec.get("begins_with", ""))
+
     def values(self, label: str, key: str) -> dict[int, float]:
         """A model's figure in each seed that has it."""
         return {run.seed: run.figures[key] for run in self.of(label) if key in run.figures}

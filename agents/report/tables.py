@@ -120,7 +120,8 @@ def _row(results: Results, label: str, cells: list[Plain]) -> Plain:
     done, due = sum(run.finished for run in results.of(label)), len(results.of(label))
     words = results.of(label)[0].spec.get("words") or ""
     seeds = str(done) if done == due else f"{done} of {due}"
-    return {"label": label, "words": words, "done": done, "seeds": seeds, "cells": cells}
+    begun = results.begins_with(label)
+    return {"label": label, "words": words, "begun": begun, "done": done, "seeds": seeds, "cells": cells}
 
 
 def _figure(results: Results, label: str, column: Column) -> Plain:

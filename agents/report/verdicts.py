@@ -57,9 +57,9 @@ def summaries(results: Results) -> list[str]:
 
 
 def _origin(results: Results, label: str) -> str:
-    """Said of an agent that did not begin with a trained policy, where others did."""
-    starts = {run.label: run.spec.get("start") for run in results.runs.values() if run.kind == "agent"}
-    return " (from scratch)" if any(starts.values()) and not starts[label] else ""
+    """Say what an agent began with."""
+    begun = results.begins_with(label)
+    return f" (from {begun})" if begun else ""
 
 
 def _by_reason(left_out: Sequence[Skipped]) -> str:

@@ -139,11 +139,11 @@ def _main_table(table: Plain) -> str:
     shown = [i for i, column in enumerate(table["columns"]) if column["headline"]]
     titles = [f"{column['title']} {column['arrow']}" for column in table["columns"]]
     rows = [
-        [row["label"], group["kind"], row["seeds"], *(_marked(row["cells"][i]) for i in shown)]
+        [row["label"], group["kind"], row["begun"], row["seeds"], *(_marked(row["cells"][i]) for i in shown)]
         for group in table["groups"]
         for row in group["rows"]
     ]
-    return _table(["model", "kind", "seeds", *(titles[i] for i in shown)], rows)
+    return _table(["model", "kind", "begins with", "seeds", *(titles[i] for i in shown)], rows)
 
 
 def _marked(cell: Plain) -> str:

@@ -75,6 +75,7 @@ def _spec(order, label, kind, start, words, seed):
         ),
         "reward": None,
         "start": start,
+        "begins_with": "" if label in ("uniform", "real") else start or "random weights",
         "baseline": "mle",
         "controls_for": CONTROLS_FOR.get(label, []),
         "trivial": label == "uniform",

@@ -29,6 +29,12 @@ class Plain(Agent):
         self.descend(self.likelihood_loss(batch, weights=rewards - rewards.mean()))
 
 
+class FromScratch(Plain):
+    """Begins with random weights, whatever others begin with."""
+
+    takes_start = False
+
+
 @dataclass(frozen=True)
 class LikeFlags:
     """Hyper-parameters that are called as settings of a run are."""

@@ -25,7 +25,7 @@ def config(write):
 
 def test_train_by_default():
     asked, options = read_training(["mle"])
-    assert (asked.agent, asked.task, asked.seed, asked.out, asked.start) == ("mle", "grammar", 0, None, None)
+    assert (asked.agent, asked.task, asked.seed, asked.out, asked.start) == ("mle", None, 0, None, None)
     assert (asked.preset, asked.reward, asked.steps, asked.device, asked.threads) == (None, None, None, "auto", 1)
     assert asked.metrics.samples == 4_000
     assert options == {}

@@ -235,10 +235,11 @@ def test_a_command_that_failed_at_once_does_not_hold_the_folder(capsys, tmp_path
     (tmp_path / "mine.py").write_text("def broken(completions): raise ValueError('broken')", encoding="utf-8")
     command = ["reinforce", *TINY, "--updates", "2", "--rollouts", "0", "--out", "r"]
     code, _, err = run(capsys, "train", *command, *wrong)
-    assert (code, err.count("\n")) == (2, 1)
-    assert words in err
+    told = [line for line in err.splitlines() if line.startswith("text-gym: ")]
+    assert (code, len(told)) == (2, 1)
+    assert words in told[0]
     assert (tmp_path / "r" / "run.json").exists()
-    assert run(capsys, "train", *command)[::2] == (0, "")
+    assert run(capsys, "train", *command)[0] == 0
     assert read_run(tmp_path / "r").finished
 
 
@@ -372,6 +373,10 @@ def test_going_on_from_another_run(trained, capsys, here):
     short = ["--updates", "1", "--rollouts", "1", "--batch-size", "4"]
     assert run(capsys, "train", "reinforce", *TINY, *short, "--start", str(trained), "--out", "next")[0] == 0
     assert read_curve(here / "next")[0]["nll_valid"] == pytest.approx(load_model(trained).nll("valid"), rel=1e-5)
+    assert RunSpec.read(here / "next").begins_with == str(trained)
+    alone = ["reinforce", *MEASURED.split(), "--device", "cpu", *short]  # the task comes with the run
+    code, _, err = run(capsys, "train", *alone, "--start", str(trained), "--out", "same")
+    assert (code, err, RunSpec.read(here / "same").task) == (0, "", TASK)
     for wrong, said in [
         (["reinforce", *TINY, "--start", "absent"], "no run of text-gym train in 'absent'"),
         (["mle", *TINY, "--start", str(trained)], "does not begin with another agent's policy"),
@@ -382,6 +387,16 @@ def test_going_on_from_another_run(trained, capsys, here):
         assert (code, out, err.count("\n")) == (2, "", 1), wrong
         assert said in err
         assert not (here / "wrong").exists()
+
+
+def test_random_weights_are_told_before_they_learn(capsys, here):
+    command = ["train", "pg-bleu", *TINY, "--updates", "1", "--rollouts", "0", "--out", "scratch"]
+    code, _, err = run(capsys, *command)
+    assert (code, err.count("\n")) == (0, 1)
+    assert err.startswith("pg-bleu begins with random weights; to begin with a trained policy, train one (text-gym tr")
+    assert err.endswith("--out runs/mle) and say --start runs/mle\n")
+    assert run(capsys, *command)[::2] == (0, "")  # it has begun already
+    assert run(capsys, "train", "uniform", *TINY, "--out", "noise")[::2] == (0, "")
 
 
 @pytest.mark.parametrize(

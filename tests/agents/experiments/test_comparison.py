@@ -121,7 +121,7 @@ def test_what_is_compared_is_what_was_named():
     assert list(found) == ["mle", "Plain", "constant", "random", "uniform", "real"]
     assert found["random"].spec.agent == MINE + "Plain"
     found = entries(agents=(MINE + "Plain(steps=2)",), options={})
-    assert [entry.spec.steps for entry in found.values()] == [2, 2, 2, None, None]
+    assert [entry.spec.steps for entry in found.values()] == [None, 2, 2, 2, None, None]
     assert found["random"].spec.options == {"reward": "random"}
     assert list(entries(agents=("real", "uniform", "mle"), options={})) == ["real", "uniform", "mle"]
 
@@ -151,6 +151,10 @@ def test_what_is_compared_is_what_was_named():
         ({"metrics": replace(SMALL, also=("lenght",))}, "Did you mean 'length'"),
         ({"agents": (MINE + "Nobody",), "options": {}}, "has no 'Nobody'"),
         ({"agents": (MINE + "OnlySamples(tims=2)",), "options": {}}, "no option 'tims'"),
+        (
+            {"agents": ("mle(hidden=16)", MINE + "Plain"), "options": {}},
+            "build() of Plain makes another policy than the one to start from. Make it by make_policy(",
+        ),
     ],
 )
 def test_mistakes_are_told_before_anything_is_run(tmp_path, changes, words):
@@ -198,6 +202,20 @@ def test_all_begin_with_the_start_of_their_seed(ran):
     # The leave-one-out baseline leaves nothing of a constant: that control is the start itself.
     constant = load_model(out / "constant-pg-bleu" / "seed-0")
     assert all(torch.equal(a, b) for a, b in zip(constant.policy.parameters(), start.policy.parameters(), strict=True))
+
+
+def test_an_agent_of_ones_own_begins_with_the_start_unless_it_says_otherwise(tmp_path):
+    agents = ("mle", MINE + "Plain", MINE + "FromScratch")
+    found = entries(agents=agents, options={"mle": OPTIONS["mle"]}, controls=False)
+    assert {label: entry.spec.begins_with for label, entry in found.items()} == {
+        "mle": "random weights", "Plain": "mle", "FromScratch": "random weights",
+    }  # fmt: skip
+    for label in ("mle", "Plain"):
+        prepare_run(tmp_path / label / "seed-0", found[label].spec)
+        execute(tmp_path / label / "seed-0")
+    start = load_model(tmp_path / "mle" / "seed-0")
+    assert read_curve(tmp_path / "Plain" / "seed-0")[0]["nll_valid"] == pytest.approx(start.nll("valid"), rel=1e-5)
+    assert entries(agents=(MINE + "FromScratch",), options={}, controls=False).keys() == {"FromScratch"}
 
 
 def test_the_figures_are_those_of_the_agent_that_learns_alone(ran):

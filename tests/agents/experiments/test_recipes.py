@@ -57,7 +57,17 @@ def test_what_an_agent_does_and_takes():
     names = ("mle", "ss", "reinforce", "pg-bleu", "seqgan", "uniform", "real", MINE + "Plain", MINE + "no_agent")
     classes = [find_agent(name).agent_class for name in names]
     assert [c.learns_from_reward for c in classes] == [False, False, True, True, True, False, False, True, True]
-    assert [c.takes_start for c in classes] == [False, False, True, True, True, False, False, False, False]
+    takes_start = [find_agent(name).takes_start for name in names]
+    assert takes_start == [False, False, True, True, True, False, False, True, False]
+
+
+def test_what_an_agent_begins_with_without_a_warm_start():
+    for name, words in [
+        ("mle", "random weights"), ("pg-bleu", "random weights"), (MINE + "Plain", "random weights"),
+        ("seqgan", "random weights, then its own MLE"), ("uniform", ""), ("real", ""),
+        ("reinforce(policy='hf', model='gpt2')", "pretrained gpt2"), (MINE + "Fails", "weights of its own"),
+    ]:  # fmt: skip
+        assert find_agent(name).begins_with(None) == words, name
 
 
 def test_settings_are_checked_before_anything_is_made():

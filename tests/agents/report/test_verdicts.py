@@ -159,16 +159,13 @@ def test_a_control_that_cannot_be_told_apart_is_not_said_to_do_as_well(control, 
     assert conclusion in found.text
 
 
-def test_who_began_from_scratch_is_told_where_others_did_not():
-    begun = runs("seqgan", around(8.0, OTHER), start="mle")
-    alone = runs("random", around(8.5, OTHER), kind="agent")
+def test_what_each_agent_began_with_is_told():
+    begun = runs("seqgan", around(8.0, OTHER), begins_with="mle")
+    alone = runs("random", around(8.5, OTHER), kind="agent", begins_with="random weights")
     models = [*runs("mle", around(9.0)), *begun, *alone]
-    first, second = summaries(Results(models))[:2]
-    assert {first.partition(":")[0], second.partition(":")[0]} == {
-        "seqgan against mle", "random (from scratch) against mle",
+    assert {line.partition(":")[0] for line in summaries(Results(models))} == {
+        "seqgan (from mle) against mle", "random (from random weights) against mle",
     }  # fmt: skip
-    models = [*runs("mle", around(9.0)), *alone]
-    assert "from scratch" not in summaries(Results(models))[0]
 
 
 def test_being_better_than_noise_shows_nothing():
