@@ -90,6 +90,12 @@ class Metrics:
         splits = {name: len(self.task.split(name).references) for name in SPLITS}
         return splits if self.task.conditional else splits | {"references": self.size}
 
+    def unknown(self) -> dict[str, float]:
+        """Compute the share of unknown words in each split's sequences; nothing where there is no such token."""
+        unk = self.task.vocab.unk
+        splits = {name: self.task.split(name).references.flat for name in SPLITS}
+        return {} if unk is None else {name: float((ids == unk).mean()) for name, ids in splits.items() if len(ids)}
+
     def signatures(self) -> dict[str, str]:
         """Describe how each kind of score was computed, to stand beside it."""
         scores = {} if self.task.conditional else {f"bleu{n}": table.signature for n, table in self.tables.items()}

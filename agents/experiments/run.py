@@ -95,6 +95,7 @@ def execute(folder: Path, progress: bool = False, env: gym.Env[object, object] |
         "sweep": metrics.sweep(model, spec.seed) if cost else [],
         "signatures": metrics.signatures(),
         "sizes": metrics.sizes(),
+        "unknown": metrics.unknown(),
         "settings": as_json(model.settings) if isinstance(model, Agent) else dict(spec.options),
         "versions": versions(),
         "hardware": hardware(),

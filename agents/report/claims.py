@@ -92,7 +92,7 @@ class Claim:
     def telling(self) -> list[str]:
         """Controls of the agent, without the trivial ones."""
         controls = [c for c in self.results.controls_of(self.label) if c != self.baseline]
-        return [c for c in controls if not self.results.of(c)[0].spec.get("trivial")]
+        return [c for c in controls if not self.results.is_trivial(c)]
 
     @property
     def tested(self) -> bool:
@@ -129,7 +129,7 @@ class Claim:
         size = self.interval(-gain if outcome == "loss" else gain)
         text = f"{self.effect(self.label, self.column.title, gain)}{size} {self.seeds(gain.n)}{self.correction()}"
         if outcome == "loss":
-            text += ", which is worse"
+            text += ", which is worse" if self.test.significant else ", which is perhaps worse"
         elif outcome == "uncontrolled":
             why = "no control of its way of learning was run"
             if self.missing:

@@ -21,6 +21,8 @@ class Column(NamedTuple):
     """Whether claims are made about it."""
     form: str = ".3f"
     """Format of its values; "%" for shares."""
+    same_as: str = ""
+    """Key of the figure that it equals but for a constant of the task: where both are there, one is tested."""
 
     def show(self, value: float | None, signed: bool = False) -> str:
         """Write a value of this column.
@@ -50,18 +52,33 @@ def _neither(key: str, title: str, about: str, form: str = ".3f") -> Column:
     return Column(key, title, "neither", about, False, form)
 
 
-_LIKELIHOODS = [  # in nats, and but for the last one per token
+_PER_TOKEN = "in nats per token; EOS and <unk> count as tokens"
+_LIKELIHOODS = [
     _lower(
-        "nll_oracle", "NLL-oracle", "how unlikely the source finds what the model writes; falls as it says less", True
+        "nll_oracle",
+        "NLL-oracle",
+        f"negative log-likelihood of the model's sequences under the source, {_PER_TOKEN}; falls as a model says less",
+        True,
     ),
-    _lower("nll_test", "NLL-test", "how unlikely the model finds held-out sequences", True),
-    _neither("entropy", "entropy", "how unlikely the model finds what it writes itself"),
     _lower(
-        "kl_model_data", "KL(model, data)", "NLL-oracle less entropy: what the model writes and the data do not", True
+        "nll_test", "NLL-test", f"negative log-likelihood of held-out sequences under the model, {_PER_TOKEN}", True
     ),
-    _lower("kl_data_model", "KL(data, model)", "NLL-test less the data's entropy: what the model leaves out", True),
-    _lower("kl_sum", "KL sum", "the sum of both divergences", True),
-    _lower("js", "JS", "Jensen and Shannon's divergence, in nats a sequence: 0 to 0.693", True),
+    _neither("entropy", "entropy", f"negative log-likelihood of the model's sequences under itself, {_PER_TOKEN}"),
+    _lower(
+        "kl_model_data",
+        "KL(model, data)",
+        "NLL-oracle less entropy, in nats per token: what the model generates and the data do not have",
+        True,
+    ),
+    _lower(
+        "kl_data_model",
+        "KL(data, model)",
+        "NLL-test less the data's entropy, in nats per token: what the model leaves out. The data's entropy is the "
+        "same for all models, so this is tested and counted as one figure with NLL-test",
+        True,
+    )._replace(same_as="nll_test"),
+    _lower("kl_sum", "KL sum", "KL(model, data) and KL(data, model) added up, in nats per token", True),
+    _lower("js", "JS", "Jensen-Shannon divergence, in nats per sequence: 0 to 0.693", True),
 ]
 _SUCCESS = [
     _higher("reward", "reward", "the mean reward of the task's environment", True),
@@ -72,24 +89,35 @@ _SUCCESS = [
     _higher("exact_match", "exact", "answers that equal a reference", True, "%"),
     _higher("rouge_l", "ROUGE-L", "mean ROUGE-L against the prompt's own references", True),
 ]
+_WORDS = "EOS is left out, <unk> counts as a word"
 _BLEU = [
     _higher(
-        f"bleu{n}", f"BLEU-{n}", f"mean BLEU-{n} against held-out sequences, or the prompt's own references", n == 4
+        f"bleu{n}",
+        f"BLEU-{n}",
+        f"mean BLEU-{n}, 0 to 1, against held-out sequences, or the prompt's own references; {_WORDS}",
+        n == 4,
     )
     for n in (2, 3, 4, 5)
 ]
 _VARIETY = [
     *[
-        _lower(f"self_bleu{n}", f"self-BLEU-{n}", f"mean BLEU-{n} against the other sequences of the model", n == 4)
+        _lower(
+            f"self_bleu{n}", f"self-BLEU-{n}", f"mean BLEU-{n} against the model's other sequences; {_WORDS}", n == 4
+        )
         for n in (2, 3, 4, 5)
     ],
     *[
-        _higher(f"distinct{n}", f"distinct-{n}", f"distinct {n}-grams among all written", form="%")
+        _higher(
+            f"distinct{n}",
+            f"distinct-{n}",
+            f"distinct {n}-grams among all {n}-grams of the model's sequences; {_WORDS}",
+            form="%",
+        )
         for n in (1, 2, 3, 4)
     ],
     _lower("duplicates", "duplicates", "sequences written before among the same", form="%"),
     _neither("copies", "copies", "sequences that stand in the training data", "%"),
-    _neither("length", "length", "mean number of tokens, the end not counted", ".1f"),
+    _neither("length", "length", "mean number of tokens, EOS not counted, <unk> counted", ".1f"),
 ]
 _COST = [
     _neither("seconds", "seconds", "wall-clock time of learning, without that of the common start", ".0f"),

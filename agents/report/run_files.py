@@ -159,6 +159,10 @@ class Results:
         """What the policy of a model began with, in words; "" if it learned nothing."""
         return str(self.of(label)[0].spec.get("begins_with", ""))
 
+    def is_trivial(self, label: str) -> bool:
+        """Whether a model is a control that it shows nothing to be better than."""
+        return bool(self.of(label)[0].spec.get("trivial"))
+
     def values(self, label: str, key: str) -> dict[int, float]:
         """A model's figure in each seed that has it."""
         return {run.seed: run.figures[key] for run in self.of(label) if key in run.figures}

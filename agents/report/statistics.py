@@ -187,7 +187,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def against(results: Results, baseline: str) -> list[Test]:
     """Every other agent and control against the baseline, in every headline figure that can be better and both have.
 
-    Holm's correction is over all of them together.
+    Two figures that differ by a constant of the task are one test. Holm's correction is over all tests together.
     """
     if baseline not in results.labels:
         raise OptionError(f"no model {baseline!r} in these results." + suggest(baseline, results.labels))
@@ -195,11 +195,14 @@ def against(results: Results, baseline: str) -> list[Test]:
     for label in results.labels:
         if label == baseline or results.kind(label) == "reference":
             continue
-        for key in (column.key for column in results.columns if column.headline and column.better != "neither"):
-            mine, other = results.values(label, key), results.values(baseline, key)
-            if mine and other:
+        in_both = {c.key for c in results.columns if all(results.values(model, c.key) for model in (label, baseline))}
+        for column in results.columns:
+            if column.key not in in_both or column.same_as in in_both:
+                continue
+            if column.headline and column.better != "neither":
+                mine, other = results.values(label, column.key), results.values(baseline, column.key)
                 p = welch(list(mine.values()), list(other.values()))
-                tests.append(Test(label, key, len(mine), len(other), paired(mine, other), p, math.nan))
+                tests.append(Test(label, column.key, len(mine), len(other), paired(mine, other), p, math.nan))
     corrected = holm([test.p for test in tests])
     return [test._replace(p_holm=p) for test, p in zip(tests, corrected, strict=True)]
 

@@ -70,8 +70,16 @@ def _line(results: Results) -> str:
     started = sorted(str(run.about["started"]) for run in runs if "started" in run.about)
     sizes = _distinct(_pairs(run.about.get("sizes")) for run in runs)
     counts += [f"sequences of data: {size}" for size in sizes]
+    counts += _distinct(_unknown(run.about.get("unknown")) for run in runs)
     counts += [f"begun {started[0][:16].replace('T', ' ')}"] if started else []
     return ", ".join(counts)
+
+
+def _unknown(shares: Plain | None) -> str:
+    """Say how many of the data's words are <unk>, where the vocabulary has such a token."""
+    if not shares:
+        return ""
+    return "unknown words (<unk>): " + ", ".join(f"{100 * share:.2g} % of {split}" for split, share in shares.items())
 
 
 def _verdicts(results: Results, tests: Sequence[Test]) -> list[Plain]:
@@ -90,7 +98,7 @@ def _verdicts(results: Results, tests: Sequence[Test]) -> list[Plain]:
 def main_table(results: Results) -> Plain:
     """The main table: columns, and groups of rows of cells."""
     rows = {label: [_figure(results, label, column) for column in results.columns] for label in results.labels}
-    ranked = [rows[label] for label in results.labels if results.kind(label) != "reference"]
+    ranked = [rows[label] for label in results.labels if _is_ranked(results, label)]
     for i, column in enumerate(results.columns):
         _mark_best([cells[i] for cells in ranked], column)
     signatures: dict[str, str] = {}
@@ -156,6 +164,11 @@ def _odd(values: Sequence[float]) -> str:
     return f"infinite in {infinite} of {len(values)}" if 0 < infinite < len(values) else ""
 
 
+def _is_ranked(results: Results, label: str) -> bool:
+    """Whether a model can be the best: not real data, nor noise, which has most variety."""
+    return results.kind(label) != "reference" and not results.is_trivial(label)
+
+
 def _mark_best(cells: Sequence[Plain], column: Column) -> None:
     """Mark the best of several models, and all that read the same."""
     finite = [cell for cell in cells if math.isfinite(cell["summary"].mean)]
@@ -205,7 +218,8 @@ def _best_table(results: Results) -> Plain | None:
     cells = {(row.label, row.limit): _best_cell(row, quality) for row in rows}
     labels = list(dict.fromkeys(row.label for row in rows))
     for limit in limits:
-        _mark_best([cell for (_, at), cell in cells.items() if at == limit and cell["complete"]], quality)
+        ranked = [cell for (label, at), cell in cells.items() if at == limit and _is_ranked(results, label)]
+        _mark_best([cell for cell in ranked if cell["complete"]], quality)
     return {
         "quality": quality.title,
         "diversity": diversity.title,

@@ -42,14 +42,12 @@ def summaries(results: Results) -> list[str]:
     agents = [label for label in results.labels if results.kind(label) == "agent" and label != results.baseline]
     said, left_out = verdicts(results), skipped(results)
     lines = []
-    strong = {test[:2] for test in _tests(results) if test.significant}
+    strong = {(test.label, test.key) for test in _tests(results) if test.significant}
     for label in agents:
         its = [verdict for verdict in said if verdict.label == label]
-        weak = [column_of(v.key).title for v in its if v.gain.above_zero and (label, v.key) not in strong]
         without = _by_reason([s for s in left_out if s.label == label])
-        also = f"; better, but not after the correction for all comparisons: {join_words(weak)}" if weak else ""
-        also += f"; left out: {without}" if without else ""
-        lines.append(f"{label}{_origin(results, label)} against {results.baseline}: {_count(its)}{also}.")
+        also = f"; left out: {without}" if without else ""
+        lines.append(f"{label}{_origin(results, label)} against {results.baseline}: {_count(its, strong)}{also}.")
     if len(results.seeds) == 2 and agents:
         lines.append("Two seeds show next to nothing about chance; five are a beginning.")
     missing = _missing(results)
@@ -69,11 +67,17 @@ def _by_reason(left_out: Sequence[Skipped]) -> str:
     return "; ".join(f"{join_words(titles)} ({reason})" for reason, titles in groups.items())
 
 
-def _count(its: Sequence[Verdict]) -> str:
-    """An agent's verdicts, counted."""
+def _count(its: Sequence[Verdict], strong: set[tuple[str, str]]) -> str:
+    """An agent's verdicts, each counted once; those that do not survive the correction stand apart."""
     by: dict[str, list[str]] = {}
+    weak: dict[str, list[str]] = {}
     for verdict in its:
-        by.setdefault(verdict.outcome, []).append(column_of(verdict.key).title)
+        differs = verdict.gain.above_zero or verdict.gain.below_zero
+        title = column_of(verdict.key).title
+        if differs and (verdict.label, verdict.key) not in strong:
+            weak.setdefault("worse" if verdict.outcome == "loss" else "better", []).append(title)
+        else:
+            by.setdefault(verdict.outcome, []).append(title)
     n = {outcome: len(titles) for outcome, titles in by.items()}
     judged = len(its) - n.get("one seed", 0)
     if not judged:
@@ -84,7 +88,10 @@ def _count(its: Sequence[Verdict]) -> str:
     text += f", of which no control was run on {n['uncontrolled']}" if "uncontrolled" in n else ""
     text += f"; worse on {n.get('loss', 0)}"
     text += f"; fewer than two seeds in common on {n['one seed']}" if "one seed" in n else ""
-    return text + (f"; more than its controls on {join_words(by['gain'])}" if "gain" in by else "")
+    text += f"; more than its controls on {join_words(by['gain'])}" if "gain" in by else ""
+    for how, titles in sorted(weak.items()):
+        text += f"; {how}, but not after the correction for all comparisons: {join_words(titles)}"
+    return text
 
 
 def _missing(results: Results) -> list[str]:

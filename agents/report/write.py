@@ -130,7 +130,7 @@ def as_markdown(found: Plain) -> str:
 
 _ABOUT_FIGURES = (
     "The mean over seeds, and in brackets the 95 % bootstrap interval of that mean. **Bold**: the best of agents and "
-    "controls. ↓ lower is better, ↑ higher is better."
+    "controls, uniform noise excepted. ↓ lower is better, ↑ higher is better."
 )
 
 

@@ -115,6 +115,13 @@ def test_every_model_meets_the_same_references_and_as_many(oracle, learner):
     assert first.signatures()["self_bleu5"] == "self_bleu|n:5|smoothing:method1|sequences:30"
 
 
+def test_the_share_of_unknown_words_is_that_of_each_split(oracle, write):
+    lines = write("train.txt", "a b\na b\n"), write("test.txt", "a new\nb a\n")
+    metrics = Metrics(text_gym.make_task(str(lines[0]), test=str(lines[1]), valid=0), SMALL)
+    assert metrics.unknown() == {"train": 0.0, "test": 0.25}
+    assert Metrics(oracle, SMALL).unknown() == {}  # a vocabulary without such a token
+
+
 def test_figures_are_drawn_by_the_seed_and_no_fewer_than_the_references(oracle, learner, monkeypatch):
     asked, sample = [], learner.sample
     monkeypatch.setattr(learner, "sample", lambda n, **options: asked.append(n) or sample(n, **options))

@@ -175,6 +175,16 @@ def test_against_compares_every_model_but_references_in_every_headline_figure_of
     assert tests[0].p_holm == pytest.approx(3 * tests[0].p)
 
 
+def test_figures_that_differ_by_a_constant_of_the_task_are_one_test():
+    figures = {("mle", 0): 1.0, ("mle", 1): 1.5, ("b", 0): 2.0, ("b", 1): 4.0}
+    both = [run(label, s, {"nll_test": x, "kl_data_model": x - 0.5}) for (label, s), x in figures.items()]
+    (test,) = against(Results(both), "mle")
+    assert test.key == "nll_test"
+    assert test.p_holm == test.p == welch([2.0, 4.0], [1.0, 1.5])
+    alone = [run(label, s, {"kl_data_model": x}) for (label, s), x in figures.items()]
+    assert [test.key for test in against(Results(alone), "mle")] == ["kl_data_model"]
+
+
 def test_against_an_unknown_model_names_the_known():
     with pytest.raises(OptionError, match=r"'ml'.*Did you mean 'mle'\? Known: b, mle\."):
         against(Results([run("mle", 0, {"js": 0.1}), run("b", 0, {"js": 0.1})]), "ml")

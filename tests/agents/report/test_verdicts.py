@@ -307,6 +307,15 @@ def test_what_does_not_survive_the_correction_is_said():
     assert f"(Welch p = {p:.3f} after Holm over 1 comparison: it does not survive the correction)" in one(found).text
     assert one(found).outcome == "uncontrolled"
     assert "; better, but not after the correction for all comparisons: NLL-oracle." in summaries(found)[0]
+    (line,) = summaries(found)
+    assert line.startswith("seqgan against mle: better on 0 of 1 figure; worse on 0; better, but not after")
+    worse = results(mle=mle, seqgan=[x + 0.1 + 0.1 * e for x, e in zip(mle, NOISE, strict=True)])
+    assert one(worse).outcome == "loss"
+    assert one(worse).text.endswith("it does not survive the correction), which is perhaps worse.")
+    assert summaries(worse) == [
+        "seqgan against mle: better on 0 of 1 figure; worse on 0; worse, but not after the correction for all "
+        "comparisons: NLL-oracle."
+    ]
     flat = one(results(mle=[9.0, 9.0], seqgan=[8.0, 8.0]))
     assert "by 1.000 [1.000, 1.000] over 2 seeds (Welch's test does not apply); no control" in flat.text
 

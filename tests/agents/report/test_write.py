@@ -133,6 +133,29 @@ def test_the_best_is_marked_among_agents_and_controls_and_never_a_reference(resu
     assert marked["entropy"] == marked["seconds"] == []
 
 
+def test_noise_is_never_the_best(tmp_path):
+    folder = write_fake_runs(tmp_path / "runs", seeds=(0, 1))
+    for path in (folder / "uniform").rglob("results.json"):
+        done = json.loads(path.read_text(encoding="utf-8"))
+        done["figures"]["self_bleu4"] = 0.0  # no model repeats itself less
+        done["sweep"] = [row | {"nll_oracle": 0.0, "nll_test": 0.0} for row in done["sweep"]]
+        path.write_text(json.dumps(done), encoding="utf-8")
+    found = tables.context(read_results([folder]))
+    place = [column["key"] for column in found["table"]["columns"]].index("self_bleu4")
+    rows = itertools.chain.from_iterable(group["rows"] for group in found["table"]["groups"])
+    assert [row["label"] for row in rows if row["cells"][place]["best"]] == ["mle"]
+    best = {row["label"]: any(cell["best"] for cell in row["cells"]) for row in found["best"]["rows"]}
+    assert not best["uniform"]
+    assert any(best.values())
+
+
+def test_units_and_unknown_words_are_told(page):
+    text = page.read_text(encoding="utf-8")
+    assert "unknown words (&lt;unk&gt;): 0 % of train, 1.2 % of valid, 1.3 % of test" in text[: text.index("</header>")]
+    for unit in ("in nats per token; EOS and &lt;unk&gt; count as tokens", "in nats per sequence"):
+        assert unit in text[text.index("What the columns mean") :]
+
+
 def test_the_page_needs_nothing_else(page):
     text = page.read_text(encoding="utf-8")
     for tag, attributes in Page(text).elements:
