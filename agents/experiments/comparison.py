@@ -40,7 +40,7 @@ def compare(comparison: Comparison, watch: Callable[[Progress], None] | None = N
 
     Args:
         comparison: What to run.
-        watch: Called several times a second with how far it is.
+        watch: Called once before anything is run, then several times a second with how far it is.
         command: What was typed, for the records.
     """
     models = plan(comparison, command or shlex.join(sys.argv))
@@ -118,13 +118,17 @@ def recipe_of(comparison: Comparison, named: str) -> tuple[Recipe, str | None]:
 
 
 def lay_out(comparison: Comparison, models: Sequence[PlannedModel]) -> list[Path]:
-    """Prepare a folder for each model and seed, the ones that others wait for first, then those that take longest."""
+    """Prepare a folder for each model and seed, in the order in which they are run.
+
+    Seed by seed, so that the first seed shows how long each model takes; of a seed first the run that others wait
+    for, then those that take longest.
+    """
     task = check(comparison, models)
     models = [model for model in models if model.spec.kind != "reference" or _suits(model, task)]
     specs = {
         comparison.out / model.label / f"seed-{seed}": replace(model.spec, seed=seed)
-        for model in sorted(models, key=_urgency)
         for seed in range(comparison.seeds)
+        for model in sorted(models, key=_urgency)
     }
     for folder, spec in specs.items():  # all of them before any is written
         check_folder(folder, spec)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import torch
 
+from agents.experiments.pace import Left, Pace, State
 from agents.experiments.settings import RunSpec
 from agents.experiments.workers import STOPPED, LocalPool, Pool, RayPool
-from agents.report.run_files import ERROR, NOW, RESULTS
+from agents.report.run_files import ERROR, NOW, RESULTS, read_json
+from text_gym.errors import DataError
 
 
 class Progress:
@@ -20,7 +24,8 @@ class Progress:
         folders: Folders of all runs.
         finished: Runs that have results.
         failed: Runs that failed, and why.
-        running: Runs that are under way.
+        running: Runs that are under way, each with what it is doing.
+        jobs: Runs at a time.
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
@@ -30,7 +35,12 @@ class Progress:
         self.finished = [folder for folder in folders if (folder / RESULTS).exists()]
         self.finished_before = len(self.finished)
         self.failed: dict[Path, str] = {}
-        self.running: list[Path] = []
+        self.running: dict[Path, State] = {}
+        self.jobs = 1
+        self._pace = Pace()
+        for folder in self.finished:
+            if (took := _took(folder)) is not None:
+                self._pace.took.setdefault(self.specs[folder].label, []).append(took)
 
     def start_of(self, folder: Path) -> Path | None:
         """Find the run that this one starts from."""
@@ -44,6 +54,34 @@ class Progress:
         return [folder for folder in self.folders if folder not in begun]
 
     @property
+    def left(self) -> Left | None:
+        """How long it will take from now on, as far as can be told; None before anything is known."""
+        return self._pace.left([self.specs[folder].label for folder in self.waiting], self.jobs, time.monotonic())
+
+    def begin(self, folder: Path) -> None:
+        """Count a run as begun."""
+        spec = self.specs[folder]
+        self.running[folder] = State("starting")
+        self._pace.begin(spec.label, spec.seed, time.monotonic())
+
+    def look(self) -> None:
+        """Read how far each run is."""
+        for folder in self.running:
+            spec = self.specs[folder]
+            self.running[folder] = state = _state(folder)
+            self._pace.running[spec.label, spec.seed].see(state, time.monotonic())
+
+    def end(self, folder: Path, error: str | None) -> None:
+        """Count a run as finished, or as failed."""
+        spec = self.specs[folder]
+        del self.running[folder]
+        self._pace.end(spec.label, spec.seed, time.monotonic(), error is None)
+        if error is None:
+            self.finished.append(folder)
+        else:
+            fail(self, folder, error)
+
+    @property
     def ready(self) -> list[Path]:
         """Runs that could begin: what they start from is there."""
         return [folder for folder in self.waiting if self.start_of(folder) in (None, *self.finished)]
@@ -55,24 +93,42 @@ def run_all(progress: Progress, make: Callable[[], Pool], watch: Callable[[Progr
         watch(progress)
         return
     pool = make()
+    progress.jobs = pool.jobs
+    watch(progress)
     try:
         while progress.waiting or progress.running:
             for folder in progress.ready[: pool.free]:
                 pool.begin(folder)
-                progress.running.append(folder)
+                progress.begin(folder)
             _give_up_those_without_start(progress)
             for folder, error in pool.wait(0.25):
-                progress.running.remove(folder)
                 (folder / NOW).unlink(missing_ok=True)
                 if error == STOPPED:
                     raise KeyboardInterrupt
-                if error is None:
-                    progress.finished.append(folder)
-                else:
-                    fail(progress, folder, error)
+                progress.end(folder, error)
+            progress.look()
             watch(progress)
     finally:
         pool.close()
+
+
+def _state(folder: Path) -> State:
+    """Read what a run is doing, and how far it has learned."""
+    try:
+        now = read_json(folder / NOW)
+        return State(str(now["doing"]), int(now.get("step", 1)), int(now.get("of", 1)))
+    except (DataError, KeyError, TypeError, ValueError):
+        return State("starting")
+
+
+def _took(folder: Path) -> float | None:
+    """Read how long a finished run took."""
+    try:
+        done = read_json(folder / RESULTS)
+        took = datetime.fromisoformat(done["finished"]) - datetime.fromisoformat(done["started"])
+    except (DataError, KeyError, TypeError, ValueError):
+        return None
+    return took.total_seconds()
 
 
 def _give_up_those_without_start(progress: Progress) -> None:

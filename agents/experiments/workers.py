@@ -31,6 +31,9 @@ PRELOADED = ["agents.experiments.run", "torch._dynamo"]  # an optimiser imports 
 class Pool(Protocol):
     """Executes runs beside each other."""
 
+    jobs: int
+    """Runs at a time."""
+
     @property
     def free(self) -> int:
         """Number of runs that it could begin now."""
