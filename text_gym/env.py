@@ -25,6 +25,7 @@ from text_gym.rules import (
     no_episode,
 )
 from text_gym.sequences import Example
+from text_gym.tasks.registry import TaskSpec
 from text_gym.tasks.task import Task
 
 
@@ -80,7 +81,8 @@ class TextGenEnv(gym.Env[Observation, SupportsIndex]):
     ## Arguments
     Args:
         task: A name ("grammar", "oracle", "answers"), the path of a .txt, .jsonl or .abc file,
-            "module:factory", or a `text_gym.Task`.
+            "module:factory", a `text_gym.Task`, a list of texts, a list of (prompt, references)
+            pairs, or a Hugging Face Dataset.
         reward: The score of a finished sequence: a name such as "bleu" or "bleu(n=2)", a function
             of completions, a `text_gym.Reward`, a list of these, or a dict {reward: weight}. None
             takes the task's own.
@@ -105,7 +107,7 @@ class TextGenEnv(gym.Env[Observation, SupportsIndex]):
 
     def __init__(
         self,
-        task: str | Task = "grammar",
+        task: TaskSpec = "grammar",
         reward: RewardSpec | None = None,
         max_length: int | None = None,
         min_length: int = 0,

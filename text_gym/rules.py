@@ -19,7 +19,7 @@ from text_gym.errors import DataError, InvalidActionError, MaskError, OptionErro
 from text_gym.registry import load_attribute
 from text_gym.rewards.scorer import RewardSpec, Scorer
 from text_gym.sequences import Batch, Example
-from text_gym.tasks.registry import make_task, option_names
+from text_gym.tasks.registry import TaskSpec, make_task, option_names
 from text_gym.tasks.task import Task
 from text_gym.validation import suggest, whole_number
 
@@ -60,7 +60,7 @@ class Rules:
 
     def __init__(
         self,
-        task: str | Task = "grammar",
+        task: TaskSpec = "grammar",
         reward: RewardSpec | None = None,
         max_length: int | None = None,
         min_length: int = 0,

@@ -105,6 +105,15 @@ class RunSpec:
     command: str = ""
     """The command that was typed."""
 
+    def __post_init__(self) -> None:
+        """Refuse a task that cannot be written down."""
+        if not isinstance(self.task, str):
+            raise OptionError(
+                f"a run names its task, for other processes to make it: give its name or its path as a string, and "
+                f"not a {type(self.task).__name__}. Texts from Python are such a task once they are written to a file "
+                'that ends in .jsonl: {"text": ...} or {"prompt": ..., "references": [...]} in each line'
+            )
+
     def as_json(self) -> Json:
         """Return the content of run.json, with digests of the files that it names."""
         content: Json = json.loads(json.dumps({"format": FORMAT, **asdict(self), INPUTS: self.inputs()}))

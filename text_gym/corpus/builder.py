@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from text_gym.arrays import BoolArray, IntArray
 from text_gym.corpus.readers import CutUp, Record, Tokens, read_records
+from text_gym.corpus.rows import Rows
 from text_gym.errors import DataError
 from text_gym.sequences import SPLITS, Examples, Sequences
 from text_gym.vocab import UNK
@@ -65,7 +66,7 @@ class _Numbering(dict[str, int]):
 
 
 class RawCorpus:
-    """Everything that was read, in the order of the files.
+    """Everything that was read, in the order in which it was read.
 
     `cut_up` turns a text into tokens. Those that are strings are numbered here, in `numbers`;
     a tokenizer that gives ids of its own keeps them.
@@ -86,27 +87,31 @@ class RawCorpus:
         self._columns: dict[str, list[object]] = {}
         self._conditional: bool | None = None
 
-    def read(self, path: Path, split: int) -> None:
-        """Add a file's records; `split` is the number of the split that the file is for."""
+    def read(self, source: Path | Rows, split: int) -> None:
+        """Add the records of a file, or of Python objects; `split` is the number of the split that they are for."""
         before = len(self._files)
-        for record in read_records(path, self._cut_up, self._limits.encoding):
+        if isinstance(source, Rows):
+            records = source.records(self._cut_up)
+        else:
+            records = read_records(source, self._cut_up, self._limits.encoding)
+        for record in records:
             if not any(record.references):
                 self.empty += 1
                 continue
-            kept = self._fit(record, path)
+            kept = self._fit(record, source)
             if kept is not None:
-                self._add(kept, path)
+                self._add(kept, source)
                 self._files.append(split)
         if len(self._files) > before:
             return
         if self.too_long:
             raise DataError(
-                f"every line of {path} is longer than max_length={self._limits.max_length} allows "
+                f"every line of {source} is longer than max_length={self._limits.max_length} allows "
                 "(EOS takes one place); raise it, or pass long_lines='cut'"
             )
-        raise DataError(f"{path} holds only blank lines; a corpus has a sequence a line")
+        raise DataError(f"{source} holds only blank lines; a corpus has a sequence a line")
 
-    def _fit(self, record: Record, path: Path) -> Record | None:
+    def _fit(self, record: Record, source: Path | Rows) -> Record | None:
         """Apply the rule for long lines; None when nothing is left."""
         limits = self._limits
         room = limits.max_length - 1 if limits.max_length is not None else None
@@ -123,7 +128,7 @@ class RawCorpus:
                 else f"max_length={limits.max_length} allows (EOS takes one place)"
             )
             raise DataError(
-                f"{path}: {record.text[:60]!r} is longer than {limit}; raise it, or pass long_lines='drop' or 'cut'"
+                f"{source}: {record.text[:60]!r} is longer than {limit}; raise it, or pass long_lines='drop' or 'cut'"
             )
         if limits.long_lines == "cut":
             prompt = record.prompt
@@ -133,14 +138,14 @@ class RawCorpus:
         short = [r for r in record.references if room is None or len(r) <= room]
         return None if long_prompt or not short else record._replace(references=short)
 
-    def _add(self, record: Record, path: Path) -> None:
+    def _add(self, record: Record, source: Path | Rows) -> None:
         """Number a record's tokens and keep them."""
         self._add_columns(record.columns)
         conditional = record.prompt is not None
         if self._conditional is None:
             self._conditional = conditional
         elif self._conditional != conditional:
-            raise DataError(f"{path} and the file before it disagree: only one of them has prompts")
+            raise DataError(f"{source} and the file before it disagree: only one of them has prompts")
         told_apart_by = record.prompt if record.prompt is not None else record.references[0]
         key = "\x1f".join(map(str, told_apart_by)).encode("utf-8", "surrogatepass")
         self._keys.append(int.from_bytes(blake2b(key, digest_size=8, salt=self._salt).digest(), "little"))

@@ -16,6 +16,7 @@ from text_gym.arrays import AnyArray
 from text_gym.corpus import cache
 from text_gym.corpus.builder import RawCorpus, frequent_words, hold_out
 from text_gym.corpus.readers import ABC_TOKEN, SUFFIXES, check_encoding
+from text_gym.corpus.rows import Rows
 from text_gym.errors import DataError, OptionError
 from text_gym.sequences import SPLITS, Examples, Sequences
 from text_gym.validation import finite_number, whole_number
@@ -99,7 +100,9 @@ class Report:
         for split, count in self.unknown.items():
             if count:
                 parts.append(f"{count:,} of {self.tokens[split]:,} tokens unknown in {split}")
-        parts += [f"nothing left for {split}" for split in self.unfilled]
+        if self.unfilled:
+            why = "equal lines, or equal prompts, stay together in one split"
+            parts.append(f"nothing left for {' and '.join(self.unfilled)} ({why})")
         return ", ".join(parts)
 
 
@@ -128,12 +131,27 @@ def read_corpus(path: str | Path, options: CorpusOptions) -> Corpus:
         key = cache.key_of(files, asdict(options))
         corpus = _unpack(cache.load(key), cutter)
     if corpus is None:
-        corpus = _read_files(files, options, cutter)
+        corpus = _read_sources(files, options, cutter)
         if key is not None:
             cache.store(key, _pack(corpus))
-    if corpus.report.too_long or any(corpus.report.unknown.values()) or corpus.report.unfilled:
-        _log.warning("%s: %s", path, corpus.report)
+    _tell(path, corpus.report)
     return corpus
+
+
+def read_rows(rows: Mapping[str, Rows], options: CorpusOptions) -> Corpus:
+    """Read Python objects into splits of encoded sequences; valid= and test= may name files beside them."""
+    files = {split: Path(f) for split in SPLITS[1:] if is_file(f := getattr(options, split))}
+    for file in files.values():
+        _check_file(file)
+    corpus = _read_sources({**files, **rows}, options, _cutter(options, Path()))
+    _tell(rows["train"], corpus.report)
+    return corpus
+
+
+def _tell(source: object, report: Report) -> None:
+    """Warn of what was left out."""
+    if report.too_long or any(report.unknown.values()) or report.unfilled:
+        _log.warning("%s: %s", source, report)
 
 
 def _check_file(path: Path) -> None:
@@ -157,12 +175,15 @@ def _cutter(options: CorpusOptions, path: Path) -> Splitter | TokenizerVocabular
     return Splitter(tokenizer, options.joiner)
 
 
-def _read_files(files: Mapping[str, Path], options: CorpusOptions, cutter: Splitter | TokenizerVocabulary) -> Corpus:
+def _read_sources(
+    sources: Mapping[str, Path | Rows], options: CorpusOptions, cutter: Splitter | TokenizerVocabulary
+) -> Corpus:
     """Read, hold out, and renumber by frequency."""
     raw = RawCorpus(cutter.split if isinstance(cutter, Splitter) else cutter.encode, options)
-    for split, file in files.items():
-        raw.read(file, SPLITS.index(split))
-    shares = {split: share for split in SPLITS[1:] if not is_file(share := getattr(options, split))}
+    for split in SPLITS:
+        if split in sources:
+            raw.read(sources[split], SPLITS.index(split))
+    shares = {split: getattr(options, split) for split in SPLITS[1:] if split not in sources}
     which = hold_out(raw.keys(), raw.files(), shares)  # [records] the number of each one's split
     vocab: Vocabulary
     new_ids = None
@@ -170,7 +191,7 @@ def _read_files(files: Mapping[str, Path], options: CorpusOptions, cutter: Split
         vocab = cutter
     else:
         if EOS in raw.numbers:
-            raise DataError(f"{files['train']} contains {EOS!r}, which marks the end here; write it differently")
+            raise DataError(f"{sources['train']} contains {EOS!r}, which marks the end here; write it differently")
         kept = frequent_words(list(raw.numbers), raw.counts(which == 0), options.min_count, options.max_vocab)
         vocab = Vocabulary([EOS, UNK, *kept], 0, 1, cutter)
         new_ids = np.array([vocab.ids.get(word, 1) for word in raw.numbers], dtype=np.int32)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from text_gym.corpus.corpus import CorpusOptions
 from text_gym.corpus.readers import SUFFIXES
+from text_gym.corpus.rows import ColumnNames, Objects, is_table
 from text_gym.errors import OptionError, TaskError
 from text_gym.registry import Options, Registry, parse_call
-from text_gym.tasks.files import file_task
+from text_gym.tasks.files import file_task, rows_task
 from text_gym.tasks.task import Task
 from text_gym.validation import check_options
 
@@ -34,17 +35,24 @@ TASKS: Registry[Callable[..., Task]] = Registry(
 _made: weakref.WeakValueDictionary[str, Task] = weakref.WeakValueDictionary()
 
 
-def make_task(spec: str | Path | Task = "grammar", **options: object) -> Task:
-    """Make a task from a name, a path to a .txt, .jsonl or .abc file, or "module:factory".
+TaskSpec = str | Path | Task | Objects | Mapping[str, Objects]
+"""What a task is made from: a name, a path, or Python objects."""
+
+
+def make_task(spec: TaskSpec = "grammar", **options: object) -> Task:
+    """Make a task from a name, a path to a .txt, .jsonl or .abc file, "module:factory", or texts from Python.
 
     Options follow the name in brackets or come as arguments. See `grammar_task`,
-    `oracle_task` and `answers_task`, and for files `text_gym.corpus.corpus.CorpusOptions`. While a task is
+    `oracle_task` and `answers_task`, for files `text_gym.corpus.corpus.CorpusOptions`, and for lists of texts, lists of
+    (prompt, references) pairs and Hugging Face Datasets `text_gym.tasks.files.rows_task`. While a task is
     in use, the same name or path and options return the same object.
 
     >>> make_task("grammar", seed=1)
     Task('grammar', 209 tokens, max_length=21)
     >>> make_task("oracle(vocab_size=100)")
     Task('oracle', 100 tokens, max_length=20)
+    >>> make_task(["to be", "or not to be"] * 5, valid=0, test=0)
+    Task('list', 6 tokens, max_length=5)
     """
     if isinstance(spec, Task):
         if options:
@@ -53,7 +61,7 @@ def make_task(spec: str | Path | Task = "grammar", **options: object) -> Task:
     name, factory, written = find_task(spec)
     options = written | options
     check_options(f"task {name!r}", factory, options)
-    key = _memory_key(name, factory, options)
+    key = _memory_key(name, factory, options) if isinstance(spec, str | Path) else None
     task = _made.get(key) if key is not None else None
     if task is None:
         task = factory(**options)
@@ -64,23 +72,29 @@ def make_task(spec: str | Path | Task = "grammar", **options: object) -> Task:
     return task
 
 
-def find_task(spec: str | Path) -> tuple[str, Callable[..., Task], Options]:
+def find_task(spec: object) -> tuple[str, Callable[..., Task], Options]:
     """Look up the name, the factory and the options of a spec."""
     if isinstance(spec, Path):
         return str(spec), partial(file_task, spec), {}
     if not isinstance(spec, str):
-        raise OptionError(f"a task is a name, a path or a text_gym.Task, not {spec!r}")
+        if not (is_table(spec) or isinstance(spec, Sequence | Mapping)) or isinstance(spec, bytes):
+            raise OptionError(
+                f"a task is a name, a path, a text_gym.Task, a list of texts or of (prompt, references) pairs, or a "
+                f"Hugging Face Dataset, not {spec!r:.60}"
+            )
+        return type(spec).__name__, partial(rows_task, spec), {}
     name, written = (spec, {}) if spec.endswith(SUFFIXES) else parse_call(spec)
     if ":" not in name and (Path(name).suffix or "/" in name or "\\" in name):
         return name, partial(file_task, name), written
     return name, TASKS.find(name), written
 
 
-def option_names(spec: str | Path) -> frozenset[str] | None:
+def option_names(spec: object) -> frozenset[str] | None:
     """List the options of the task that a spec stands for; None if it takes any."""
     _, factory, _ = find_task(spec)
-    if isinstance(factory, partial):  # of file_task
-        return frozenset(CorpusOptions.__dataclass_fields__)
+    if isinstance(factory, partial):  # of file_task or rows_task
+        columns = ColumnNames._fields if factory.func is rows_task else ()
+        return frozenset((*CorpusOptions.__dataclass_fields__, *columns))
     parameters = inspect.signature(factory).parameters.values()
     return None if any(p.kind is p.VAR_KEYWORD for p in parameters) else frozenset(p.name for p in parameters)
 

@@ -90,7 +90,8 @@ def test_a_split_that_gets_nothing_is_reported(write, caplog):
     task = text_gym.make_task(write("more.txt", "\n".join(lines)))
     assert (len(task.valid), len(task.test)) == (13, 13)
     task = text_gym.make_task(write("three.txt", "\n".join(["a b"] * 50 + ["c d"] * 50 + ["e f"] * 50)))
-    assert "nothing left for test" in caplog.text
+    why = "(equal lines, or equal prompts, stay together in one split)"
+    assert f"nothing left for valid and test {why}" in caplog.text
     with pytest.raises(RewardError, match=r"'test' split .* is empty"):
         Scorer("bleu(references='test')", task)(task.batch("train", [0]))
 
