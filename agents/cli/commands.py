@@ -186,18 +186,24 @@ def score(
     file: Annotated[Path, tyro.conf.Positional],
     task: TaskName = "grammar",
     reward: RewardName = "bleu",
-) -> None:
+) -> int:
     """Score each line of a text file with a reward; the last line is the mean.
 
     For a task with prompts, line i answers prompt i of the test split, in the order of
-    `text-gym sample`. A blank line is an empty sequence.
+    `text-gym sample`. A blank line is an empty sequence. A line that the task cannot read is
+    reported and left out; then the exit code is 1.
     """
     made = make_task(task)
-    batch = _read_batch(made, file)
-    total, terms = Scorer(reward, made)(batch)
-    for value, text in zip(total.tolist(), batch.texts, strict=True):
-        _say(f"{value:.6g}\t{text}")
-    _say(f"{total.mean():.6g}\tmean of {len(batch)} by {', '.join(terms)}")
+    batch, problems = _read_batch(made, file)
+    scorer = Scorer(reward, made)
+    for problem in problems:
+        sys.stderr.write(f"text-gym: {problem}\n")
+    if len(batch):
+        total, terms = scorer(batch)
+        for value, text in zip(total.tolist(), batch.texts, strict=True):
+            _say(f"{value:.6g}\t{text}")
+        _say(f"{total.mean():.6g}\tmean of {len(batch)} by {', '.join(terms)}")
+    return 1 if problems else 0
 
 
 def audit(
@@ -257,27 +263,31 @@ def _draw(task: Task, split: str, n: int, seed: int | None) -> Batch:
     return task.batch(split, rows[:n])
 
 
-def _read_batch(task: Task, file: Path) -> Batch:
-    """Lines of a file as finished sequences of a task."""
+def _read_batch(task: Task, file: Path) -> tuple[Batch, list[str]]:
+    """Read the lines of a file as finished sequences of a task; of those that cannot be, say why."""
     if not file.is_file():
         raise DataError(f"no file {str(file)!r}; is the path right?")
-    ids = []
+    ids: dict[int, list[int]] = {}
+    problems: dict[int, str] = {}
     for number, line in read_lines(file, "utf-8"):
         try:
-            ids.append(task.encode(line))
+            ids[number] = task.encode(line)
         except DataError as problem:
-            raise DataError(f"{file}, line {number}: {problem}") from problem
-        if len(ids[-1]) > task.max_length:
-            raise DataError(f"{file}, line {number}: {len(ids[-1])} tokens, and {task!r} takes no more")
-    if not ids:
+            problems[number] = str(problem)
+            continue
+        if len(ids[number]) > task.max_length:
+            problems[number] = f"{len(ids.pop(number))} tokens, and {task!r} takes no more"
+    if not (ids or problems):
         raise DataError(f"{file} is empty; give a sequence a line")
-    tokens, lengths = Sequences.from_lists(ids).padded(task.max_length, task.vocab.pad, task.vocab.eos)
+    tokens, lengths = Sequences.from_lists([*ids.values()]).padded(task.max_length, task.vocab.pad, task.vocab.eos)
     examples: list[Example] | None = None
     if task.conditional:
-        if len(ids) > len(task.test):
-            raise DataError(f"{file} has {len(ids)} lines, and the test split only {len(task.test)} prompts")
-        examples = [task.test[i] for i in range(len(ids))]
-    return Batch(tokens, lengths, task.vocab, examples)
+        if max(*ids, *problems, 0) > len(task.test):
+            raise DataError(
+                f"{file} has more than {len(task.test)} lines, which is the number of prompts in the test split"
+            )
+        examples = [task.test[number - 1] for number in ids]
+    return Batch(tokens, lengths, task.vocab, examples), [f"{file}, line {n}: {why}" for n, why in problems.items()]
 
 
 def _print_names(kind: str, described: Mapping[str, str]) -> None:

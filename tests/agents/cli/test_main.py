@@ -96,18 +96,31 @@ def test_score(capsys, write):
         capsys, "score", str(write("good.txt", "the dogs run\nthe dogs runs\n")), "--reward", "validity"
     )
     assert (code, out.splitlines()) == (0, ["1\tthe dogs run", "0\tthe dogs runs", "0.5\tmean of 2 by validity"])
-    code, out, err = run(capsys, "score", str(path))
-    assert (code, out) == (2, "")
+    code, out, err = run(capsys, "score", str(path), "--reward", "validity")
+    assert (code, out.splitlines()) == (1, ["1\tthe dogs run", "1\tmean of 1 by validity"])
     assert err.startswith(f"text-gym: {path}, line 2: 'big' is not in this vocabulary")
-    for name, content in [
-        ("latin.txt", b"caf\xe9\n"), ("eos.txt", b"the <eos> dogs\n"), ("long.txt", b"the " * 22), ("none.txt", b""),
+    for name, content, exit_code in [
+        ("latin.txt", b"caf\xe9\n", 2), ("none.txt", b"", 2),
+        ("eos.txt", b"the <eos> dogs\n", 1), ("long.txt", b"the " * 22, 1),
     ]:  # fmt: skip
         code, out, err = run(capsys, "score", str(write(name, content)))
-        assert (code, out, err.count("\n")) == (2, "", 1), name
+        assert (code, out, err.count("\n")) == (exit_code, "", 1), name
     marked = write("marked.txt", b"\xef\xbb\xbfthe dogs run\r\n")
     assert run(capsys, "score", str(marked), "--reward", "validity")[1].startswith("1\tthe dogs run\n")
     code, out, _ = run(capsys, "score", str(write("answers.txt", "1 2\n")), "--task", "answers")
     assert out.endswith("mean of 1 by bleu\n")
+
+
+def test_score_goes_on_after_a_bad_line(capsys, write, answers):
+    texts = answers.batch("test").texts[:3]
+    path = write("answers.txt", f"{texts[0]}\nno such words\n{texts[2]}\n")
+    code, out, err = run(capsys, "score", str(path), "--task", "answers", "--reward", "exact_match")
+    assert code == 1
+    assert out.splitlines() == [f"1\t{texts[0]}", f"1\t{texts[2]}", "1\tmean of 2 by exact_match"]
+    assert err.count("\n") == 1
+    assert err.startswith(f"text-gym: {path}, line 2: 'no' is not in this vocabulary")
+    long = write("long.txt", "1\n" * (len(answers.test) + 1))
+    assert run(capsys, "score", str(long), "--task", "answers")[0] == 2
 
 
 def test_audit(capsys):
