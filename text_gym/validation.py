@@ -5,10 +5,28 @@ from __future__ import annotations
 import difflib
 import inspect
 import operator
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from text_gym.errors import OptionError, UnknownNameError
+
+# Names that people bring from other libraries: words as they are written here, words that add nothing, and
+# what goes by quite another name.
+WORDS = {
+    "lr": "learning_rate", "bs": "batch_size", "len": "length", "maxlen": "max_length", "emb": "embedding",
+    "embed": "embedding", "temp": "temperature", "coeff": "coef", "entropy": "ent", "minibatch": "batch",
+    "freq": "count", "frequency": "count", "validation": "valid",
+}  # fmt: skip
+FILLERS = {"n", "num", "number", "of", "size", "dim", "per", "device", "train", "name", "or", "path", "fn", "func",
+           "function"}  # fmt: skip
+MEANINGS = {
+    "epoch": ("schedule", "steps", "updates", "rounds"), "learning rate": ("schedule",), "corpus": ("task",),
+    "iteration": ("steps", "updates", "rounds"), "iter": ("steps", "updates", "rounds"), "data": ("task",),
+    "timestep total": ("steps",), "dataset": ("task",), "random state": ("seed", "seeds"), "worker": ("jobs",),
+    "output": ("out",), "dir output": ("out",), "dir log": ("out",), "dir save": ("out",), "gpu": ("device",),
+    "cuda": ("device",), "beta": ("kl.weight",), "coef kl": ("kl.weight",),
+}  # fmt: skip
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
@@ -18,9 +36,40 @@ def suggest(name: str, known: Iterable[str]) -> str:
     " Did you mean 'bleu'? Known: bleu, length."
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    near = similar(name, names)
     hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     return f"{hint} Known: {', '.join(names)}." if names else hint
+
+
+def similar(name: str, known: Iterable[str]) -> list[str]:
+    """Find up to three names that may be meant: by their words, abbreviated or not, else by their letters.
+
+    >>> names = ["learning_rate", "n_epochs", "batch_size", "max_length", "lora", "temperature"]
+    >>> [similar(name, names) for name in ("lr", "num-epochs", "per_device_train_batch_size", "max_len", "temprature")]
+    [['learning_rate'], ['n_epochs'], ['batch_size'], ['max_length'], ['temperature']]
+    >>> similar("seqgan.lr", ["seqgan.learning_rate", "seqgan.lora"]), similar("epochs", ["schedule", "hidden"])
+    (['seqgan.learning_rate'], ['schedule'])
+    """
+    names = sorted(known)
+    prefix, dot, last = name.rpartition(".")
+    meanings = [prefix + dot + other for other in MEANINGS.get(" ".join(sorted(_words(last))), ())]
+    share = {other: _overlap(_words(name), _words(other)) for other in names}
+    alike = sorted((other for other in names if share[other] >= 0.5), key=lambda other: -share[other])
+    same = [other for other in alike if share[other] == 1]
+    surely = same or [*(other for other in meanings if other in names), *(o for o in alike if share[o] > 0.6)]
+    spelled = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return list(dict.fromkeys(surely or [*spelled, *alike]))[:3]
+
+
+def _overlap(one: set[str], other: set[str]) -> float:
+    """Compute the share of the words of both that both have."""
+    return len(one & other) / len(one | other) if one & other else 0.0
+
+
+def _words(name: str) -> set[str]:
+    """Split a name into words: written out, in the singular, without fillers."""
+    found = [part for word in re.split(r"[\W_]+", name.lower()) for part in WORDS.get(word, word).split("_")]
+    return {word.removesuffix("s") for word in found if word} - FILLERS
 
 
 def whole_number(name: str, value: Any, least: int) -> int:

@@ -7,7 +7,7 @@ Help without agents imports none of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -18,7 +18,7 @@ from agents.cli.config import Values, names_of, read_config, settings_of, split_
 from agents.experiments.settings import Comparison, MetricSettings, split_label
 from text_gym.errors import OptionError
 from text_gym.registry import parse_call
-from text_gym.validation import suggest, whole_number
+from text_gym.validation import similar, suggest, whole_number
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -155,7 +155,11 @@ def _parse(kind: type[S], words: Sequence[str], default: S | None = None) -> S:
     prog, about = _command(kind)
     if default is None:
         return tyro.cli(kind, args=list(words), prog=prog, description=about)
-    return tyro.cli(kind, args=list(words), default=default, prog=prog, description=about)
+    parsed, unknown = tyro.cli(
+        kind, args=list(words), default=default, prog=prog, description=about, return_unknown_args=True
+    )
+    _check_all_read(unknown, names_of(kind))
+    return parsed
 
 
 def _parse_parts(
@@ -165,9 +169,29 @@ def _parse_parts(
     names = {prefix: f"part_{i}" for i, prefix in enumerate(parts)}  # prefixes may be no names for Python
     hyper = [(names[prefix], Annotated[type(part), tyro.conf.arg(name=prefix)]) for prefix, part in parts.items()]
     whole = make_dataclass("Whole", [("run", Annotated[kind, Flat]), *hyper], frozen=True)
+    from agents.common.settings import flattened  # with the agents comes torch
+
     prog, about = _command(kind)
-    parsed = tyro.cli(whole, args=list(words), default=whole(default, *parts.values()), prog=prog, description=about)
+    parsed, unknown = tyro.cli(
+        whole, args=list(words), default=whole(default, *parts.values()), prog=prog, description=about,
+        return_unknown_args=True,
+    )  # fmt: skip
+    hyper_names = {f"{prefix}.{name}".lstrip(".") for prefix, part in parts.items() for name, _ in flattened(part)}
+    _check_all_read(unknown, names_of(kind) | hyper_names)
     return parsed.run, {prefix: getattr(parsed, name) for prefix, name in names.items()}
+
+
+def _check_all_read(unknown: Sequence[str], names: Iterable[str]) -> None:
+    """Refuse words that are no flag; the usual names of other libraries find the flag that is meant."""
+    if not unknown:
+        return
+    flag = next((word for word in unknown if word.startswith("--")), None)
+    if flag is None:
+        raise OptionError(f"{unknown[0]!r} is one word too many; name agents first (train takes one), then --flags")
+    flag, _, _ = flag.partition("=")
+    near = similar(flag.removeprefix("--").replace("-", "_"), names)
+    meant = " or ".join("--" + name.replace("_", "-") for name in near)
+    raise OptionError(f"there is no flag {flag}.{f' Did you mean {meant}?' if meant else ''} --help lists all flags")
 
 
 def _command(kind: type[DataclassInstance]) -> tuple[str, str]:

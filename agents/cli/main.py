@@ -33,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        0 if all went well; 1 if some runs of a comparison failed or some lines had no score; 2 for a user's mistake, told in one line
-        (--debug shows where it came from); 130 after Ctrl-C.
+        0 if all went well; 1 if some runs of a comparison failed, or some lines had no score; 2 for a user's mistake,
+        told in one line (--debug shows where it came from); 130 after Ctrl-C.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if str(Path.cwd()) not in sys.path:

@@ -72,10 +72,30 @@ def test_agents_of_ones_own_have_their_flags():
 
 
 @pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("mle --hiden 4", "there is no flag --hiden. Did you mean --hidden? --help lists all flags"),
+        ("uniform --hidden 3", "there is no flag --hidden. --help lists all flags"),
+        ("mle seqgan", "'seqgan' is one word too many; name agents first"),
+        ("reinforce --lr 0.1", "Did you mean --learning-rate?"),
+        ("reinforce --bs 3", "Did you mean --batch-size?"),
+        ("ppo --num_epochs=3", "there is no flag --num_epochs. Did you mean --n-epochs?"),
+        ("mle --epochs 3", "Did you mean --schedule or --steps?"),
+        ("seqgan --discriminator.lr 0.1", "Did you mean --discriminator.learning-rate?"),
+        ("mle --output_dir runs/a", "Did you mean --out?"),
+    ],
+)
+def test_flags_that_there_are_not_find_what_is_meant(line, words):
+    with pytest.raises(OptionError) as refused:
+        read_training(line.split())
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
     "line",
     [
-        "", "--hidden 4", "--hidden 4 mle", "mle --hiden 4", "mle seqgan", "mle --seed x", "mle --seed -1",
-        "mle --steps -1", "mle --threads 0", "mle --config", "--config", "uniform --hidden 3",
+        "", "--hidden 4", "--hidden 4 mle", "mle --seed x", "mle --seed -1", "mle --steps -1", "mle --threads 0",
+        "mle --config", "--config",
     ],
 )  # fmt: skip
 def test_flags_that_there_are_not_end_it(line, capsys):
@@ -274,12 +294,14 @@ def test_hyper_parameters_before_agents_are_refused(config):
         read_comparison(words("--mle.hidden 4 mle"))
     with pytest.raises(OptionError, match="behind hyper-parameters"):
         read_training([*config("agent = 'mle'"), *words("--hidden 4 ss")])
-    for line in (
-        "mle --mle.hidden 4 seqgan",
-        "mle --mle.hiden 4",
-        "mle --seeds 0",
-        "mle --jobs 0",
-        "mle --mle.hidden 0",
-    ):
+    for line in ("mle --seeds 0", "mle --jobs 0", "mle --mle.hidden 0"):
         with pytest.raises(SystemExit):
+            read_comparison(words(line))
+    for line, said in [
+        ("mle --mle.hidden 4 seqgan", "'seqgan' is one word too many; name agents first"),
+        ("mle --mle.hiden 4", "Did you mean --mle.hidden"),
+        ("mle x=reinforce --x.lr 4", "Did you mean --x.learning-rate"),
+        ("mle --num-seeds 4", "Did you mean --seeds"),
+    ]:
+        with pytest.raises(OptionError, match=said):
             read_comparison(words(line))
