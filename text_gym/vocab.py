@@ -65,6 +65,19 @@ class Splitter:
         return Splitter, (self.pattern, self.joiner)
 
 
+def whole_characters(text: str) -> str:
+    r"""Replace lone surrogates, halves of characters beyond the first 65,536, by U+FFFD; join those that are a pair.
+
+    >>> whole_characters("cut \ud83d") == "cut \ufffd"
+    True
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
 class Vocabulary:
     """A fixed list of tokens; a token's id is its index, and PAD is one past the last.
 
@@ -89,6 +102,12 @@ class Vocabulary:
             raise OptionError("a vocabulary needs at least one token")
         if len(set(self.tokens)) != len(self.tokens):
             raise OptionError("a vocabulary cannot hold the same token twice")
+        broken = next((token for token in self.tokens if whole_characters(token) is not token), None)
+        if broken is not None:
+            raise OptionError(
+                f"the token {broken!r} has half of a character (a lone surrogate), which no file can hold; "
+                "replace it, for example by text_gym.vocab.whole_characters(token)"
+            )
         for special in (eos, unk):
             if special is not None and not 0 <= special < len(self.tokens):
                 raise OptionError(f"special id {special} is outside the vocabulary of {len(self.tokens)}")
@@ -189,7 +208,7 @@ class TokenizerVocabulary(Vocabulary):
     def encode(self, text: str) -> list[int]:
         """Encode by the tokenizer, without an EOS at the end."""
         try:
-            ids = list(map(operator.index, self.tokenizer.encode(text, **self._encode_options)))
+            ids = list(map(operator.index, self.tokenizer.encode(whole_characters(text), **self._encode_options)))
         except TypeError as problem:
             raise DataError(f"the tokenizer's encode() must return whole numbers: {problem}") from problem
         if ids and ids[-1] == self.eos:

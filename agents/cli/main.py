@@ -6,6 +6,7 @@ Only what a command needs is imported, so that help and lists appear at once.
 from __future__ import annotations
 
 import inspect
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if str(Path.cwd()) not in sys.path:
         # For module:attribute. Last, so that workers do not import the user's own folder agents/ in place of this one.
         sys.path.append(str(Path.cwd()))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # for a terminal that cannot show every character
     try:
         return _run([word for word in given if word != "--debug"])
     except BrokenPipeError:

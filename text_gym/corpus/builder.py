@@ -19,7 +19,7 @@ from text_gym.corpus.readers import CutUp, Record, Tokens, read_records
 from text_gym.corpus.rows import Rows
 from text_gym.errors import DataError
 from text_gym.sequences import SPLITS, Examples, Sequences
-from text_gym.vocab import UNK
+from text_gym.vocab import UNK, whole_characters
 
 
 class Limits(Protocol):
@@ -74,11 +74,11 @@ class RawCorpus:
 
     def __init__(self, cut_up: CutUp, limits: Limits) -> None:
         """Start empty."""
-        self._cut_up = cut_up
+        self._cut_up = lambda text: cut_up(self._whole(text))
         self._limits = limits
         self._salt = limits.seed.to_bytes(16, "little")
         self.numbers = _Numbering()
-        self.empty = self.too_long = 0
+        self.empty = self.too_long = self.broken = 0
         self._prompts = _Rows()
         self._references = _Rows()
         self._per_prompt = array("q")
@@ -110,6 +110,12 @@ class RawCorpus:
                 "(EOS takes one place); raise it, or pass long_lines='cut'"
             )
         raise DataError(f"{source} holds only blank lines; a corpus has a sequence a line")
+
+    def _whole(self, text: str) -> str:
+        """Replace halves of characters, which JSON can hold and no file of text, terminal or tokenizer can."""
+        whole = whole_characters(text)
+        self.broken += whole is not text
+        return whole
 
     def _fit(self, record: Record, source: Path | Rows) -> Record | None:
         """Apply the rule for long lines; None when nothing is left."""
@@ -166,7 +172,7 @@ class RawCorpus:
         for name in columns.keys() - self._columns.keys():
             self._columns[name] = [None] * done
         for name, values in self._columns.items():
-            values.append(columns.get(name))
+            values.append(_whole_characters_in(columns.get(name)))
 
     def keys(self) -> npt.NDArray[np.uint64]:
         """Hash each record's prompt, or its text, [records]; the seed changes all hashes."""
@@ -196,6 +202,17 @@ class RawCorpus:
         rows = np.flatnonzero(chosen).tolist()
         columns = {name: [values[i] for i in rows] for name, values in self._columns.items()}
         return Examples(references, prompts, per_prompt[chosen], columns)
+
+
+def _whole_characters_in(value: object) -> object:
+    """Replace lone surrogates in all texts of a value that JSON can hold."""
+    if isinstance(value, str):
+        return whole_characters(value)
+    if isinstance(value, list):
+        return [_whole_characters_in(part) for part in value]
+    if isinstance(value, dict):
+        return {_whole_characters_in(name): _whole_characters_in(part) for name, part in value.items()}
+    return value
 
 
 def hold_out(keys: npt.NDArray[np.uint64], files: IntArray, shares: Mapping[str, float]) -> IntArray:

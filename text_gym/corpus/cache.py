@@ -15,7 +15,7 @@ import numpy as np
 from text_gym.arrays import AnyArray
 from text_gym.files import replace_file
 
-VERSION = 1  # of what is stored; raise it when the way of reading changes
+VERSION = 2  # of what is stored; raise it when the way of reading changes
 SMALLEST = 1 << 20  # bytes; a smaller file is read faster than it is looked up
 
 

@@ -89,6 +89,8 @@ class Report:
     """Tokens in each split."""
     unknown: dict[str, int]
     """Tokens in each split that became UNK."""
+    broken: int
+    """Texts with half of a character, which was replaced by U+FFFD."""
     unfilled: tuple[str, ...] = ()
     """Splits that got nothing of their share, because equal lines stay together."""
 
@@ -97,6 +99,7 @@ class Report:
         parts = [f"{self.lines:,} lines"]
         parts += [f"{self.too_long:,} longer than max_length"] * bool(self.too_long)
         parts += [f"{self.empty:,} blank"] * bool(self.empty)
+        parts += [f"half a character replaced by U+FFFD in {self.broken:,} texts"] * bool(self.broken)
         for split, count in self.unknown.items():
             if count:
                 parts.append(f"{count:,} of {self.tokens[split]:,} tokens unknown in {split}")
@@ -150,7 +153,7 @@ def read_rows(rows: Mapping[str, Rows], options: CorpusOptions) -> Corpus:
 
 def _tell(source: object, report: Report) -> None:
     """Warn of what was left out."""
-    if report.too_long or any(report.unknown.values()) or report.unfilled:
+    if report.too_long or report.broken or any(report.unknown.values()) or report.unfilled:
         _log.warning("%s: %s", source, report)
 
 
@@ -204,7 +207,7 @@ def _report(raw: RawCorpus, splits: Mapping[str, Examples], vocab: Vocabulary, u
     flats = {s: [r.flat for r in (e.references, e.prompts) if r is not None] for s, e in splits.items()}
     tokens = {s: sum(map(len, f)) for s, f in flats.items()}
     unknown = {s: sum(int((x == vocab.unk).sum()) for x in f) for s, f in flats.items()}
-    return Report(len(raw.files()), raw.empty, raw.too_long, tokens, unknown, unfilled)
+    return Report(len(raw.files()), raw.empty, raw.too_long, tokens, unknown, raw.broken, unfilled)
 
 
 def _pack(corpus: Corpus) -> dict[str, AnyArray]:

@@ -1,5 +1,6 @@
 """The text-gym command, as a person runs it."""
 
+import io
 import itertools
 import os
 import re
@@ -585,6 +586,26 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(tmp_path, command):
         return  # test_comparison.py goes on
     code, err = _interrupted(arguments, tmp_path, lambda: steps() > before + 1)
     assert code == 130, err
+
+
+def test_a_corpus_with_halves_of_characters_can_be_trained_on_and_shown_on_any_terminal(here, write, monkeypatch):
+    words = [r"caf\u00e9 \ud83d", r"na\u00efve \u732b", r"\ud83d\ude00 \udc00"]
+    write("odd.jsonl", "\n".join(f'{{"text": "{word} {i % 7}"}}' for i in range(30) for word in words))
+    shown = io.BytesIO()
+    for command in (
+        ["train", "mle", *TINY, *MLE, "--task", "odd.jsonl", "--out", "run"],
+        ["sample", "run", "--n", "50"],
+        ["sample", "--task", "odd.jsonl"],
+        ["evaluate", "run", "--samples", "20"],
+        ["report", "run"],
+    ):
+        terminal = io.TextIOWrapper(shown, encoding="ascii", write_through=True)
+        monkeypatch.setattr(sys, "stdout", terminal)
+        assert main(command) == 0
+        terminal.detach()
+    assert rb"caf\xe9" in shown.getvalue()
+    assert rb"\ufffd" in shown.getvalue()
+    assert "odd.jsonl" in (here / "run" / "report.html").read_text(encoding="utf-8")
 
 
 def test_completion_knows_every_command():

@@ -16,6 +16,7 @@ import text_gym
 from text_gym.corpus import cache
 from text_gym.errors import DataError, OptionError, RewardError
 from text_gym.rewards import Scorer
+from text_gym.vocab import Vocabulary
 
 LINES = [f"line {i} of {i % 7} and {i % 3}" for i in range(200)]
 
@@ -80,6 +81,25 @@ def test_lines_that_differ_in_spacing_or_are_cut_to_the_same_stay_together(write
     asked = [f'{{"prompt": "p {i % 50}", "reference": "r {i}"}}' for i in range(300)]
     task = text_gym.make_task(write("asked.jsonl", "\n".join(asked)), tokenizer="char", valid=0.2, test=0.2)
     assert not set(task.batch("train").prompts) & set(task.batch("test").prompts)
+
+
+def test_halves_of_characters_are_replaced_and_counted(write, caplog):
+    """As JSON that was truncated in the middle of a character holds them."""
+    lines = [r'{"text": "a \ud83d b", "note": ["\udc00 x", {"\ud800": 1}]}', r'{"text": "\ud83d\ude00 a"}'] * 3
+    path = write("some.jsonl", "\n".join(lines))
+    task = text_gym.make_task(path, valid=0.0, test=0.0)
+    assert set(texts_of(task, "train")) == {"a \ufffd b", "\U0001f600 a"}
+    assert (task.report.broken, task.report.lines) == (3, 6)
+    assert "half a character replaced by U+FFFD in 3 texts" in caplog.text
+    assert task.train[0].columns == {"note": ["\ufffd x", {"\ufffd": 1}]}
+    rows = text_gym.make_task([("ask \ud83d", ["b \udc00", "c"])] * 3, valid=0.0, test=0.0)
+    assert rows.batch("train").prompts[0] == "ask \ufffd"
+    assert rows.report.broken == 6
+    characters = text_gym.make_task(path, valid=0.0, test=0.0, tokenizer="char")
+    for token in characters.vocab.tokens:
+        token.encode()
+    with pytest.raises(OptionError, match="lone surrogate"):
+        Vocabulary(["a", "\ud83d"])
 
 
 def test_a_split_that_gets_nothing_is_reported(write, caplog):
