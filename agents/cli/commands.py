@@ -139,9 +139,12 @@ def sample(
 def evaluate(
     run: tyro.conf.Positional[Path],
     samples: int | None = None,
+    references: int | None = None,
     seed: int | None = None,
-    also: tyro.conf.UseAppendAction[tuple[RewardName, ...]] = (),
+    also: tyro.conf.UseAppendAction[tuple[tuple[RewardName, ...], ...]] = (),
     temperature: float = 1.0,
+    device: str | None = None,
+    threads: int | None = None,
     trust: bool = False,
 ) -> None:
     """Measure the agent in a run's folder anew.
@@ -149,9 +152,12 @@ def evaluate(
     Args:
         run: The folder of a run of train, or of one seed of compare.
         samples: How many sequences to draw; as many as the run says if not given.
+        references: Held-out sequences that BLEU compares with; as many as the run says if not given.
         seed: Draws them; the run's own if not given.
         also: Rewards to report beside the rest.
         temperature: At which to draw them.
+        device: cpu, cuda, or auto for a GPU where there is one; where the run was if not given.
+        threads: Torch threads; those of the run if not given.
         trust: Let a run name modules and files of your own, which are then run.
     """
     from rich.markup import escape
@@ -160,7 +166,8 @@ def evaluate(
     from agents.cli.train import measure_run
     from agents.report.columns import in_order
 
-    figures = measure_run(run, samples, seed, also, temperature, trust)
+    named = [name for names in also for name in names]
+    figures = measure_run(run, samples, seed, named, temperature, trust, references, device, threads)
     table = Table("figure", "value", "what it is", box=None)
     for column in in_order(set(figures)):
         table.add_row(escape(column.title), column.show(figures[column.key]), column.about)

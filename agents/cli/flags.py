@@ -88,6 +88,7 @@ class Comparing(Comparison):
 
 def read_training(words: Sequence[str]) -> tuple[Training, Values]:
     """Read what `train` is asked for, and the hyper-parameters that differ from the preset's."""
+    words = _joined(words)
     known, hyper = split_config(Training, read_config(words))
     first = _first_reading(Training, words, {"agent": "", **known})
     if not first.agent:
@@ -121,6 +122,7 @@ def read_training(words: Sequence[str]) -> tuple[Training, Values]:
 
 def read_comparison(words: Sequence[str]) -> Comparing:
     """Read what `compare` is asked for, with the hyper-parameters of each agent."""
+    words = _joined(words)
     if list(words) in (["--help"], ["-h"]):
         return _parse(Comparing, words)
     known, tables = split_config(Comparing, read_config(words))
@@ -148,6 +150,21 @@ def read_comparison(words: Sequence[str]) -> Comparing:
         if new:
             options[label] = merged(options.get(label, {}), new)
     return replace(run, options=options)
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """Join the values of `--also a --also b`, of which the parser would keep the last alone, to `--also a b`."""
+    groups: list[list[str]] = [[]]
+    for word in words:
+        if word.startswith("--"):
+            groups.append(["--also", word.removeprefix("--also=")] if word.startswith("--also=") else [word])
+        else:
+            groups[-1].append(word)
+    also = [group for group in groups if group[0:1] == ["--also"]]
+    if len(also) < 2:
+        return list(words)
+    also[0] += [word for group in also[1:] for word in group[1:]]
+    return [word for group in groups if group not in also[1:] for word in group]
 
 
 def _parse(kind: type[S], words: Sequence[str], default: S | None = None) -> S:

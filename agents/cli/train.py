@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
+import torch
 from rich.console import Console
 from rich.markup import escape
 
@@ -80,17 +81,17 @@ def _check(spec: RunSpec, trust: bool) -> gym.Env[object, object]:
     """Refuse what cannot be run before there is a folder; return the environment that it will be run in."""
     recipe = find_agent(spec.agent, spec.preset, **spec.options)
     find_device(spec.device)
+    start = None
+    if spec.start_folder is not None:  # before the task is made, which that folder may have named
+        if not recipe.takes_start:
+            raise OptionError(f"{spec.label} does not begin with another agent's policy; leave --start out")
+        start = load_model(Path(spec.start_folder), trust)
     env = make_env(spec)
     task = rules_of(env).task
     Metrics(task, spec.metrics, spec.reward if spec.report_reward else None)
-    if spec.start_folder is None:
-        return env
-    if not recipe.takes_start:
-        raise OptionError(f"{spec.label} does not begin with another agent's policy; leave --start out")
-    start = load_model(Path(spec.start_folder), trust)
-    if start.task.vocab.tokens != task.vocab.tokens:
+    if start is not None and start.task.vocab.tokens != task.vocab.tokens:
         raise OptionError(
-            f"{spec.start_folder} is a run of task {RunSpec.read(Path(spec.start_folder)).task!r}, whose "
+            f"{spec.start_folder} is a run of task {RunSpec.read(Path(str(spec.start_folder))).task!r}, whose "
             f"tokens are others than those of {spec.task!r}; leave --task out, or begin with a run of that task"
         )
     return env
@@ -124,13 +125,23 @@ def compare_agents(asked: Comparing, command: str) -> int:
 
 
 def measure_run(
-    folder: Path, samples: int | None, seed: int | None, also: Sequence[str], temperature: float, trust: bool
+    folder: Path,
+    samples: int | None,
+    seed: int | None,
+    also: Sequence[str],
+    temperature: float,
+    trust: bool,
+    references: int | None = None,
+    device: str | None = None,
+    threads: int | None = None,
 ) -> dict[str, float]:
-    """Measure the agent in a folder."""
+    """Measure the agent in a folder; what is None is as its run says."""
     spec = RunSpec.read(folder)
-    model = load_model(folder, trust)
-    settings = replace(spec.metrics, also=tuple(also) or spec.metrics.also)
-    settings = settings if samples is None else replace(settings, samples=samples)
+    torch.set_num_threads(spec.threads if threads is None else whole_number("threads", threads, least=1))
+    model = load_model(folder, trust, device)
+    numbers = {"samples": samples, "references": references}
+    changes = {name: number for name, number in numbers.items() if number is not None}
+    settings = replace(spec.metrics, also=tuple(also) or spec.metrics.also, **changes)
     metrics = Metrics(model.task, settings, spec.reward if spec.report_reward else None)
     seed = spec.seed if seed is None else whole_number("seed", seed, least=0)
     if temperature == 1:

@@ -131,14 +131,16 @@ def make_env(spec: RunSpec) -> gym.Env[object, object]:
     return gym.make("TextGen-v0", task=make_task(spec.task), reward=reward)
 
 
-def load_model(folder: Path, trust: bool = True) -> Sampler:
+def load_model(folder: Path, trust: bool = True, device: str | None = None) -> Sampler:
     """Load the model of a finished run, for sampling and measuring or as another's start.
 
     Args:
         folder: Folder of the run.
         trust: Whether modules and files that the folder names, for an agent or a reward of one's own, may be run.
+        device: Where to put it; where the run was if None.
     """
     spec = RunSpec.read(folder)
+    spec = spec if device is None else replace(spec, device=device)
     named = [spec.agent, spec.task, spec.reward or "", str(spec.options.get("reward", "")), *spec.metrics.also]
     for name in named if not trust else ():
         if ":" in name.partition("(")[0]:

@@ -38,6 +38,9 @@ def test_flags_of_a_run_and_of_an_agent():
     assert options == {"hidden": 8, "schedule": ((3, 0.5), (4, 0.25)), "early_stopping": False}
     assert read_training(words("--seed 3 mle --hidden 8"))[1] == {"hidden": 8}
     assert read_training(["mle", "--hidden=8", "--also", "length", "bleu"])[0].metrics.also == ("length", "bleu")
+    asked, options = read_training(words("mle --also length --hidden 8 --also bleu chrf --seed 3 --also=ter"))
+    assert (asked.metrics.also, asked.seed, options) == (("length", "bleu", "chrf", "ter"), 3, {"hidden": 8})
+    assert read_comparison(words("mle --also length --also bleu")).metrics.also == ("length", "bleu")
     assert read_training(["seqgan(rounds=3)", "--rollouts", "2"])[1] == {"rounds": 3, "rollouts": 2}
     assert read_training(["seqgan(rounds=3)", "--rounds", "4"])[1] == {"rounds": 4}
     assert read_training(["reinforce(reward='length', updates=2)"])[1] == {"updates": 2, "reward": "length"}

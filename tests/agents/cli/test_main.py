@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 import os
 import re
 import signal
@@ -299,6 +300,13 @@ def test_evaluate_a_run(trained, capsys):
     sharp = measure_run(trained, 50, 3, ("constant(value=0.5)",), 0.5, False)
     assert sharp["entropy"] < measure_run(trained, 50, 3, (), 1.0, False)["entropy"]
     assert 0.5 in sharp.values()
+    both = ["--also", "constant(value=0.5)", "length", "--also", "constant(value=0.25)", "--samples", "20"]
+    code, out, _ = run(
+        capsys, "evaluate", str(trained), *both, "--references", "10", "--device", "cpu", "--threads", "1"
+    )
+    assert code == 0
+    for name, value in [("constant(value=0.5)", "0.500"), ("constant(value=0.25)", "0.250"), ("length", "5.000")]:
+        assert re.search(rf"reward {re.escape(name)} +{value}", out), name
     model = load_model(trained)
     drawn = model.sample(50, seed=3, temperature=0.5)
     assert sharp["entropy"] == pytest.approx(-model.log_prob(drawn.tokens, temperature=0.5).mean() / 5)
@@ -391,6 +399,14 @@ def test_going_on_from_another_run(trained, capsys, here):
     alone = ["reinforce", *MEASURED.split(), "--device", "cpu", *short]  # the task comes with the run
     code, _, err = run(capsys, "train", *alone, "--start", str(trained), "--out", "same")
     assert (code, err, RunSpec.read(here / "same").task) == (0, "", TASK)
+    assert run(capsys, "evaluate", "same", "--device", "tpu")[2].startswith("text-gym: device='tpu'")
+    spec = json.loads((here / "same" / "run.json").read_text(encoding="utf-8"))
+    (here / "same" / "run.json").write_text(json.dumps(spec | {"task": "evil.py:task"}), encoding="utf-8")
+    (here / "evil.py").write_text("open('ran', 'w').close()", encoding="utf-8")
+    code, _, err = run(capsys, "train", *alone, "--start", "same", "--out", "evil")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "names 'evil.py:task'" in err
+    assert not (here / "ran").exists()
     for wrong, said in [
         (["reinforce", *TINY, "--start", "absent"], "no run of text-gym train in 'absent'"),
         (["mle", *TINY, "--start", str(trained)], "does not begin with another agent's policy"),
