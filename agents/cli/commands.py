@@ -250,6 +250,18 @@ def bench() -> None:
     run(_console(120))
 
 
+def completion(shell: tyro.conf.Positional[str]) -> None:
+    """Print the script by which bash or zsh completes commands, agents and flags.
+
+    Args:
+        shell: bash, whose script belongs in ~/.local/share/bash-completion/completions/text-gym, or zsh, whose script
+            is read in ~/.zshrc: source <(text-gym completion zsh)
+    """
+    from agents.cli.completion import completion_script
+
+    sys.stdout.write(completion_script(shell, COMMANDS))
+
+
 def _with_address(words: Sequence[str]) -> list[str]:
     """`--ray` alone is a cluster on this machine."""
     given = list(words)
@@ -323,5 +335,5 @@ def _short(value: object) -> str:
 
 COMMANDS: dict[str, Callable[..., int | None]] = {
     function.__name__: function
-    for function in (train, compare, report, sample, evaluate, agents, tasks, rewards, score, audit, bench)
+    for function in (train, compare, report, sample, evaluate, agents, tasks, rewards, score, audit, bench, completion)
 }

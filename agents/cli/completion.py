@@ -1,27 +1,123 @@
-"""Tab completion: `text-gym --tyro-write-completion bash PATH` writes what a shell reads."""
+"""Tab completion for bash and zsh: a script that knows every command, agent, flag and hyper-parameter."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 
-from tyro.extras import SubcommandApp
+from agents.cli.config import names_of
+from agents.cli.flags import Comparing, Training
+from agents.common.settings import flattened
+from agents.experiments.recipes import Recipe, find_agent
+from agents.experiments.registry import registered_agents
+from text_gym.errors import DependencyError, OptionError
+from text_gym.rewards import registered_rewards
+from text_gym.sequences import SPLITS
+from text_gym.tasks import registered_tasks
+from text_gym.validation import suggest
 
-from agents.cli.commands import COMMANDS
-from agents.cli.flags import Comparing, Flat, Training
+ZSH = "autoload -U +X bashcompinit && bashcompinit\n"  # completes by bash's scripts
+SCRIPT = """\
+_text_gym_flags() {{
+  case $1 in
+{flags}
+  esac
+}}
+
+_text_gym_hyper_parameters() {{
+  case $1 in
+{hyper}
+  esac
+}}
+
+_text_gym() {{
+  local command=${{COMP_WORDS[1]}} current=${{COMP_WORDS[COMP_CWORD]}} previous=${{COMP_WORDS[COMP_CWORD-1]}}
+  local list= word label agent prefix name
+  if [[ $COMP_CWORD == 1 ]]; then
+    list="{commands}"
+  else
+    case $previous in
+{values}
+    *)
+      if [[ $current == -* ]]; then
+        list=$(_text_gym_flags "$command")
+        [[ $command == train || $command == compare ]] && for word in $COMP_LINE; do
+          word=${{word%%\\(*}} word=${{word#[\\'\\"]}} prefix=
+          agent=${{word#*=}} label=${{word%%=*}}
+          [[ $command == compare ]] && prefix=$label.
+          for name in $(_text_gym_hyper_parameters "$agent"); do list="$list --$prefix$name"; done
+        done
+      elif [[ $command == train || $command == compare || $command == agents ]]; then
+        list="{agents}"
+      fi;;
+    esac
+  fi
+  COMPREPLY=($(compgen -W "$list" -- "$current"))
+}}
+
+complete -o default -F _text_gym text-gym
+"""
 
 
-def complete(words: Sequence[str]) -> None:
-    """Print or write the completion of all commands; hyper-parameters are not among it."""
-    app = SubcommandApp()
+def completion_script(shell: str, commands: Mapping[str, Callable[..., object]]) -> str:
+    """Write the script that a shell reads.
 
-    def train(asked: Annotated[Training, Flat]) -> None:
-        """Complete the flags of train."""
+    Args:
+        shell: "bash" or "zsh".
+        commands: The function of each command.
+    """
+    if shell not in ("bash", "zsh"):
+        raise OptionError(f"there is no completion for {shell!r}." + suggest(shell, ("bash", "zsh")))
+    flags = {name: _flags_of(function) for name, function in commands.items()}
+    flags |= {"train": _flags(names_of(Training) - {"agent"} | {"config"})}
+    flags |= {"compare": _flags(names_of(Comparing) - {"agents"} | {"config"}) | {"--no-controls"}}
+    recipes = {name: recipe for name in registered_agents() if (recipe := _recipe(name)) is not None}
+    values = {
+        "--task": registered_tasks(),
+        "--reward|--also": registered_rewards(),
+        "--device": ("auto", "cpu", "cuda"),
+        "--split": SPLITS,
+        "--preset": {preset for recipe in recipes.values() for preset in recipe.agent_class.presets},
+    }
+    script = SCRIPT.format(
+        flags=_cases(flags, "echo"),
+        hyper=_cases({name: _hyper_parameters(recipe) for name, recipe in recipes.items()}, "echo"),
+        values=_cases(values, "list="),
+        commands=" ".join(commands),
+        agents=" ".join(registered_agents()),
+    )
+    return (ZSH if shell == "zsh" else "") + script
 
-    def compare(asked: Annotated[Comparing, Flat]) -> None:
-        """Complete the flags of compare."""
 
-    functions = {**COMMANDS, "train": train, "compare": compare}
-    for name, function in functions.items():
-        app.command(name=name)(function)
-    app.cli(prog="text-gym", args=list(words))
+def _recipe(name: str) -> Recipe | None:
+    """Look up an agent; None if what it needs is not installed."""
+    try:
+        return find_agent(name)
+    except DependencyError:
+        return None
+
+
+def _hyper_parameters(recipe: Recipe) -> set[str]:
+    """Name the flags of an agent's hyper-parameters, without the dashes before them."""
+    settings = recipe.settings(None)
+    found = set()
+    for name, value in flattened(settings) if settings is not None else ():
+        group, dot, last = name.rpartition(".")
+        found |= {name, f"{group}{dot}no_{last}"} if isinstance(value, bool) else {name}
+    return {name.replace("_", "-") for name in found}
+
+
+def _flags_of(function: Callable[..., object]) -> set[str]:
+    """Name the flags of a command whose function has them as parameters."""
+    parameters = inspect.signature(function).parameters.values()
+    return _flags(p.name for p in parameters if "Positional" not in str(p.annotation) and p.default is not p.empty)
+
+
+def _flags(names: Iterable[str]) -> set[str]:
+    return {"--" + name.replace("_", "-") for name in names}
+
+
+def _cases(lists: Mapping[str, Iterable[str]], what: str) -> str:
+    """Write the cases of a shell's case statement."""
+    space = " " if what == "echo" else ""
+    return "\n".join(f'    {pattern}) {what}{space}"{" ".join(sorted(words))}";;' for pattern, words in lists.items())

@@ -62,16 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     name = words[0] if words else "--help"
     if name in ("-h", "--help"):
-        lines = [f"  {command:<10}{inspect.getdoc(COMMANDS[command])}".partition("\n")[0] for command in COMMANDS]
+        lines = [f"  {command:<11}{inspect.getdoc(COMMANDS[command])}".partition("\n")[0] for command in COMMANDS]
         sys.stdout.write(HELP.format(commands="\n".join(lines)))
         return 0
     if name == "--version":
         sys.stdout.write(f"text_gym {__version__}\n")
-        return 0
-    if name.startswith("--tyro-"):
-        from agents.cli.completion import complete
-
-        complete(words)
         return 0
     if name not in COMMANDS:
         raise UnknownNameError(f"there is no command {name!r}." + suggest(name, COMMANDS))
