@@ -139,9 +139,12 @@ def measure_run(
     spec = RunSpec.read(folder)
     torch.set_num_threads(spec.threads if threads is None else whole_number("threads", threads, least=1))
     model = load_model(folder, trust, device)
-    numbers = {"samples": samples, "references": references}
-    changes = {name: number for name, number in numbers.items() if number is not None}
-    settings = replace(spec.metrics, also=tuple(also) or spec.metrics.also, **changes)
+    settings = replace(
+        spec.metrics,
+        samples=spec.metrics.samples if samples is None else samples,
+        references=spec.metrics.references if references is None else references,
+        also=tuple(also) or spec.metrics.also,
+    )
     metrics = Metrics(model.task, settings, spec.reward if spec.report_reward else None)
     seed = spec.seed if seed is None else whole_number("seed", seed, least=0)
     if temperature == 1:

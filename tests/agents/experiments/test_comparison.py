@@ -146,6 +146,7 @@ def test_what_is_compared_is_what_was_named():
         ({"seeds": 0}, "seeds"),
         ({"jobs": 0}, "jobs"),
         ({"task": "orcale"}, "Did you mean 'oracle'"),
+        ({"task": ["a b", "b a"]}, "give its name or its path as a string, and not a list. Texts from Python are such"),
         ({"reward": "bleux"}, "Did you mean 'bleu'"),
         ({"agents": ("pg-bleu(reward='validity')",), "options": {}}, "cannot say what is valid"),
         ({"metrics": replace(SMALL, also=("lenght",))}, "Did you mean 'length'"),

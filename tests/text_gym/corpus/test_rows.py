@@ -3,8 +3,6 @@
 import gymnasium as gym
 import pytest
 
-from agents.experiments.comparison import compare
-from agents.experiments.settings import Comparison
 from text_gym import make_task
 from text_gym.errors import TextGymError
 
@@ -132,9 +130,3 @@ def test_mistakes_are_told_with_their_place(objects, options, words):
     with pytest.raises(TextGymError) as refused:
         make_task(objects, **options)
     assert words in str(refused.value)
-
-
-def test_a_run_folder_cannot_name_them(tmp_path):
-    with pytest.raises(TextGymError, match=r"give its name or its path as a string, and not a list\..*\.jsonl"):
-        compare(Comparison(("mle",), LINES, out=tmp_path / "out"))
-    assert not list(tmp_path.iterdir())
