@@ -7,7 +7,7 @@ DEV := .venv/.installed-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	-c constraints.txt --config-settings editable_mode=compat
 
-.PHONY: demo test slow check release format bench clean
+.PHONY: demo test slow fuzz check release format bench clean
 
 demo: $(BASE)
 	@$(BIN)/text-gym compare mle pg-bleu seqgan --task grammar --preset demo --seeds 3 \
@@ -18,6 +18,11 @@ test: $(DEV)
 
 slow: $(DEV)
 	$(BIN)/python -m pytest -m slow
+
+# Random kills, hostile arguments and damaged files: ten minutes of them, or SECONDS for each test.
+fuzz: SECONDS ?= 85
+fuzz: $(DEV)
+	TEXT_GYM_FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest -s tests/fuzz
 
 check: $(DEV)
 	$(BIN)/ruff format --check .
