@@ -12,11 +12,12 @@ import numpy as np
 from gymnasium.utils import seeding
 
 from text_gym.arrays import BoolArray, IntArray, Mask
+from text_gym.observations import Observation
+from text_gym.rendering import Frame, describe_reward, draw_frame
 from text_gym.rewards.scorer import RewardSpec
 from text_gym.rules import (
     Constraint,
     Info,
-    Observation,
     Outcome,
     Rules,
     check_render_mode,
@@ -42,6 +43,9 @@ class TextGenEnv(gym.Env[Observation, SupportsIndex]):
     ## Observation Space
     `Box(0, V, (T,), int64)`: the prefix, right-padded with PAD = V, which is never an action.
     With prompts, `Dict(prompt=Box(0, V, (P,), int64), prefix=Box(0, V, (T,), int64))`.
+    `observation="float"` gives the same ids as float32, `Box(0, V, (T,), float32)`, and
+    `observation="one_hot"` a flat vector with a one for each token at its place and zeros for PAD,
+    `Box(0, 1, (T * V,), float32)`, which takes 4 * T * V bytes.
 
     ## Rewards
     0 until the sequence is finished; then the reward's score of the sequence.
@@ -64,13 +68,13 @@ class TextGenEnv(gym.Env[Observation, SupportsIndex]):
     result, and reset() starts the next.
 
     ## Information
-    Always:
+    The same keys at every reset and step:
 
     - `action_mask`: [V] of int8, 1 for each token that min_length, the banned tokens and the
       constraint allow next. A mask is advice: a token that it forbids is appended like any other.
       Where a constraint then allows nothing at all, it is ignored until the episode ends.
 
-    At the end of an episode also:
+    What follows is about the finished sequence. Before the end of the episode it is "" or 0:
 
     - `text`: the sequence as text.
     - `length`: its number of tokens, counting EOS.
@@ -96,14 +100,17 @@ class TextGenEnv(gym.Env[Observation, SupportsIndex]):
             keeps to the task's own language where that is known.
         banned: Tokens that are always masked, as text or ids. None bans the token for unknown
             words, where there is one.
-        render_mode: "ansi" (`render()` returns the text), "human" (prints it as it grows) or None.
+        reward_timeout: Seconds that a reward may take for a batch of sequences; None sets no limit.
+        observation: "tokens", "float" or "one_hot", see "Observation Space".
+        render_mode: "ansi" (`render()` returns the text), "rgb_array" (an image of the text and its
+            reward), "human" (prints the text as it grows) or None.
         **task_options: Options of the task, for example seed=1 or tokenizer="char".
 
     ## Version History
     * v0: first version.
     """
 
-    metadata = {"render_modes": ["ansi", "human"], "render_fps": 30}
+    metadata = {"render_modes": ["ansi", "rgb_array", "human"], "render_fps": 4}
 
     def __init__(
         self,
@@ -114,15 +121,21 @@ class TextGenEnv(gym.Env[Observation, SupportsIndex]):
         split: str = "train",
         constraint: str | Constraint | None = None,
         banned: Iterable[str | int] | None = None,
+        reward_timeout: float | None = None,
+        observation: str = "tokens",
         render_mode: str | None = None,
         **task_options: object,
     ) -> None:
         """Make the task and the reward, and check them against each other."""
         check_render_mode(render_mode, self.metadata["render_modes"])
-        self.rules = Rules(task, reward, max_length, min_length, split, constraint, banned, **task_options)
+        self.rules = Rules(
+            task, reward, max_length, min_length, split, constraint, banned, reward_timeout, **task_options
+        )
         self.render_mode = render_mode
         self.action_space = self.rules.action_space
-        self.observation_space = self.rules.observation_space
+        self._observe = self.rules.observer(observation)
+        self._observes_tokens = self._observe.form == "tokens" and not self.rules.task.conditional
+        self.observation_space = self._observe.space
         self._size = self.rules.size
         self._restricts = self.rules.restricts
         self._running = False
@@ -132,6 +145,11 @@ class TextGenEnv(gym.Env[Observation, SupportsIndex]):
         self._examples: list[Example] | None = None  # one, in tasks with prompts
         self._prompt: IntArray | None = None  # [P]
         self._mask: Mask = self.rules.later_mask  # [V], of the current prefix
+        self._result = ""  # the reward of the last episode in words, for frames
+        terms = dict.fromkeys(self.rules.scorer.rewards, 0.0)
+        self._no_result: Info = {"text": "", "length": 0, "reward_terms": terms, "disallowed": 0}
+        if self.rules.task.conditional:
+            self._no_result["prompt"] = ""
 
     @property
     def task(self) -> Task:
@@ -175,7 +193,8 @@ class TextGenEnv(gym.Env[Observation, SupportsIndex]):
         if self.render_mode == "human":
             self._print_start(interrupted=self._running)
         self._running = True
-        return rules.observation(tokens, self._prompt), {"action_mask": mask.copy()}
+        self._result = ""
+        return self._observe(tokens, self._prompt), self._info()
 
     def step(self, action: SupportsIndex) -> tuple[Observation, float, bool, bool, Info]:
         """Append a token."""
@@ -192,21 +211,20 @@ class TextGenEnv(gym.Env[Observation, SupportsIndex]):
             self._disallowed += 1
         self._length, terminated = self.rules.transition(self._tokens, self._length, self._length, token)
         reward = 0.0
-        info: Info = {}
+        outcome = None
         if terminated:
             outcome = self.rules.score(self._tokens[None].copy(), np.array([self._length]), self._examples)
             reward = float(outcome.rewards[0])
-            info = self._final_info(outcome)
         if self._restricts:
             live = not terminated
             self._mask = self._action_masks(self._tokens, self._length, live, self._disallowed, self._examples)[0]
-        info["action_mask"] = self._mask.copy()
+        info = self._info() if outcome is None else self._final_info(outcome)
         self._running = not terminated
-        if self.render_mode == "human":
-            self._print_step(reward, info)
-        observation = (
-            self._tokens.copy() if self._prompt is None else self.rules.observation(self._tokens, self._prompt)
-        )
+        if self.render_mode is not None:
+            self._result = describe_reward(reward, info["reward_terms"]) if terminated else ""
+            if self.render_mode == "human":
+                self._print_step()
+        observation = self._tokens.copy() if self._observes_tokens else self._observe(self._tokens, self._prompt)
         return observation, reward, terminated, False, info
 
     def _action_masks(
@@ -216,8 +234,16 @@ class TextGenEnv(gym.Env[Observation, SupportsIndex]):
         lengths = np.array([length])
         return self.rules.action_masks(tokens[None], lengths, np.array([live]), np.array([disallowed]), examples)
 
+    def _info(self) -> Info:
+        """Return the info before the end of an episode."""
+        info = self._no_result.copy()
+        info["action_mask"] = self._mask.copy()
+        info["reward_terms"] = info["reward_terms"].copy()
+        return info
+
     def _final_info(self, outcome: Outcome) -> Info:
         info: Info = {
+            "action_mask": self._mask.copy(),
             "text": outcome.texts[0],
             "length": int(outcome.lengths[0]),
             "reward_terms": {name: float(scores[0]) for name, scores in outcome.terms.items()},
@@ -249,24 +275,29 @@ class TextGenEnv(gym.Env[Observation, SupportsIndex]):
         """The text so far."""
         return self.rules.vocab.decode(self._tokens[: self._length].tolist())
 
-    def render(self) -> str | None:
-        """Return the text so far in mode "ansi"; in mode "human" it is on the screen already."""
+    def render(self) -> str | Frame | None:
+        """Return the text so far in mode "ansi", an image in mode "rgb_array"; in mode "human" it is printed already."""
         if self.render_mode is None:
             gym.logger.warn('render() does nothing without a render mode; pass render_mode="ansi" to make()')
+        if self.render_mode == "rgb_array":
+            status = f"{self._length} of {self.rules.limit} tokens  {self._result}"
+            return draw_frame(self._prompt_text, self.text, status)
         return self.text if self.render_mode == "ansi" else None
 
+    @property
+    def _prompt_text(self) -> str:
+        return "" if self._examples is None else self.rules.vocab.decode(self._examples[0].prompt)
+
     def _print_start(self, interrupted: bool) -> None:
-        prompt = "" if self._examples is None else f"{self.rules.vocab.decode(self._examples[0].prompt)} -> "
+        prompt = "" if self._examples is None else f"{self._prompt_text} -> "
         self._printed = self.text
         sys.stdout.write("\n" * interrupted + prompt + self._printed)
         sys.stdout.flush()
 
-    def _print_step(self, reward: float, info: Info) -> None:
+    def _print_step(self) -> None:
         text = self.text
         sys.stdout.write(text.removeprefix(self._printed))
         self._printed = text
-        if "text" in info:
-            terms = info["reward_terms"]
-            shown = ", ".join(f"{name} {score:.4g}" if len(terms) > 1 else name for name, score in terms.items())
-            sys.stdout.write(f"\n  reward {reward:.4g} ({shown})\n")
+        if self._result:
+            sys.stdout.write(f"\n  {self._result}\n")
         sys.stdout.flush()

@@ -6,9 +6,25 @@ caller who has never heard of this package would catch.
 
 from gymnasium import error as gym_error
 
+LONGEST_MESSAGE = 500
+_LEFT_OUT = " [...] "
+
 
 class TextGymError(Exception):
-    """The base of every error raised on purpose."""
+    """The base of every error raised on purpose.
+
+    A message of more than 500 characters loses its middle: what is wrong comes first, and what to do last.
+
+    >>> len(str(TextGymError("a" * 1000)))
+    500
+    """
+
+    def __init__(self, message: str = "") -> None:
+        """Take the message."""
+        if len(message) > LONGEST_MESSAGE:
+            end = LONGEST_MESSAGE // 3
+            message = message[: LONGEST_MESSAGE - len(_LEFT_OUT) - end] + _LEFT_OUT + message[-end:]
+        super().__init__(message)
 
 
 class UnknownNameError(TextGymError, ValueError):
@@ -17,6 +33,10 @@ class UnknownNameError(TextGymError, ValueError):
 
 class OptionError(TextGymError, ValueError):
     """An argument whose value is invalid, or does not fit the others."""
+
+
+class UnknownOptionError(OptionError, TypeError):
+    """An argument that nothing takes; a TypeError too, as of any function."""
 
 
 class RenderModeError(OptionError, TypeError):
@@ -35,8 +55,12 @@ class RewardError(TextGymError, ValueError):
     """A reward that cannot be called, or that returned something unusable."""
 
 
+class RewardTimeoutError(RewardError, TimeoutError):
+    """A reward that took longer than reward_timeout."""
+
+
 class MaskError(TextGymError, ValueError):
-    """A constraint whose mask has the wrong form, or allows nothing."""
+    """A constraint that fails, whose mask has the wrong form, or that allows nothing."""
 
 
 class TrainingError(TextGymError, ArithmeticError):
@@ -53,3 +77,7 @@ class ResetNeededError(TextGymError, gym_error.ResetNeeded):
 
 class DependencyError(TextGymError, ImportError):
     """A library that only this feature needs, and that is not installed."""
+
+
+class SlowRewardWarning(UserWarning):
+    """A reward that takes longer than everything else in learning."""

@@ -15,16 +15,24 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from text_gym.arrays import BoolArray, FloatArray, IntArray, Mask
-from text_gym.errors import DataError, InvalidActionError, MaskError, OptionError, RenderModeError, ResetNeededError
+from text_gym.errors import (
+    DataError,
+    InvalidActionError,
+    MaskError,
+    OptionError,
+    RenderModeError,
+    ResetNeededError,
+    TextGymError,
+    UnknownOptionError,
+)
+from text_gym.observations import Observer
 from text_gym.registry import load_attribute
 from text_gym.rewards.scorer import RewardSpec, Scorer
 from text_gym.sequences import Batch, Example
 from text_gym.tasks.registry import TaskSpec, make_task, option_names
 from text_gym.tasks.task import Task
-from text_gym.validation import suggest, whole_number
+from text_gym.validation import shown, suggest, whole_number
 
-Observation = IntArray | dict[str, IntArray]
-"""The prefix [T], or {"prompt": [P], "prefix": [T]}; [n, T] and [n, P] in the vector environment."""
 Info = dict[str, Any]
 """Gymnasium's info."""
 Constraint = Callable[..., npt.ArrayLike]
@@ -67,14 +75,18 @@ class Rules:
         split: str = "train",
         constraint: str | Constraint | None = None,
         banned: Iterable[str | int] | None = None,
+        reward_timeout: float | None = None,
         **task_options: object,
     ) -> None:
         """Take the arguments of `TextGenEnv`."""
         known = frozenset[str]() if isinstance(task, Task) else option_names(task)
         for name in task_options:
             if known is not None and name not in known:
-                own = inspect.signature(Rules).parameters.keys() - {"task_options"}
-                raise OptionError(f"TextGen-v0 with this task has no option {name!r}." + suggest(name, {*own, *known}))
+                own = inspect.signature(Rules).parameters.keys() - {"task_options"} | {"observation", "render_mode"}
+                raise UnknownOptionError(
+                    f"TextGen-v0 with this task got an unexpected keyword argument {name!r}."
+                    + suggest(name, {*own, *known})
+                )
         if max_length is not None:
             max_length = whole_number("max_length", max_length, least=1)
             if known is None or "max_length" in known:
@@ -87,15 +99,16 @@ class Rules:
         self._end = -1 if self.eos is None else self.eos  # no action is -1
         self.limit = max_length or self.task.max_length
         self.min_length = self._checked_min_length(min_length)
-        examples = self.task.split(split) if self.task.conditional or split != "train" else None
+        is_train = isinstance(split, str) and split == "train"
+        examples = self.task.split(split) if self.task.conditional or not is_train else None
         if self.task.conditional and not examples:
             raise OptionError(f"task {self.task.name!r} has no prompts in its {split!r} split")
         self.split = split
-        self.scorer = Scorer(self.task.default_reward if reward is None else reward, self.task)
+        self.scorer = Scorer(self.task.default_reward if reward is None else reward, self.task, reward_timeout)
         self._set_masks(banned)
         self.constraint = self._checked_constraint(constraint)
         self.restricts = self.constraint is not None or self.min_length > 0 or not self.later_mask.all()
-        self._set_spaces()
+        self.action_space = spaces.Discrete(self.size)
 
     def _checked_min_length(self, min_length: int) -> int:
         number = whole_number("min_length", min_length, least=0)
@@ -110,7 +123,10 @@ class Rules:
         if banned is None:
             banned = [] if self.vocab.unk is None or self.vocab.unk == self.eos else [self.vocab.unk]
         self.later_mask: Mask = np.ones(self.size, dtype=np.int8)
-        listed = banned if isinstance(banned, Iterable) and not isinstance(banned, str | bytes) else [banned]
+        try:
+            listed = [banned] if isinstance(banned, str | bytes) else list(banned)
+        except TypeError:  # a number
+            listed = [banned]
         for token in listed:
             self.later_mask[self._token_id(token)] = 0
         self.early_mask = self.later_mask.copy()
@@ -130,11 +146,11 @@ class Rules:
         else:
             number = self.vocab.ids[token] if isinstance(token, str) else whole_number("a banned token", token, 0)
         if number >= self.size:
-            raise OptionError(f"banned token {token!r} is not in the vocabulary")
+            raise OptionError(f"banned token {shown(token)} is not in the vocabulary")
         return number
 
     def _checked_constraint(self, constraint: str | Constraint | None) -> Constraint | None:
-        if constraint == "valid":
+        if isinstance(constraint, str) and constraint == "valid":
             if not self.task.knows("allowed"):
                 raise OptionError(
                     f"constraint='valid' needs a task that knows its language; {self.task.name!r} does not"
@@ -142,16 +158,17 @@ class Rules:
             constraint = self.task.allowed
         elif isinstance(constraint, str):
             if ":" not in constraint:
-                raise OptionError(f"constraint={constraint!r}: give 'valid', 'module:function' or a function")
+                raise OptionError(f"constraint={shown(constraint)}: give 'valid', 'module:function' or a function")
             constraint = load_attribute(constraint)
         if constraint is None:
             return None
         if not callable(constraint):
-            raise OptionError(f"the constraint {constraint!r} is not callable")
+            raise OptionError(f"the constraint {shown(constraint)} is not callable")
         try:
             self._constraint_columns = tuple(inspect.signature(constraint).parameters)
         except (TypeError, ValueError) as problem:
             raise OptionError(f"the constraint {constraint!r} has no readable signature") from problem
+        self._constraint_name = str(getattr(constraint, "__name__", type(constraint).__name__))
         for column in self._constraint_columns:
             if column not in CONSTRAINT_COLUMNS:
                 raise OptionError(
@@ -159,15 +176,7 @@ class Rules:
                 )
         return constraint
 
-    def _set_spaces(self) -> None:
-        self.action_space = spaces.Discrete(self.size)
-        prefix = spaces.Box(0, self.pad, (self.limit,), np.int64)
-        self.observation_space: spaces.Space[Any] = prefix  # Gymnasium types Dict as a space of dicts of spaces
-        if self.task.conditional:
-            prompt = spaces.Box(0, self.pad, (self.task.prompt_length,), np.int64)
-            self.observation_space = spaces.Dict({"prompt": prompt, "prefix": prefix})
-
-    # Transition, action masks, observation and reward.
+    # Transition, action masks and reward.
 
     @overload
     def transition(self, flat: IntArray, places: int, lengths: int, actions: int) -> tuple[int, bool]: ...
@@ -235,22 +244,29 @@ class Rules:
         columns: dict[str, object] = {"prefixes": prefixes, "lengths": lengths}
         if "prompts" in self._constraint_columns:
             columns["prompts"] = [list(examples[i].prompt) if examples else [] for i in rows.tolist()]
-        given = constraint(**{name: columns[name] for name in self._constraint_columns})
+        try:
+            given = constraint(**{name: columns[name] for name in self._constraint_columns})
+        except TextGymError:
+            raise
+        except Exception as problem:  # a constraint is the user's own, and may fail in any way
+            raise MaskError(
+                f"the constraint {self._constraint_name!r} failed with {type(problem).__name__}: {problem}"
+            ) from problem
         try:
             answer = np.asarray(given)
-        except ValueError:
-            answer = np.zeros(0)  # ragged
+        except Exception:  # ragged, or a tensor that has no numpy array
+            answer = np.zeros(0)
         if answer.shape != (len(prefixes), self.size) or answer.dtype.kind not in "biu":
             raise MaskError(
-                f"the constraint returned {answer.dtype} {answer.shape} for {len(prefixes)} prefixes; "
+                f"the constraint {self._constraint_name!r} returned {answer.dtype} {answer.shape} "
+                f"for {len(prefixes)} prefixes; "
                 f"it must return true or false for each of {self.size} tokens, ({len(prefixes)}, {self.size})"
             )
         return answer.astype(np.bool_)
 
-    def observation(self, tokens: IntArray, prompts: IntArray | None) -> Observation:
-        """Copy prefixes, and prompts where the task has them, into an observation."""
-        prefix = tokens.copy()
-        return prefix if prompts is None else {"prompt": prompts.copy(), "prefix": prefix}
+    def observer(self, form: str) -> Observer:
+        """Make what converts prefixes and prompts to observations of this form."""
+        return Observer(form, self.size, self.limit, self.task.prompt_length)
 
     def score(self, tokens: IntArray, lengths: IntArray, examples: Sequence[Example] | None) -> Outcome:
         """Compute the rewards of finished sequences; the arrays become read-only."""
@@ -283,8 +299,11 @@ class Rules:
             example = self.find_example(options["prompt"])
         elif "prompt_index" in options:
             example = self._numbered_example(options["prompt_index"])
+        prefix = self._prefix(options.get("prefix", ()))
         disallowed = whole_number("disallowed", options.get("disallowed", 0), least=0)
-        return Start(self._prefix(options.get("prefix", ())), example, disallowed)
+        if disallowed > len(prefix):
+            raise OptionError(f"disallowed={shown(disallowed)} tokens of a prefix that has {len(prefix)}")
+        return Start(prefix, example, disallowed)
 
     def find_example(self, prompt: object) -> Example:
         """Find the example of a prompt, given as text or ids; one without references if it is not in the split."""
@@ -299,7 +318,7 @@ class Rules:
         examples = self.task.split(self.split)
         number = whole_number("prompt_index", given, least=0)
         if number >= len(examples):
-            raise OptionError(f"prompt_index={number} is not among the {len(examples)} prompts of {self.split!r}")
+            raise OptionError(f"prompt_index={shown(number)} is not among the {len(examples)} prompts of {self.split!r}")
         return examples[number]
 
     def _check_conditional(self) -> None:
@@ -323,10 +342,10 @@ class Rules:
         else:
             try:
                 array = np.asarray(given)
-            except ValueError:
-                array = np.zeros((0, 0))  # a ragged list
+            except Exception:  # a ragged list, or a tensor that has no numpy array
+                array = np.zeros((0, 0))
             if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-                raise OptionError(f"a {what} is a text or a list of ids, not {given!r}")
+                raise OptionError(f"a {what} is a text or a list of ids, not {shown(given)}")
             real = np.flatnonzero(array != self.pad)
             ids = array[: real[-1] + 1 if len(real) else 0].tolist()
         if self.pad in ids:
@@ -345,7 +364,7 @@ class Rules:
 
     def invalid_action(self, action: object, where: str = "") -> InvalidActionError:
         """Return the error for an action outside the action space."""
-        return InvalidActionError(f"{where}an action is a whole number in 0..{self.size - 1}, not {action!r}")
+        return InvalidActionError(f"{where}an action is a whole number in 0..{self.size - 1}, not {shown(action)}")
 
 
 # Refusals that need no task.
@@ -376,9 +395,9 @@ def no_episode(call: str, ended: Sequence[int] = ()) -> ResetNeededError:
 
 def check_render_mode(render_mode: str | None, known: Sequence[str]) -> None:
     """Refuse a render mode that the environment does not have."""
-    if render_mode is not None and render_mode not in known:
+    if render_mode is not None and not (isinstance(render_mode, str) and render_mode in known):
         modes = ", ".join(map(repr, known))
-        raise RenderModeError(f"render_mode must be {modes} or None, not {render_mode!r}")
+        raise RenderModeError(f"render_mode must be {modes} or None, not {shown(render_mode)}")
 
 
 def check_reset_options(
@@ -386,11 +405,11 @@ def check_reset_options(
 ) -> dict[str, object]:
     """Copy the options of reset(), refusing unknown ones and two that contradict each other."""
     if options is not None and not isinstance(options, Mapping):
-        raise OptionError(f"the options of reset() are a dict, not {options!r}")
+        raise OptionError(f"the options of reset() are a dict, not {shown(options)}")
     checked = dict(options or {})
     for name in checked:
         if name not in known:
-            raise OptionError(f"reset() has no option {name!r}." + suggest(str(name), known))
+            raise OptionError(f"reset() has no option {shown(name)}." + suggest(name, known))
     if "prompt" in checked and "prompt_index" in checked:
         raise OptionError("give reset() either a prompt or a prompt_index, not both")
     return checked

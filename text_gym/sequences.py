@@ -6,7 +6,7 @@ and its `length`, which counts EOS where there is one. A valid_mask is True at r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, pairwise
@@ -181,6 +181,16 @@ class Batch:
         chosen: IntArray = np.flatnonzero(index) if index.dtype == np.bool_ else index.astype(np.int64)
         examples = None if self.examples is None else [self.examples[i] for i in chosen.tolist()]
         return Batch(self.tokens[chosen], self.lengths[chosen], self.vocab, examples)
+
+    def keys(self) -> list[Hashable]:
+        """Return what each row's score depends on: its tokens, and the prompt with all that belongs to it."""
+        rows: list[Hashable] = [row[:n].tobytes() for row, n in zip(self.tokens, self.lengths.tolist(), strict=True)]
+        if self.examples is None:
+            return rows
+        return [
+            (row, e.prompt, e.references, e.number, repr(e.columns) if e.columns else "")
+            for row, e in zip(rows, self.examples, strict=True)
+        ]
 
     @cached_property
     def valid_mask(self) -> BoolArray:

@@ -6,10 +6,15 @@ import difflib
 import inspect
 import operator
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from text_gym.errors import OptionError, UnknownNameError
+from text_gym.errors import OptionError, UnknownNameError, UnknownOptionError
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+_SHORT.maxlong = 40
 
 # Names that people bring from other libraries: words as they are written here, words that add nothing, and
 # what goes by quite another name.
@@ -29,14 +34,26 @@ MEANINGS = {
 }  # fmt: skip
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
+def shown(value: object) -> str:
+    """Show a value in an error message, shortened; by its type where it cannot be shown.
+
+    >>> shown("the"), shown(list(range(1000))), shown(10**9999)
+    ("'the'", '[0, 1, 2, 3, 4, 5, ...]', '<int>')
+    """
+    try:
+        return _SHORT.repr(value)
+    except Exception:  # a value is the user's own, and may fail in any way
+        return f"<{type(value).__name__}>"
+
+
+def suggest(name: object, known: Iterable[str]) -> str:
     """Build the end of an error message: similar names, and all known names.
 
     >>> suggest("blue", ["bleu", "length"])
     " Did you mean 'bleu'? Known: bleu, length."
     """
     names = sorted(known)
-    near = similar(name, names)
+    near = similar(name[:100], names) if isinstance(name, str) else []
     hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     return f"{hint} Known: {', '.join(names)}." if names else hint
 
@@ -83,7 +100,7 @@ def whole_number(name: str, value: Any, least: int) -> int:
     except TypeError:
         number = least - 1
     if isinstance(value, bool) or number < least:
-        raise OptionError(f"{name} must be a whole number of at least {least}, not {value!r}")
+        raise OptionError(f"{name} must be a whole number of at least {least}, not {shown(value)}")
     return number
 
 
@@ -94,14 +111,14 @@ def finite_number(name: str, value: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         number = float("nan")
     if not abs(number) < float("inf"):
-        raise OptionError(f"{name} must be a finite number, not {value!r}")
+        raise OptionError(f"{name} must be a finite number, not {shown(value)}")
     return number
 
 
 def check_switch(name: str, value: object) -> None:
     """Refuse a value that is neither True nor False."""
     if not isinstance(value, bool):
-        raise OptionError(f"{name}={value!r} must be True or False")
+        raise OptionError(f"{name}={shown(value)} must be True or False")
 
 
 def check_whole(settings: object, least: int, *names: str, group: str = "") -> None:
@@ -138,7 +155,7 @@ def check_options(what: str, factory: Callable[..., object], options: Mapping[st
     takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     for option in options:
         if option not in signature.parameters and not takes_any:
-            raise OptionError(f"{what} has no option {option!r}." + suggest(option, signature.parameters))
+            raise UnknownOptionError(f"{what} has no option {option!r}." + suggest(option, signature.parameters))
     try:
         signature.bind(**options)
     except TypeError as problem:

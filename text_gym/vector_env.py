@@ -14,10 +14,11 @@ from gymnasium.vector.utils import batch_space
 
 from text_gym.arrays import AnyArray, BoolArray, FloatArray, IntArray, Mask
 from text_gym.errors import InvalidActionError, OptionError, TextGymError
+from text_gym.observations import Observation
+from text_gym.rendering import Frame, describe_reward, draw_frame
 from text_gym.rules import (
     RESET_OPTIONS,
     Info,
-    Observation,
     Outcome,
     Rules,
     Start,
@@ -29,7 +30,10 @@ from text_gym.rules import (
 )
 from text_gym.sequences import Example
 from text_gym.tasks.task import Task
-from text_gym.validation import whole_number
+from text_gym.validation import shown, whole_number
+
+
+RENDER_MODES = ["ansi", "rgb_array"]
 
 
 @dataclass
@@ -61,8 +65,9 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
     Observations, rewards and infos equal those of Gymnasium's `SyncVectorEnv` over scalar
     environments, token for token. With a seed, environment i samples the same prompts as a scalar
     environment that is reset with seed + i. The options of reset() take one value for all
-    environments, or a list with one for each (a flat list of ids is one prefix or prompt). Action
-    masks are read-only; where all environments have the same, it is a view of one row.
+    environments, or a list with one for each (a flat list of ids is one prefix or prompt). The
+    arrays of infos are read-only; where all environments have the same action mask, it is a view of
+    one row.
 
     If a reward or a constraint fails during a step, all episodes are over without a result, and
     reset() starts new ones.
@@ -72,7 +77,8 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
         autoreset_mode: "NextStep" (the step after an end ignores its action and resets), "SameStep"
             (the step with the end resets; the last observation and info are in final_obs and
             final_info) or "Disabled" (reset by hand with options={"reset_mask": ...}).
-        render_mode: "ansi" or None.
+        render_mode: "ansi" (`render()` returns the texts), "rgb_array" (an image of each) or None.
+        observation: "tokens", "float" or "one_hot", as in `TextGenEnv`.
         rules: The `rules` of another environment, in place of the arguments that follow.
         **arguments: task, reward and all other arguments of `TextGenEnv`.
     """
@@ -82,28 +88,30 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
         num_envs: int = 1,
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
+        observation: str = "tokens",
         rules: Rules | None = None,
         **arguments: Any,
     ) -> None:
         """Make the task and the reward once, for all environments."""
         self.num_envs = whole_number("num_envs", num_envs, least=1)
-        check_render_mode(render_mode, ["ansi"])
+        check_render_mode(render_mode, RENDER_MODES)
         try:
             self.autoreset_mode = AutoresetMode(autoreset_mode)
-        except ValueError as problem:
+        except (TypeError, ValueError) as problem:
             modes = ", ".join(repr(mode.value) for mode in AutoresetMode)
-            raise OptionError(f"autoreset_mode must be one of {modes}, not {autoreset_mode!r}") from problem
+            raise OptionError(f"autoreset_mode must be one of {modes}, not {shown(autoreset_mode)}") from problem
         if rules is not None and arguments:
             raise OptionError(f"rules come with a task and a reward; leave {', '.join(arguments)} out")
         if rules is not None and not isinstance(rules, Rules):
             raise OptionError(
-                f"rules={rules!r} is not what `rules` of another environment are; give env.unwrapped.rules"
+                f"rules={shown(rules)} is not what `rules` of another environment are; give env.unwrapped.rules"
             )
         self.rules = rules or Rules(**arguments)
         self.render_mode = render_mode
-        self.metadata = {"render_modes": ["ansi"], "render_fps": 30, "autoreset_mode": self.autoreset_mode}
+        self.metadata = {"render_modes": RENDER_MODES, "render_fps": 4, "autoreset_mode": self.autoreset_mode}
+        self._observe = self.rules.observer(observation)
         self.single_action_space = self.rules.action_space
-        self.single_observation_space = self.rules.observation_space
+        self.single_observation_space = self._observe.space
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self._started = False  # until the first reset, and after an error in a step
@@ -111,6 +119,9 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
         self._row_starts = np.arange(self.num_envs) * self.rules.limit  # in the flat array of tokens
         self._mask: Mask = np.broadcast_to(self.rules.later_mask, (self.num_envs, self.rules.size))  # the current one
         self._generators: dict[int, np.random.Generator] = {}  # of each environment, in tasks with prompts
+        self._all = _read_only(np.ones(self.num_envs, dtype=np.bool_))
+        self._quiet = _paired({"action_mask": self._mask, **self._no_results()}, self._all)  # where nothing ends
+        self._described = [""] * self.num_envs  # the rewards of the last episodes in words, for frames
 
     def _no_episodes(self) -> Episodes:
         n = self.num_envs
@@ -170,14 +181,15 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
         self._started = True
         was_reset = np.zeros(self.num_envs, dtype=np.bool_)
         was_reset[rows] = True
-        infos = {"action_mask": mask, "_action_mask": was_reset}
-        return rules.observation(episodes.tokens, episodes.prompts), infos
+        self._described = ["" if reset else said for reset, said in zip(was_reset, self._described, strict=True)]
+        infos = _paired({"action_mask": mask, **self._no_results()}, _read_only(was_reset))
+        return self._observe(episodes.tokens, episodes.prompts), infos
 
     def _rows_to_reset(self, reset_mask: object) -> IntArray:
         if reset_mask is None:
             return np.arange(self.num_envs)
         if not isinstance(reset_mask, np.ndarray) or reset_mask.shape != (self.num_envs,) or reset_mask.dtype != bool:
-            raise OptionError(f"reset_mask must be a numpy array of {self.num_envs} booleans, not {reset_mask!r}")
+            raise OptionError(f"reset_mask must be a numpy array of {self.num_envs} booleans, not {shown(reset_mask)}")
         if not reset_mask.any():
             raise OptionError("reset_mask selects no environment; there is nothing to reset")
         if not self._started and not reset_mask.all():
@@ -187,7 +199,7 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
     def _read_seeds(self, seed: int | Sequence[int | None] | None) -> tuple[int | None, list[int | None]]:
         """Read a seed for this object, and one for each environment; None keeps the random numbers as they are."""
         n = self.num_envs
-        if isinstance(seed, Sequence | np.ndarray):
+        if isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str | bytes) and np.shape(seed) != ():
             if len(seed) != n:
                 raise OptionError(f"{len(seed)} seeds for {n} environments; give one number, or one for each")
             return None, [check_seed(each, environment(i, n)) for i, each in enumerate(seed)]
@@ -265,43 +277,51 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
             episodes.lengths[live], done[live] = rules.transition(flat, places, episodes.lengths[live], chosen[live])
         rows = np.flatnonzero(done)
         rewards = np.zeros(self.num_envs)
-        infos: Info = {}
+        results = None
         if len(rows):
             outcome = self._score(rows)
             rewards[rows] = outcome.rewards
-            infos = self._final_infos(outcome, rows, done)
+            results = self._results(outcome, rows)
         if waiting is not None:
             self._autoreset(waiting)
         episodes.ended = done.copy()
-        if len(rows) and self.autoreset_mode is AutoresetMode.SAME_STEP:
-            infos = self._in_final_info(infos, rows, done)
+        final: Info = {}
+        if results is not None and self.autoreset_mode is AutoresetMode.SAME_STEP:
+            final = self._final(results, rows, done)
+            results = None
             self._autoreset(rows)
         self._mask = self._next_masks(episodes)
-        infos["action_mask"] = self._mask
-        infos["_action_mask"] = np.ones(self.num_envs, dtype=np.bool_)
         self._started = True
+        if self.render_mode == "rgb_array":
+            self._describe(results, rewards)
+        if results is None:
+            infos = self._quiet | final | {"reward_terms": self._quiet["reward_terms"].copy()}
+        else:
+            infos = _paired({"action_mask": self._mask, **results}, self._all)
+        infos["action_mask"] = self._mask
         truncated = np.zeros(self.num_envs, dtype=np.bool_)
-        return rules.observation(episodes.tokens, episodes.prompts), rewards, done, truncated, infos
+        return self._observe(episodes.tokens, episodes.prompts), rewards, done, truncated, infos
 
     def _checked(self, actions: npt.ArrayLike, waiting: IntArray | None) -> IntArray:
         """Return the actions as an array; those of environments that wait for their reset do not matter."""
         wanted = f"actions are {self.num_envs} whole numbers, one for each environment"
         try:
             chosen = np.asarray(actions)
-        except ValueError as problem:
-            raise InvalidActionError(wanted) from problem
+        except Exception as problem:  # ragged, or a tensor that has no numpy array
+            raise InvalidActionError(f"{wanted}, not {shown(actions)}") from problem
         if chosen.shape != (self.num_envs,) or chosen.dtype.kind not in "iu":
             raise InvalidActionError(f"{wanted}, not {chosen.dtype} {chosen.shape}")
-        if not self._started:
-            raise no_episode("step")
-        if waiting is not None:
-            if self.autoreset_mode is AutoresetMode.DISABLED:
-                raise no_episode("step", waiting.tolist())
+        resets_itself = self._started and self.autoreset_mode is not AutoresetMode.DISABLED
+        if waiting is not None and resets_itself:
             chosen = chosen.copy()
             chosen[waiting] = 0
         if chosen.min() < 0 or chosen.max() >= self.rules.size:
             row = int(np.flatnonzero((chosen < 0) | (chosen >= self.rules.size))[0])
             raise self.rules.invalid_action(int(chosen[row]), environment(row, self.num_envs))
+        if not self._started:
+            raise no_episode("step")
+        if waiting is not None and not resets_itself:
+            raise no_episode("step", waiting.tolist())
         return chosen.astype(np.int64, copy=False)
 
     def _count_disallowed(self, live: IntArray | slice, chosen: IntArray) -> None:
@@ -315,38 +335,44 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
         examples = None if episodes.examples is None else [episodes.examples[row] for row in rows.tolist()]
         return self.rules.score(tokens, episodes.lengths[rows], examples)
 
-    def _final_infos(self, outcome: Outcome, rows: IntArray, done: BoolArray) -> Info:
-        """Return the infos of rows that have ended, as arrays over all environments."""
-        values: dict[str, AnyArray] = {
-            "text": np.array(outcome.texts, dtype=object),
+    def _no_results(self) -> Info:
+        """Return what infos say of episodes that have not ended, as arrays over all environments."""
+        n = self.num_envs
+        results: Info = {
+            "text": np.full(n, "", dtype=object),
+            "length": np.zeros(n, dtype=np.int64),
+            "disallowed": np.zeros(n, dtype=np.int64),
+            "reward_terms": {name: np.zeros(n) for name in self.rules.scorer.rewards},
+        }
+        if self.rules.task.conditional:
+            results["prompt"] = np.full(n, "", dtype=object)
+        return results
+
+    def _results(self, outcome: Outcome, rows: IntArray) -> Info:
+        """Return what infos say where these rows have ended."""
+        values: dict[str, AnyArray | list[str]] = {
+            "text": outcome.texts,
             "length": outcome.lengths,
             "disallowed": self._episodes.disallowed[rows],
         }
         if outcome.prompts is not None:
-            values["prompt"] = np.array(outcome.prompts, dtype=object)
-        infos = self._spread(values, rows, done)
-        infos["reward_terms"] = self._spread(outcome.terms, rows, done)
-        infos["_reward_terms"] = done.copy()
-        return infos
+            values["prompt"] = outcome.prompts
+        terms = self._quiet["reward_terms"]
+        results: Info = {name: _changed(self._quiet[name], rows, some) for name, some in values.items()}
+        results["reward_terms"] = {n: _changed(terms[n], rows, scores) for n, scores in outcome.terms.items()}
+        return results
 
-    def _spread(self, values: Mapping[str, AnyArray], rows: IntArray, done: BoolArray) -> Info:
-        """Spread the values of some rows over all environments, each beside the mask of those rows."""
-        infos: Info = {}
-        for name, some in values.items():
-            infos[name] = np.full(self.num_envs, None if some.dtype == object else 0, dtype=some.dtype)
-            infos[name][rows] = some
-            infos[f"_{name}"] = done.copy()
-        return infos
-
-    def _in_final_info(self, infos: Info, rows: IntArray, done: BoolArray) -> Info:
-        """Move the infos of episodes that are reset in the step they end in to final_info."""
-        last = self.rules.observation(self._episodes.tokens, self._episodes.prompts)
+    def _final(self, results: Info, rows: IntArray, done: BoolArray) -> Info:
+        """Return the last observations and infos of episodes that are reset in the step they end in."""
+        episodes = self._episodes
+        last = self._observe(episodes.tokens[rows], None if episodes.prompts is None else episodes.prompts[rows])
         final_obs = np.full(self.num_envs, None, dtype=object)
-        for row in rows.tolist():
-            final_obs[row] = {k: v[row] for k, v in last.items()} if isinstance(last, dict) else last[row]
-        infos["action_mask"] = np.broadcast_to(self.rules.later_mask, (self.num_envs, self.rules.size))
-        infos["_action_mask"] = done.copy()
-        return {"final_obs": final_obs, "_final_obs": done.copy(), "final_info": infos, "_final_info": done.copy()}
+        for i, row in enumerate(rows.tolist()):
+            final_obs[row] = {k: v[i] for k, v in last.items()} if isinstance(last, dict) else last[i]
+        masks = np.broadcast_to(self.rules.later_mask, (self.num_envs, self.rules.size))
+        here = _read_only(done.copy())
+        final_info = _paired({"action_mask": masks, **results}, here)
+        return {"final_obs": final_obs, "_final_obs": here, "final_info": final_info, "_final_info": here}
 
     def action_masks(self) -> BoolArray:
         """Return which tokens may come next in each environment, [n, V]."""
@@ -366,12 +392,48 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
                 options["prompt_index"] = numbers
         return options
 
-    def render(self) -> tuple[str, ...] | None:
-        """Return the texts so far in mode "ansi"."""
+    def render(self) -> tuple[str, ...] | tuple[Frame, ...] | None:
+        """Return the texts so far in mode "ansi", and an image of each in mode "rgb_array"."""
         if self.render_mode is None:
             return None
-        ends = zip(self._episodes.tokens.tolist(), self._episodes.lengths.tolist(), strict=True)
-        return tuple(self.rules.vocab.decode(row[:end]) for row, end in ends)
+        episodes, vocab = self._episodes, self.rules.vocab
+        rows = zip(episodes.tokens.tolist(), episodes.lengths.tolist(), strict=True)
+        texts = tuple(vocab.decode(row[:end]) for row, end in rows)
+        if self.render_mode == "ansi":
+            return texts
+        prompts = [vocab.decode(example.prompt) for example in episodes.examples or ()] or [""] * self.num_envs
+        status = [f"{length} of {self.rules.limit} tokens" for length in episodes.lengths.tolist()]
+        shown_below = map("  ".join, zip(status, self._described, strict=True))
+        return tuple(map(draw_frame, prompts, texts, shown_below))
+
+    def _describe(self, results: Info | None, rewards: FloatArray) -> None:
+        """Put the rewards of episodes that have just ended into words, for frames."""
+        self._described = [""] * self.num_envs
+        if results is not None:
+            for row in np.flatnonzero(self._episodes.ended).tolist():
+                terms = {name: scores[row] for name, scores in results["reward_terms"].items()}
+                self._described[row] = describe_reward(rewards[row], terms)
+
+
+def _paired(results: Info, here: BoolArray) -> Info:
+    """Put the mask of the environments that it speaks of beside each value of an info; the arrays become read-only."""
+    infos: Info = {}
+    for name, value in results.items():
+        infos[name] = _paired(value, here) if isinstance(value, dict) else _read_only(value)
+        infos[f"_{name}"] = here
+    return infos
+
+
+def _changed(array: AnyArray, rows: IntArray, values: npt.ArrayLike) -> AnyArray:
+    """Copy an array with other values in some rows."""
+    copy = array.copy()
+    copy[rows] = values
+    return copy
+
+
+def _read_only(array: AnyArray) -> AnyArray:
+    array.flags.writeable = False
+    return array
 
 
 def _one_for_each(name: str, given: object) -> list[object] | None:

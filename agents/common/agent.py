@@ -393,6 +393,11 @@ class Agent(ABC, Generic[S]):
         parts = observation if isinstance(observation, Mapping) else {"prefix": observation}
         single = np.ndim(parts["prefix"]) == 1
         prefix = np.atleast_2d(np.asarray(parts["prefix"], dtype=np.int64))
+        if prefix.shape[1] > self.rules.limit:
+            raise OptionError(
+                f"predict() takes prefixes of at most {self.rules.limit} ids, not of {prefix.shape[1]} numbers; make the "
+                "environment with observation='tokens'"
+            )
         prompts = self.tensor(np.atleast_2d(parts["prompt"]).astype(np.int64)) if "prompt" in parts else None
         self.policy.eval()
         logits = next_logits(self.restricted(self.policy), self.tensor(prefix), prompts, self.task.vocab.pad)

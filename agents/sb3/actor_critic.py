@@ -51,7 +51,9 @@ class PrefixExtractor(BaseFeaturesExtractor):
         check_options("a language model", PolicySettings, settings)
         prefix = observation_space.get("prefix") if isinstance(observation_space, spaces.Dict) else observation_space
         if not isinstance(prefix, spaces.Box) or prefix.dtype.kind != "i":
-            raise OptionError(f"prefixes are observations of TextGen-v0, and not of {observation_space!r}")
+            raise OptionError(
+                f"prefixes are observations of TextGen-v0 with observation='tokens', and not of {observation_space!r}"
+            )
         self.pad = int(prefix.high.flat[0])
         model = make_policy(PolicySettings(**settings), self.pad) if make_model is None else make_model()
         super().__init__(observation_space, features_dim=width_of_features(model, None))

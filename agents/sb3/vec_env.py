@@ -32,9 +32,9 @@ METHODS_OF_EACH = ("action_masks",)
 class TextGenVecEnv(VecEnv):
     """A `TextGenVectorEnv` in autoreset mode "SameStep", with Stable-Baselines3's interface.
 
-    Step for step it equals a `DummyVecEnv` of as many scalar environments, each in a `Monitor`. Each info has
-    `action_mask`; at the end of an episode also the scalar environment's last info, `terminal_observation`, and
-    `episode` with return, length and time. `seed()` seeds environment i with seed + i at the next reset,
+    Step for step it equals a `DummyVecEnv` of as many scalar environments, each in a `Monitor`. Each info is the scalar
+    environment's; at the end of an episode it also has `terminal_observation`, and `episode` with return, length and
+    time. `seed()` seeds environment i with seed + i at the next reset,
     `set_options()` takes the options of reset(), and MaskablePPO finds `action_masks`.
 
     Args:
@@ -54,6 +54,7 @@ class TextGenVecEnv(VecEnv):
                 f"autoreset_mode='SameStep', not {envs.autoreset_mode.value!r}"
             )
         self.envs = envs
+        self._terms = tuple(envs.rules.scorer.rewards)
         self._actions: AnyArray = np.zeros(0, dtype=np.int64)  # of step_async()
         self._steps: IntArray = np.zeros(envs.num_envs, dtype=np.int64)  # of each episode, after its given prefix
         self._start_time = time.time()
@@ -63,7 +64,7 @@ class TextGenVecEnv(VecEnv):
         """Start all episodes, with the seeds and options that were set."""
         seeds = self._seeds if any(seed is not None for seed in self._seeds) else None
         observations, infos = self.envs.reset(seed=seeds, options=self._merged_options())
-        self.reset_infos = [{"action_mask": mask} for mask in infos["action_mask"]]
+        self.reset_infos = [self._info(mask) for mask in infos["action_mask"]]
         self._steps[:] = 0
         self._reset_seeds()
         self._reset_options()
@@ -85,13 +86,17 @@ class TextGenVecEnv(VecEnv):
     def step_wait(self) -> VecEnvStepReturn:
         """Append a token to each sequence; environments whose episode ends are reset."""
         observations, rewards, done, _, infos = self.envs.step(self._actions)
-        infos_of_each: list[dict[str, object]] = [
-            {"action_mask": mask, "TimeLimit.truncated": False} for mask in infos["action_mask"]
-        ]
+        infos_of_each = [self._info(mask) | {"TimeLimit.truncated": False} for mask in infos["action_mask"]]
         self._steps += 1
         if done.any():
             self._add_final(infos_of_each, infos, np.flatnonzero(done).tolist(), rewards)
         return observations, rewards.astype(np.float32), done, infos_of_each
+
+    def _info(self, mask: AnyArray) -> dict[str, object]:
+        """Return the info of an environment before the end of its episode."""
+        info: dict[str, object] = {"action_mask": mask, "text": "", "length": 0, "disallowed": 0}
+        info["reward_terms"] = dict.fromkeys(self._terms, 0.0)
+        return info | {"prompt": ""} if self.envs.task.conditional else info
 
     def _add_final(
         self, infos_of_each: list[dict[str, object]], infos: dict[str, Any], rows: list[int], rewards: FloatArray
@@ -99,16 +104,15 @@ class TextGenVecEnv(VecEnv):
         """Add the scalar environment's last info to the infos of the episodes that ended."""
         final = infos["final_info"]
         seconds = round(time.time() - self._start_time, 6)
-        terms = {name: scores for name, scores in final["reward_terms"].items() if not name.startswith("_")}
         for row in rows:
             info = infos_of_each[row]
-            self.reset_infos[row] = {"action_mask": info["action_mask"]}  # of the episode that starts
+            self.reset_infos[row] = self._info(infos["action_mask"][row])  # of the episode that starts
             info["action_mask"] = final["action_mask"][row]
             info["terminal_observation"] = infos["final_obs"][row]
             info["text"] = final["text"][row]
             info["length"] = int(final["length"][row])
             info["disallowed"] = int(final["disallowed"][row])
-            info["reward_terms"] = {name: float(scores[row]) for name, scores in terms.items()}
+            info["reward_terms"] = {name: float(final["reward_terms"][name][row]) for name in self._terms}
             if "prompt" in final:
                 info["prompt"] = final["prompt"][row]
             info["episode"] = {"r": float(rewards[row]), "l": int(self._steps[row]), "t": seconds}
@@ -141,6 +145,7 @@ class TextGenVecEnv(VecEnv):
         """Return False, except for Monitor, whose infos are there."""
         return [issubclass(wrapper_class, Monitor)] * len(list(self._get_indices(indices)))
 
-    def get_images(self) -> Sequence[None]:
-        """Return no images: text is rendered as text."""
-        return [None] * self.num_envs
+    def get_images(self) -> Sequence[AnyArray | None]:
+        """Return an image of each text in render_mode "rgb_array"."""
+        frames = self.envs.render() if self.envs.render_mode == "rgb_array" else None
+        return [None] * self.num_envs if frames is None else [np.asarray(frame) for frame in frames]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import text_gym
-from tests.helpers.constraints import ConstraintBugError, until_a_seven
+from tests.helpers.constraints import until_a_seven
 from text_gym.env import TextGenEnv
 from text_gym.errors import InvalidActionError, MaskError, OptionError, ResetNeededError, RewardError
 from text_gym.vector_env import TextGenVectorEnv
@@ -158,7 +158,7 @@ def test_statistics_and_lists_of_infos():
     envs = DictInfoToList(gym.make_vec("TextGen-v0", num_envs=2, reward="length"))
     envs.reset()
     infos = envs.step([0, 7])[4]
-    assert (infos[0]["text"], infos[0]["reward_terms"], "text" in infos[1]) == ("", {"length": 0.0}, False)
+    assert [(info["text"], info["length"], info["reward_terms"]["length"]) for info in infos] == [("", 1, 0), ("", 0, 0)]
 
 
 def test_starting_anywhere(answers, grammar):
@@ -265,8 +265,8 @@ def test_mistakes_are_told(answers):
     for arguments, words in [
         ({"num_envs": 0}, "num_envs must be a whole number of at least 1"),
         ({"autoreset_mode": "Sometimes"}, "'NextStep', 'SameStep', 'Disabled'"),
-        ({"render_mode": "human"}, "render_mode must be 'ansi' or None, not 'human'"),
-        ({"max_episode_steps": 4}, "no option 'max_episode_steps'"),
+        ({"render_mode": "human"}, "render_mode must be 'ansi', 'rgb_array' or None, not 'human'"),
+        ({"max_episode_steps": 4}, "unexpected keyword argument 'max_episode_steps'"),
     ]:
         with pytest.raises(OptionError, match=words):
             TextGenVectorEnv(**{"num_envs": 2, **arguments})
@@ -385,7 +385,7 @@ def test_refused_prompts_seeds_and_actions_are_told_in_the_words_of_the_scalar_e
         kind, words = refusal(env.step, action)
         assert refusal(envs.step, [0, 0, action]) == (kind, f"environment 2: {words}")
     kind, words = refusal(TextGenEnv, render_mode="html")
-    assert words == "render_mode must be 'ansi', 'human' or None, not 'html'"
+    assert words == "render_mode must be 'ansi', 'rgb_array', 'human' or None, not 'html'"
     vector_words = words.replace(", 'human'", "")
     assert refusal(TextGenVectorEnv, 2, render_mode="html") == (kind, vector_words)
 
@@ -417,7 +417,7 @@ def assert_same_future(envs, twin, mode, steps=30):
 
 
 @pytest.mark.parametrize("seed", [None, 5, [6, None, 8]])
-@pytest.mark.parametrize(("token", "error"), [(7, MaskError), (8, ConstraintBugError)])
+@pytest.mark.parametrize(("token", "error"), [(7, MaskError), (8, MaskError)])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_reset_that_the_constraint_refuses_keeps_the_running_episodes(mode, token, error, seed):
     """Prefixes, prompts and random numbers: a twin that was never asked goes on in the same way."""

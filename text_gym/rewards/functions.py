@@ -8,12 +8,13 @@ A function written for TRL is a reward as it is: it may be async, and ask for wh
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from text_gym.errors import RewardError
-from text_gym.rewards.reward import Reward, Scores
+from text_gym.rewards.calls import finished
+from text_gym.rewards.reward import Answer, Reward, Scores
 from text_gym.sequences import Batch
 from text_gym.tasks.task import Task
 from text_gym.validation import suggest
@@ -33,6 +34,14 @@ COLUMNS: dict[str, Callable[[Batch], object]] = {
 
 TRAINER: dict[str, object] = {"trainer_state": None, "log_extra": lambda *_: None, "log_metric": lambda *_: None}
 """Arguments that TRL's trainers pass beside columns, with placeholders for use without a trainer."""
+
+
+TEXT_READ_AS_MESSAGES = (
+    "string indices must be integers",
+    "string index out of range",
+    "'str' object has no attribute",
+)
+"""What Python says where completion[0]["content"] meets a text."""
 
 
 class FunctionReward(Reward):
@@ -63,11 +72,24 @@ class FunctionReward(Reward):
                 )
 
     def score(self, batch: Batch) -> Scores:
+        """Call the function with its columns, and wait for it if it is async."""
+        return finished(self.start(batch))
+
+    def start(self, batch: Batch) -> Answer:
         """Call the function with its columns."""
         wanted = dict.fromkeys([*COLUMNS, *batch.columns, *self._wanted]) if self._wants_all else self._wanted
         known = {*COLUMNS, *batch.columns, *TRAINER}
-        answer = self.function(**{name: self.column(name, batch) for name in wanted if name in known})
-        return _awaited(answer) if inspect.isawaitable(answer) else answer
+        answer: Answer = self.function(**{name: self.column(name, batch) for name in wanted if name in known})
+        return answer
+
+    def hint(self, problem: Exception) -> str:
+        """Say how a function of conversations is wrapped, where it looks as if it has been given texts."""
+        if any(words in str(problem) for words in TEXT_READ_AS_MESSAGES):
+            return (
+                ". If it expects conversations, not texts, give "
+                "text_gym.rewards.trl.from_trl(function, conversational=True)"
+            )
+        return ""
 
     def column(self, name: str, batch: Batch) -> object:
         """Return the argument of this name."""
@@ -80,19 +102,3 @@ def _name_of(function: RewardFunction) -> str:
     while isinstance(function, partial):
         function = function.func
     return str(getattr(function, "__name__", type(function).__name__))
-
-
-def _awaited(answer: Awaitable[Scores]) -> Scores:
-    """Wait for an async function's answer, in a thread of its own where this one runs an event loop already."""
-    import asyncio
-    from concurrent.futures import ThreadPoolExecutor
-
-    async def wait() -> Scores:
-        return await answer
-
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(wait())
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, wait()).result()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 from text_gym.arrays import AnyArray
 from text_gym.sequences import Batch
@@ -11,6 +11,8 @@ from text_gym.tasks.task import Task
 
 Scores = Sequence[float | None] | AnyArray
 """A number for each row of a batch; None where the reward does not apply, which counts as 0."""
+Answer = Scores | Awaitable[Scores]
+"""Scores, or those of an async function."""
 
 
 class Reward(ABC):
@@ -34,6 +36,14 @@ class Reward(ABC):
     @abstractmethod
     def score(self, batch: Batch) -> Scores:
         """Return one number for each row of the batch; None or 0 where the reward does not apply."""
+
+    def start(self, batch: Batch) -> Answer:
+        """Return the scores of the batch; of an async reward something to await, so that several run concurrently."""
+        return self.score(batch)
+
+    def hint(self, problem: Exception) -> str:
+        """Return what to add to the error message of an exception that score() raised."""
+        return ""
 
     def __deepcopy__(self, memo: dict[int, object]) -> Reward:
         """Return the reward itself: Gymnasium copies what an EnvSpec holds, and a trained reward must stay one."""

@@ -12,13 +12,15 @@ from typing import NamedTuple
 import numpy as np
 
 from text_gym.arrays import FloatArray
-from text_gym.errors import OptionError, RewardError, TextGymError
-from text_gym.registry import Registry
+from text_gym.errors import OptionError
+from text_gym.registry import Options, Registry
+from text_gym.rewards.cached import CachedReward
+from text_gym.rewards.calls import call_rewards, checked_scores
 from text_gym.rewards.functions import FunctionReward, RewardFunction
 from text_gym.rewards.reward import Reward
 from text_gym.sequences import Batch
 from text_gym.tasks.task import Task
-from text_gym.validation import check_options, finite_number
+from text_gym.validation import check_options, check_switch, finite_number, shown
 
 OneReward = str | Reward | RewardFunction
 RewardSpec = OneReward | Sequence[OneReward] | Mapping[str, float] | Mapping[OneReward, float]
@@ -65,9 +67,12 @@ class Scorer:
     (['length', 'validity'], True)
     """
 
-    def __init__(self, spec: RewardSpec, task: Task) -> None:
-        """Resolve the names, and let each reward check the task."""
+    def __init__(self, spec: RewardSpec, task: Task, timeout: float | None = None) -> None:
+        """Resolve the names, and let each reward check the task; `timeout` is in seconds, for each reward and batch."""
         self.task = task
+        if timeout is not None and finite_number("reward_timeout", timeout) <= 0:
+            raise OptionError(f"reward_timeout={shown(timeout)} must be a number of seconds above 0, or None")
+        self.timeout = None if timeout is None else float(timeout)
         self.weights: dict[str, float] = {}
         self.rewards: dict[str, Reward] = {}
         for reward, weight, label in _weighted(spec):
@@ -82,16 +87,18 @@ class Scorer:
 
     def __call__(self, batch: Batch) -> Score:
         """Score a batch: the total and every term, all checked to be finite."""
-        terms = {name: _scores(name, reward, batch) for name, reward in self.rewards.items()}
+        terms = call_rewards(self.rewards, batch, self.timeout)
         total = np.zeros(len(batch))
         with np.errstate(over="ignore"):
             for name, scores in terms.items():
                 total += self.weights[name] * scores
-        return Score(_checked("the weighted sum", total, batch), terms)
+        return Score(checked_scores("the weighted sum", total, batch), terms)
 
 
 def make_reward(spec: OneReward, **options: object) -> Reward:
     """Make one reward from a name with options, "module:attribute", a function, or a Reward.
+
+    The option cached=True works with all of them, see `CachedReward`.
 
     >>> make_reward("bleu", n=2).name
     'bleu'
@@ -101,19 +108,26 @@ def make_reward(spec: OneReward, **options: object) -> Reward:
         name, spec, written = REWARDS.resolve(spec)
         options = written | options
         label = None if ":" in name else name
+    cached = options.pop("cached", False)
+    check_switch("cached", cached)
+    reward = _make_one(spec, label, options)
+    return CachedReward(reward) if cached else reward
+
+
+def _make_one(spec: Reward | RewardFunction, label: str | None, options: Options) -> Reward:
     if inspect.isclass(spec) and issubclass(spec, Reward):
         if inspect.isabstract(spec):
             raise OptionError(f"{spec.__name__} has no score() method")
         check_options(f"reward {label or spec.__name__!r}", spec, options)
         return spec(**options)
     if options:
-        raise OptionError(f"{label or spec!r} takes no options; only a Reward class does, or the name of one")
+        raise OptionError(f"{label or shown(spec)} takes no options but cached; only a Reward class does, or the name of one")
     if isinstance(spec, Reward):
         return spec
     if callable(spec):
         return FunctionReward(spec, label)
     raise OptionError(
-        f"{spec!r} is no reward: give a name, a function of completions, a text_gym.Reward, "
+        f"{shown(spec)} is no reward: give a name, a function of completions, a text_gym.Reward, "
         "a list of these, or a dict from these to weights"
     )
 
@@ -156,39 +170,3 @@ def _distinct(name: str, taken: Container[str]) -> str:
         candidate = f"{name}#{number}"
         number += 1
     return candidate
-
-
-def _scores(name: str, reward: Reward, batch: Batch) -> FloatArray:
-    try:
-        scores = reward.score(batch)
-    except TextGymError:
-        raise
-    except Exception as problem:  # a reward is the user's own, and may fail in any way
-        raise RewardError(f"reward {name!r} failed with {type(problem).__name__}: {problem}") from problem
-    return _checked(name, scores, batch)
-
-
-def _checked(name: str, scores: object, batch: Batch) -> FloatArray:
-    """Convert a reward's answer to finite numbers; errors name the reward and show the text."""
-    if hasattr(scores, "detach"):  # a tensor, perhaps on a GPU or with a gradient
-        scores = scores.detach().cpu().numpy()
-    if isinstance(scores, list | tuple):
-        scores = [0.0 if score is None else score for score in scores]
-    try:
-        if np.iscomplexobj(np.asarray(scores)):
-            raise TypeError("complex numbers")
-        values = np.asarray(scores, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError) as problem:
-        raise RewardError(
-            f"reward {name!r} must return one number for each sequence, not {scores!r} ({problem})"
-        ) from problem
-    if values.shape != (len(batch),):
-        raise RewardError(
-            f"reward {name!r} returned scores of shape {values.shape} for {len(batch)} sequences; "
-            "it must return one number for each"
-        )
-    bad = np.flatnonzero(~np.isfinite(values))
-    if len(bad):
-        row = int(bad[0])
-        raise RewardError(f"reward {name!r} returned {values[row]} for {batch.texts[row]!r}; scores must be finite")
-    return values

@@ -8,7 +8,7 @@ TRL itself is not imported here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
@@ -18,8 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from text_gym.errors import DataError, OptionError, RewardError
+from text_gym.rewards.cached import CachedReward
+from text_gym.rewards.calls import finished
 from text_gym.rewards.functions import FunctionReward, RewardFunction
-from text_gym.rewards.reward import Reward, Scores
+from text_gym.rewards.reward import Answer, Reward, Scores
 from text_gym.rewards.scorer import RewardSpec, Scorer
 from text_gym.sequences import SPLITS, Batch, Example, Examples, Sequences
 from text_gym.tasks import Task, make_task
@@ -198,6 +200,13 @@ class TextBatch(Batch):
     columns: dict[str, object] = field(default_factory=dict)
     """The data set's columns, a list each, and whatever else TRL passed."""
 
+    def keys(self) -> list[Hashable]:
+        """Return what each row's score depends on: the texts as they were written, and the row of each column."""
+        columns = [(name, column) for name, column in self.columns.items() if isinstance(column, list | tuple)]
+        given = [repr([(name, column[i]) for name, column in columns]) for i in range(len(self))]
+        references = map(tuple, self.references)
+        return list(zip(self.texts, self.prompts, references, given, strict=True))
+
     def take(self, rows: npt.ArrayLike) -> TextBatch:
         """Select rows by their numbers or a mask."""
         part = super().take(rows)
@@ -273,7 +282,8 @@ class _DataSetScorer(Scorer):
 
     def prepare(self, reward: Reward) -> None:
         """Let a reward check the task, unless it is a function of columns."""
-        if not isinstance(reward, FunctionReward):
+        inner = reward.reward if isinstance(reward, CachedReward) else reward
+        if not isinstance(inner, FunctionReward):
             super().prepare(reward)
 
 
@@ -288,7 +298,21 @@ class _Recorded(Reward):
 
     def score(self, batch: Batch) -> Scores:
         """Score the batch."""
-        scores = self.reward.score(batch)
+        return finished(self.start(batch))
+
+    def start(self, batch: Batch) -> Answer:
+        """Score the batch."""
+        answer = self.reward.start(batch)
+        return self._record_later(answer, batch) if isinstance(answer, Awaitable) else self._record(answer, batch)
+
+    def hint(self, problem: Exception) -> str:
+        """Return the reward's own hint."""
+        return self.reward.hint(problem)
+
+    async def _record_later(self, answer: Awaitable[Scores], batch: Batch) -> Scores:
+        return self._record(await answer, batch)
+
+    def _record(self, scores: Scores, batch: Batch) -> Scores:
         listed = isinstance(scores, list | tuple)
         self.applied = [score is not None for score in scores] if listed else [True] * len(batch)
         return scores

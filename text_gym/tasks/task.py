@@ -13,7 +13,7 @@ from text_gym.arrays import BoolArray, FloatArray, IntArray
 from text_gym.corpus.corpus import Report
 from text_gym.errors import OptionError, TaskError
 from text_gym.sequences import SPLITS, Batch, Example, Examples, Sequences
-from text_gym.validation import suggest, whole_number
+from text_gym.validation import shown, suggest, whole_number
 from text_gym.vocab import Vocabulary
 
 
@@ -100,8 +100,8 @@ class Task:
 
     def split(self, name: str) -> Examples:
         """Return the sequences, or prompts with references, of "train", "valid" or "test"."""
-        if name not in SPLITS:
-            raise OptionError(f"unknown split {name!r}." + suggest(str(name), SPLITS))
+        if not isinstance(name, str) or name not in SPLITS:
+            raise OptionError(f"unknown split {shown(name)}." + suggest(name, SPLITS))
         if name not in self._splits:
             self._splits[name] = self._make_split(name)
         return self._splits[name]

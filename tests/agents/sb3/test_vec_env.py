@@ -77,7 +77,7 @@ def walk(envs, pair, steps, seed=0):
             assert_same(a, b)
         assert_same_infos(mine[3], other[3])
         assert_same_infos(envs.reset_infos, pair.reset_infos)
-        lengths += [info["length"] for info in mine[3] if "text" in info]
+        lengths += [info["length"] for info in mine[3] if "episode" in info]
     return lengths
 
 
@@ -223,7 +223,7 @@ def test_maskable_ppo_learns_within_the_masks():
     seen = []
 
     def keep(local, _):
-        seen.extend(info["disallowed"] for info in local["infos"] if "text" in info)
+        seen.extend(info["disallowed"] for info in local["infos"] if "episode" in info)
         return True
 
     model = contrib.MaskablePPO("MlpPolicy", ours(**SETTINGS["bound"]), seed=0, **TINY).learn(64, callback=keep)
