@@ -40,6 +40,6 @@ def test_tests_mirror_the_packages(package):
         assert tested.exists(), f"{module.relative_to(ROOT)} tests no module"
 
 
-def test_beside_the_packages_there_are_only_helpers():
+def test_beside_the_packages_there_are_only_fuzzers_and_helpers():
     folders = {path.relative_to(TESTS).parts[0] for path in MODULES if path.parent != TESTS}
-    assert folders == {*PACKAGES, "helpers"}
+    assert folders == {*PACKAGES, "fuzz", "helpers"}

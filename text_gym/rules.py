@@ -40,6 +40,7 @@ Constraint = Callable[..., npt.ArrayLike]
 
 RESET_OPTIONS = ("prefix", "prompt", "prompt_index", "disallowed")
 CONSTRAINT_COLUMNS = ("prefixes", "lengths", "prompts")
+LONGEST = 2**31 - 1
 UNUSED_SEED = np.random.SeedSequence(0)  # for generators whose state is set at once
 
 
@@ -89,6 +90,8 @@ class Rules:
                 )
         if max_length is not None:
             max_length = whole_number("max_length", max_length, least=1)
+            if max_length > LONGEST:
+                raise OptionError(f"max_length={shown(max_length)} must be at most {LONGEST}")
             if known is None or "max_length" in known:
                 task_options["max_length"] = max_length
         self.task = make_task(task, **task_options)
@@ -113,7 +116,7 @@ class Rules:
     def _checked_min_length(self, min_length: int) -> int:
         number = whole_number("min_length", min_length, least=0)
         if number >= self.limit:
-            raise OptionError(f"min_length={number} must be below max_length={self.limit}")
+            raise OptionError(f"min_length={shown(number)} must be below max_length={self.limit}")
         if number and self.eos is None:
             raise OptionError(f"task {self.task.name!r} has no EOS, so its sequences cannot end before min_length")
         return number
@@ -318,7 +321,9 @@ class Rules:
         examples = self.task.split(self.split)
         number = whole_number("prompt_index", given, least=0)
         if number >= len(examples):
-            raise OptionError(f"prompt_index={shown(number)} is not among the {len(examples)} prompts of {self.split!r}")
+            raise OptionError(
+                f"prompt_index={shown(number)} is not among the {len(examples)} prompts of {self.split!r}"
+            )
         return examples[number]
 
     def _check_conditional(self) -> None:

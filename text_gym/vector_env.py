@@ -34,6 +34,7 @@ from text_gym.validation import shown, whole_number
 
 
 RENDER_MODES = ["ansi", "rgb_array"]
+MOST_ENVS = 2**31 - 1
 
 
 @dataclass
@@ -94,6 +95,8 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
     ) -> None:
         """Make the task and the reward once, for all environments."""
         self.num_envs = whole_number("num_envs", num_envs, least=1)
+        if self.num_envs > MOST_ENVS:
+            raise OptionError(f"num_envs={shown(num_envs)} must be at most {MOST_ENVS}")
         check_render_mode(render_mode, RENDER_MODES)
         try:
             self.autoreset_mode = AutoresetMode(autoreset_mode)
@@ -199,7 +202,8 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
     def _read_seeds(self, seed: int | Sequence[int | None] | None) -> tuple[int | None, list[int | None]]:
         """Read a seed for this object, and one for each environment; None keeps the random numbers as they are."""
         n = self.num_envs
-        if isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str | bytes) and np.shape(seed) != ():
+        is_list = isinstance(seed, list | tuple | range) or (isinstance(seed, np.ndarray) and seed.ndim > 0)
+        if is_list and isinstance(seed, Sequence | np.ndarray):
             if len(seed) != n:
                 raise OptionError(f"{len(seed)} seeds for {n} environments; give one number, or one for each")
             return None, [check_seed(each, environment(i, n)) for i, each in enumerate(seed)]

@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 
 from text_gym.arrays import AnyArray, FloatArray, IntArray
 from text_gym.errors import OptionError
-from text_gym.rules import Observation
+from text_gym.observations import Observation
 from text_gym.vector_env import TextGenVectorEnv
 
 METHODS_OF_EACH = ("action_masks",)

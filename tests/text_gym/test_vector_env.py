@@ -158,7 +158,10 @@ def test_statistics_and_lists_of_infos():
     envs = DictInfoToList(gym.make_vec("TextGen-v0", num_envs=2, reward="length"))
     envs.reset()
     infos = envs.step([0, 7])[4]
-    assert [(info["text"], info["length"], info["reward_terms"]["length"]) for info in infos] == [("", 1, 0), ("", 0, 0)]
+    assert [(info["text"], info["length"], info["reward_terms"]["length"]) for info in infos] == [
+        ("", 1, 0),
+        ("", 0, 0),
+    ]
 
 
 def test_starting_anywhere(answers, grammar):

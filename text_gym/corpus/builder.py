@@ -76,7 +76,7 @@ class RawCorpus:
         """Start empty."""
         self._cut_up = lambda text: cut_up(self._whole(text))
         self._limits = limits
-        self._salt = limits.seed.to_bytes(16, "little")
+        self._salt = _salt(limits.seed)
         self.numbers = _Numbering()
         self.empty = self.too_long = self.broken = 0
         self._prompts = _Rows()
@@ -213,6 +213,14 @@ def _whole_characters_in(value: object) -> object:
     if isinstance(value, dict):
         return {_whole_characters_in(name): _whole_characters_in(part) for name, part in value.items()}
     return value
+
+
+def _salt(seed: int) -> bytes:
+    """Make 16 bytes of a seed of any size."""
+    number = int(seed)
+    size = max(16, (number.bit_length() + 7) // 8)
+    whole = number.to_bytes(size, "little")
+    return whole if size == 16 else blake2b(whole, digest_size=16).digest()
 
 
 def hold_out(keys: npt.NDArray[np.uint64], files: IntArray, shares: Mapping[str, float]) -> IntArray:

@@ -121,7 +121,9 @@ def _make_one(spec: Reward | RewardFunction, label: str | None, options: Options
         check_options(f"reward {label or spec.__name__!r}", spec, options)
         return spec(**options)
     if options:
-        raise OptionError(f"{label or shown(spec)} takes no options but cached; only a Reward class does, or the name of one")
+        raise OptionError(
+            f"{label or shown(spec)} takes no options but cached; only a Reward class does, or the name of one"
+        )
     if isinstance(spec, Reward):
         return spec
     if callable(spec):

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from text_gym.arrays import FloatArray
 from text_gym.errors import OptionError
 from text_gym.sequences import Batch, make_batch
-from text_gym.tasks.oracle_files import NAMES, load_parameters, shapes_of
+from text_gym.tasks.oracle_files import NAMES, check_parameters, load_parameters, shapes_of
 from text_gym.tasks.task import Task, sampled_task
 from text_gym.validation import whole_number
 from text_gym.vocab import Vocabulary
@@ -63,7 +63,8 @@ class Oracle:
         self.seed = whole_number("seed", seed, least=0)
         self.vocab = Vocabulary([str(i) for i in range(self.vocab_size)])
         if parameters is not None:
-            self.parameters = dict(parameters)
+            sizes = (self.vocab_size, self.embedding, self.hidden)
+            self.parameters = check_parameters(parameters, "parameters", sizes)
 
     @classmethod
     def load(cls, path: str | Path, max_length: int = 20, vocab_size: int | None = None) -> Oracle:

@@ -12,7 +12,7 @@ import io
 import math
 import pickle
 import pickletools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -54,7 +54,7 @@ def load_parameters(path: str | Path) -> dict[str, npt.NDArray[np.float32]]:
             f"{path} is not an oracle: {problem}. It must be an .npz of the arrays {', '.join(NAMES)}, "
             "or a pickled list of them in this order."
         ) from problem
-    return _checked(arrays, path)
+    return check_parameters(arrays, str(path))
 
 
 def _load_npz(path: Path) -> dict[str, AnyArray]:
@@ -73,21 +73,33 @@ def shapes_of(vocab_size: int, embedding: int, hidden: int) -> dict[str, tuple[i
     return shapes | {"W_out": (hidden, vocab_size), "b_out": (vocab_size,)}
 
 
-def _checked(arrays: dict[str, AnyArray], path: Path) -> dict[str, npt.NDArray[np.float32]]:
+def check_parameters(
+    arrays: Mapping[str, npt.ArrayLike], where: str, sizes: tuple[int, int, int] | None = None
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Convert the arrays of an oracle to float32, refusing other shapes and what is not finite in float32.
+
+    Args:
+        arrays: The arrays by NAMES.
+        where: Where they are from, for error messages.
+        sizes: The vocabulary size, and the sizes of the embedding and the LSTM; read from the arrays if not given.
+    """
     missing = [name for name in NAMES if name not in arrays]
     if missing:
-        raise DataError(f"{path} lacks the arrays {', '.join(missing)} of an oracle")
+        raise DataError(f"{where} lacks the arrays {', '.join(missing)} of an oracle")
     if np.ndim(arrays["embedding"]) != 2 or np.ndim(arrays["bi"]) != 1:
-        raise DataError(f"{path}: the embedding of an oracle has two axes and its biases one")
-    vocab_size, embedding = np.shape(arrays["embedding"])
-    wanted = shapes_of(vocab_size, embedding, len(arrays["bi"]))
+        raise DataError(f"{where}: the embedding of an oracle has two axes and its biases one")
+    wanted = shapes_of(*(sizes or (*np.shape(arrays["embedding"]), len(np.asarray(arrays["bi"])))))
+    checked = {}
     for name in NAMES:
         array = np.asarray(arrays[name])
-        if array.dtype.kind != "f" or array.shape != wanted[name] or not np.isfinite(array).all():
+        with np.errstate(over="ignore"):
+            checked[name] = array.astype(np.float32) if array.dtype.kind == "f" else np.full(1, np.nan, np.float32)
+        if array.shape != wanted[name] or not np.isfinite(checked[name]).all():
             raise DataError(
-                f"{path}: {name} should be {wanted[name]} finite floats, and is {array.dtype} {array.shape}"
+                f"{where}: {name} should be {wanted[name]} floats that are finite in float32, "
+                f"and is {array.dtype} {array.shape}"
             )
-    return {name: arrays[name].astype(np.float32) for name in NAMES}
+    return checked
 
 
 def load_arrays(file: BinaryIO) -> Sequence[AnyArray]:

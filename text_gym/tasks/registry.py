@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,7 +16,7 @@ from text_gym.errors import OptionError, TaskError
 from text_gym.registry import Options, Registry, parse_call
 from text_gym.tasks.files import file_task, rows_task
 from text_gym.tasks.task import Task
-from text_gym.validation import check_options
+from text_gym.validation import check_options, shown
 
 TASKS: Registry[Callable[..., Task]] = Registry(
     "task",
@@ -80,7 +81,7 @@ def find_task(spec: object) -> tuple[str, Callable[..., Task], Options]:
         if not (is_table(spec) or isinstance(spec, Sequence | Mapping)) or isinstance(spec, bytes):
             raise OptionError(
                 f"a task is a name, a path, a text_gym.Task, a list of texts or of (prompt, references) pairs, or a "
-                f"Hugging Face Dataset, not {spec!r:.60}"
+                f"Hugging Face Dataset, not {shown(spec)}"
             )
         return type(spec).__name__, partial(rows_task, spec), {}
     name, written = (spec, {}) if spec.endswith(SUFFIXES) else parse_call(spec)
@@ -104,10 +105,11 @@ def _memory_key(name: str, factory: Callable[..., Task], options: Mapping[str, o
     plain = (str, int, float, bool, Path, type(None))
     if ":" in name or not all(isinstance(value, plain) for value in options.values()):
         return None
-    files = [Path(name), *(Path(v) for v in options.values() if isinstance(v, str | Path))]
-    stamps = [(str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files if f.is_file()]
-    made_by = id(factory) if name in TASKS.entries else str(Path(name).resolve())
-    return repr((name, made_by, sorted(options.items()), stamps))
+    files = [f for f in (name, *options.values()) if isinstance(f, str | Path) and os.path.isfile(f)]  # noqa: PTH113
+    stamps = [(str(f), os.stat(f).st_mtime_ns, os.stat(f).st_size) for f in files]  # noqa: PTH116
+    made_by = id(factory) if name in TASKS.entries else os.path.realpath(name)
+    values = [(key, hex(value) if type(value) is int else value) for key, value in sorted(options.items())]
+    return repr((name, made_by, values, stamps))
 
 
 def register_task(name: str, factory: Callable[..., Task], replace: bool = False) -> None:
