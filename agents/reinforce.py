@@ -6,6 +6,8 @@ baseline; raise the log-probability of each token in proportion to its advantage
 
 from __future__ import annotations
 
+import time
+import warnings
 from dataclasses import asdict, dataclass, field, fields
 from typing import ClassVar, Literal
 
@@ -32,12 +34,13 @@ from agents.common.rollouts import rollout_values, score_sequences
 from agents.common.settings import Presets
 from agents.networks.policies import PolicySettings, frozen_copy, make_policy, width_of_features
 from text_gym.arrays import FloatArray
-from text_gym.errors import OptionError
+from text_gym.errors import OptionError, SlowRewardWarning
 from text_gym.language_model import Drawn, LanguageModel, Sampling, generate
 from text_gym.sequences import Batch, Example
 from text_gym.validation import check_not_negative, check_positive, check_switch, check_whole, finite_number
 
 MOVING_AVERAGE = 0.9  # weight of the past in the moving average of rewards
+SLOW_SCORING = 0.5  # seconds an update; a reward that takes less is never called slow
 MIN_STD = 1e-4  # added to a group's standard deviation, so that a group of equal rewards teaches nothing
 
 
@@ -166,6 +169,8 @@ class Reinforce(Agent[PolicyGradientSettings]):
         self.kl = AdaptiveKL(settings.kl.weight, settings.kl.target)
         self.rollout_policy = frozen_copy(self.policy) if settings.rollout_ema_rate is not None else None
         self.average_reward = 0.0
+        self._scored = (0, 0.0)  # sequences and seconds of this update
+        self._warned = False  # of a slow reward
         self._check_groups()
         self.critic: Critic | None = None
         if settings.baseline == "critic":
@@ -199,6 +204,7 @@ class Reinforce(Agent[PolicyGradientSettings]):
     def update(self, generator: torch.Generator, random: np.random.Generator) -> None:
         """Make one policy-gradient update."""
         settings = self.settings
+        begin, self._scored = time.perf_counter(), (0, 0.0)
         # Sample sequences, and value each of them after each of its tokens.
         examples = self.sample_groups(generator) if self.task.conditional else None
         drawn, values = self.sample_and_value(settings.batch_size, generator, examples)  # values: [n, T + 1]
@@ -213,6 +219,7 @@ class Reinforce(Agent[PolicyGradientSettings]):
         self.logger.record("train/reward", float(values[:, -1].mean()))
         self.logger.record("train/entropy", float(-drawn.log_probs.sum() / drawn.lengths.sum()))
         self.logger.record("train/gradient_norm", norm)
+        self._warn_of_slow_reward(time.perf_counter() - begin)
 
     def sample_groups(self, generator: torch.Generator) -> list[Example]:
         """Sample the prompts of a batch, each `group_size` times in succession."""
@@ -243,7 +250,28 @@ class Reinforce(Agent[PolicyGradientSettings]):
     def _counted_rewards(self, batch: Batch) -> FloatArray:
         """Compute the rewards of sampled sequences, [m], and count them."""
         self.n_sampled += len(batch)
-        return self.rewards(batch)
+        begin = time.perf_counter()
+        rewards = self.rewards(batch)
+        count, seconds = self._scored
+        self._scored = (count + len(batch), seconds + time.perf_counter() - begin)
+        return rewards
+
+    def _warn_of_slow_reward(self, seconds: float) -> None:
+        """Warn once where the environment's reward takes longer than the rest of an update of so many seconds."""
+        count, scoring = self._scored
+        own_reward = type(self).rewards is not Agent.rewards
+        if self._warned or own_reward or scoring < max(SLOW_SCORING, seconds - scoring):
+            return
+        self._warned = True
+        names = " + ".join(self.rules.scorer.rewards)
+        warnings.warn(
+            f"the reward {names} took {scoring:.1f} of the {seconds:.1f} seconds of an update for {count:,} sequences. "
+            f"Fewer rollouts (now {self.settings.rollouts}; 0 scores each sequence once) and a smaller batch_size (now "
+            f"{self.settings.batch_size}) need fewer; a reward made with cached=True scores repeated ones once. "
+            "See docs/rewards.md",
+            SlowRewardWarning,
+            stacklevel=2,
+        )
 
     def advantages(self, drawn: Drawn, values: Tensor, examples: list[Example] | None) -> Tensor:
         """Compute the advantage of each token, [n, T]; 0 after the end."""

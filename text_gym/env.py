@@ -276,7 +276,7 @@ class TextGenEnv(gym.Env[Observation, SupportsIndex]):
         return self.rules.vocab.decode(self._tokens[: self._length].tolist())
 
     def render(self) -> str | Frame | None:
-        """Return the text so far in mode "ansi", an image in mode "rgb_array"; in mode "human" it is printed already."""
+        """Return the text so far in mode "ansi", an image in mode "rgb_array"; in mode "human" it is on the screen."""
         if self.render_mode is None:
             gym.logger.warn('render() does nothing without a render mode; pass render_mode="ansi" to make()')
         if self.render_mode == "rgb_array":

@@ -126,6 +126,7 @@ class Rules:
         if banned is None:
             banned = [] if self.vocab.unk is None or self.vocab.unk == self.eos else [self.vocab.unk]
         self.later_mask: Mask = np.ones(self.size, dtype=np.int8)
+        listed: list[object]
         try:
             listed = [banned] if isinstance(banned, str | bytes) else list(banned)
         except TypeError:  # a number

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,6 @@ from text_gym.rules import (
 from text_gym.sequences import Example
 from text_gym.tasks.task import Task
 from text_gym.validation import shown, whole_number
-
 
 RENDER_MODES = ["ansi", "rgb_array"]
 MOST_ENVS = 2**31 - 1
@@ -202,8 +201,7 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
     def _read_seeds(self, seed: int | Sequence[int | None] | None) -> tuple[int | None, list[int | None]]:
         """Read a seed for this object, and one for each environment; None keeps the random numbers as they are."""
         n = self.num_envs
-        is_list = isinstance(seed, list | tuple | range) or (isinstance(seed, np.ndarray) and seed.ndim > 0)
-        if is_list and isinstance(seed, Sequence | np.ndarray):
+        if _is_list(seed):
             if len(seed) != n:
                 raise OptionError(f"{len(seed)} seeds for {n} environments; give one number, or one for each")
             return None, [check_seed(each, environment(i, n)) for i, each in enumerate(seed)]
@@ -438,6 +436,10 @@ def _changed(array: AnyArray, rows: IntArray, values: npt.ArrayLike) -> AnyArray
 def _read_only(array: AnyArray) -> AnyArray:
     array.flags.writeable = False
     return array
+
+
+def _is_list(given: object) -> TypeGuard[Sequence[object]]:
+    return isinstance(given, list | tuple | range) or (isinstance(given, np.ndarray) and given.ndim > 0)
 
 
 def _one_for_each(name: str, given: object) -> list[object] | None:

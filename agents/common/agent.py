@@ -395,8 +395,8 @@ class Agent(ABC, Generic[S]):
         prefix = np.atleast_2d(np.asarray(parts["prefix"], dtype=np.int64))
         if prefix.shape[1] > self.rules.limit:
             raise OptionError(
-                f"predict() takes prefixes of at most {self.rules.limit} ids, not of {prefix.shape[1]} numbers; make the "
-                "environment with observation='tokens'"
+                f"predict() takes prefixes of at most {self.rules.limit} ids, not of {prefix.shape[1]} numbers; "
+                "make the environment with observation='tokens'"
             )
         prompts = self.tensor(np.atleast_2d(parts["prompt"]).astype(np.int64)) if "prompt" in parts else None
         self.policy.eval()

@@ -1,6 +1,8 @@
 """Rollouts and policy gradients against enumeration of everything a tiny policy can write."""
 
 import math
+import time
+import warnings
 
 import gymnasium as gym
 import numpy as np
@@ -27,7 +29,7 @@ from tests.helpers.gradients import (
     worth,
 )
 from tests.helpers.models import probability, seeded, small_model
-from text_gym.errors import OptionError, RewardError
+from text_gym.errors import OptionError, RewardError, SlowRewardWarning
 from text_gym.language_model import LSTM, Drawn, Sampling
 
 
@@ -419,3 +421,34 @@ def test_mistakes_are_told():
     with pytest.raises(OptionError, match="a warm start needs"):
         Reinforce(tiny_env(), start=type("Other", (), {"policy": torch.nn.Linear(1, 1)})())
     assert isinstance(Reinforce(tiny_env(), preset="paper", progress=False).policy, LSTM)
+
+
+def test_a_slow_reward_is_told_once_with_the_settings_that_change_it():
+    def slow(completions):
+        time.sleep(0.6)
+        return [1.0] * len(completions)
+
+    def agent(reward):
+        env = gym.make("TextGen-v0", task="oracle(vocab_size=9, max_length=4, train_size=9)", reward=reward)
+        return Reinforce(env, seed=0, rollouts=0, batch_size=4, embedding=4, hidden=4, progress=False)
+
+    words = r"the reward slow took .* for 4 sequences.*rollouts \(now 0.*batch_size \(now 4\).*cached=True"
+    with pytest.warns(SlowRewardWarning, match=words) as told:
+        agent(slow).learn(2)
+    assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        agent("constant").learn(1)
+
+
+def test_an_update_scores_each_sequence_and_the_completions_of_its_prefixes():
+    """The number that docs/rewards.md gives."""
+    scored = []
+
+    def count(completions):
+        scored.append(len(completions))
+        return [0.0] * len(completions)
+
+    env = gym.make("TextGen-v0", task="oracle(vocab_size=9, max_length=5, train_size=9)", reward=count)
+    Reinforce(env, seed=0, rollouts=3, batch_size=8, embedding=4, hidden=4, progress=False).learn(1)
+    assert sum(scored) == 8 * (1 + 3 * (5 - 1))

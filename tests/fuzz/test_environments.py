@@ -41,14 +41,15 @@ def hostile(random):
     for _ in range(50):
         deep = [deep]
     values = [
-        0, 1, 2, -1, 2**31, 2**63, 2**64, -(2**63) - 1, 10**30, 10**5000, -(10**5000), True, None, 0.0, 1.5, -0.5, 1e300,
-        float("nan"), float("inf"), 1j, fractions.Fraction(1, 3), "", "the", "the dogs", "a" * 10_000, "\0", "\ud800", b"ab",
-        [], [[]], [1, [2]], [None], [10**30], ["the", 1], [1, 2], [1.5], [True], (3, 4), {}, {"a": 1}, {1, 2}, range(3), deep,
-        object(), NoWords(), [NoWords()], len, np.array(3), np.array([1]), np.array([1.5, 2.5]), np.zeros((2, 2)),
-        np.zeros((2, 2), int), np.arange(1000), np.array("a"), np.array([object()]), np.array([]), np.array([2**63 - 1]),
-        np.array([2**64 - 1], dtype=np.uint64), np.array([-1]), np.array([True, False]), np.array([["a"]]), np.int64(2),
-        np.uint64(2**64 - 1), np.float32(1), np.bool_(True), np.datetime64("2020-01-01"), np.ma.masked, torch.tensor(1),
-        torch.tensor([1, 2]), torch.zeros(2, 2), torch.ones(1, requires_grad=True), torch.tensor([1], dtype=torch.bfloat16),
+        0, 1, 2, -1, 2**31, 2**63, 2**64, -(2**63) - 1, 10**30, 10**5000, -(10**5000), True, None, 0.0, 1.5, -0.5,
+        1e300, float("nan"), float("inf"), 1j, fractions.Fraction(1, 3), "", "the", "the dogs", "a" * 10_000, "\0",
+        "\ud800", b"ab", [], [[]], [1, [2]], [None], [10**30], ["the", 1], [1, 2], [1.5], [True], (3, 4), {}, {"a": 1},
+        {1, 2}, range(3), deep, object(), NoWords(), [NoWords()], len, np.array(3), np.array([1]), np.array([1.5, 2.5]),
+        np.zeros((2, 2)), np.zeros((2, 2), int), np.arange(1000), np.array("a"), np.array([object()]), np.array([]),
+        np.array([2**63 - 1]), np.array([2**64 - 1], dtype=np.uint64), np.array([-1]), np.array([True, False]),
+        np.array([["a"]]), np.int64(2), np.uint64(2**64 - 1), np.float32(1), np.bool_(True), np.ma.masked,
+        np.datetime64("2020-01-01"), torch.tensor(1), torch.tensor([1, 2]), torch.zeros(2, 2),
+        torch.ones(1, requires_grad=True), torch.tensor([1], dtype=torch.bfloat16),
     ]  # fmt: skip
     return values[random.integers(len(values))]
 
@@ -118,10 +119,10 @@ def answer(env, name, given):
     arguments, options = given
     try:
         return getattr(env, name)(*arguments, **options)
-    except TextGymError as error:
-        assert 0 < len(str(error)) <= LONGEST_MESSAGE
-        assert "\n" not in str(error)[:20]
-        return error
+    except TextGymError as problem:
+        error = problem
+    assert 0 < len(str(error)) <= LONGEST_MESSAGE
+    return error
 
 
 def attack(random):

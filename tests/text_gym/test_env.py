@@ -1,6 +1,7 @@
 """The scalar environment: what every Gymnasium tool and every learner relies on."""
 
 import copy
+import itertools
 import json
 import os
 import pickle
@@ -551,3 +552,131 @@ def test_a_corpus_as_a_task(write):
     *_, reward, _, _, info = write_out(env, [*vocab.encode("a rat sat"), vocab.eos])
     assert (reward, info["text"]) == (pytest.approx(1.0), "a rat sat")
     assert rhymes(write).max_length == 4
+
+
+@pytest.mark.parametrize("task", ["answers", "grammar"])
+def test_infos_have_the_same_keys_at_every_step(task):
+    """Before the end the finished sequence's are empty, each of the type that it has at the end."""
+    env = make(task=task, reward={"length": 1.0, "random": 0.5}, max_length=4).unwrapped
+    _, first = env.reset(seed=0)
+    infos = [first, *(env.step(5)[4] for _ in range(4))]
+    assert {tuple(sorted(info)) for info in infos} == {tuple(sorted(first))}
+    assert {tuple(map(type, map(info.get, sorted(info)))) for info in infos} == {
+        tuple(map(type, map(first.get, sorted(first))))
+    }
+    for info in infos[:-1]:
+        assert (info["text"], info["length"], info["disallowed"], info.get("prompt", "")) == ("", 0, 0, "")
+        assert info["reward_terms"] == {"length": 0.0, "random": 0.0}
+    assert (infos[-1]["length"], infos[-1]["reward_terms"]["length"]) == (4, 4.0)
+    infos[0]["reward_terms"]["length"] = 7.0
+    assert env.reset()[1]["reward_terms"]["length"] == 0.0
+
+
+def test_observations_as_floats_and_one_hot_vectors(answers):
+    tokens, floats, vectors = (make(max_length=4, observation=form) for form in ("tokens", "float", "one_hot"))
+    for env in (floats, vectors):
+        check_env(env.unwrapped)
+        assert env.observation_space.dtype == np.float32
+    for env in (tokens, floats, vectors):
+        env.reset(options={"prefix": "the"})
+    ids, same, vector = (env.step(7)[0] for env in (tokens, floats, vectors))
+    assert (same.dtype, same.tolist()) == (np.float32, ids.tolist())
+    assert vector.shape == (4 * 209,)
+    assert np.flatnonzero(vector).tolist() == [ids[0], 209 + 7]  # and nothing where PAD is
+    asked = make(task=answers, observation="one_hot")
+    observation, _ = asked.reset(seed=3)
+    ids, _ = make(task=answers).reset(seed=3)
+    assert observation in asked.observation_space
+    assert np.flatnonzero(observation["prompt"]).tolist() == [
+        i * 39 + token for i, token in enumerate(ids["prompt"].tolist()) if token < 39
+    ]
+    assert not observation["prefix"].any()
+    with pytest.raises(OptionError, match="observation must be one of 'tokens', 'float', 'one_hot', not 'ids'"):
+        make(observation="ids")
+
+
+def test_frames_show_the_text_and_its_reward():
+    env = make(render_mode="rgb_array", max_length=4, reward="length").unwrapped
+    env.reset()
+    frames = [env.render()]
+    for token in (5, 6, 0):
+        env.step(token)
+        frames.append(env.render())
+    assert {(frame.shape, frame.dtype) for frame in frames} == {(frames[0].shape, np.dtype(np.uint8))}
+    changed = [np.flatnonzero((a != b).any(axis=(1, 2))) for a, b in itertools.pairwise(frames)]
+    assert all(len(rows) for rows in changed)
+    assert changed[0].min() < 60  # the text, at the top
+    assert changed[2].min() > 180  # EOS has no text; the reward is below
+    env.reset()
+    assert (env.render() == frames[0]).all()
+    long = make(render_mode="rgb_array", max_length=400, task="oracle(vocab_size=9, max_length=400, train_size=9)")
+    long.reset(options={"prefix": [1] * 399})
+    assert long.render().shape == frames[0].shape
+
+
+def test_a_constraint_that_fails_is_named_and_its_error_kept():
+    def clumsy(prefixes):
+        raise KeyError("no such word")
+
+    with pytest.raises(MaskError, match="the constraint 'clumsy' failed with KeyError: 'no such word'") as caught:
+        make(constraint=clumsy).reset()
+    assert isinstance(caught.value.__cause__, KeyError)
+
+    def ragged(prefixes):
+        return [[1], [1, 2]]
+
+    with pytest.raises(MaskError, match="the constraint 'ragged' returned"):
+        make(constraint=ragged).reset()
+
+
+HUGE = 10**5000  # too long for str()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {name: value}
+        for name in ("task", "reward", "max_length", "min_length", "split", "constraint", "render_mode", "observation")
+        for value in (np.array([1, 2]), np.array(["a", "b"]), HUGE, [["x"]])
+    ]
+    + [{"banned": np.array(400)}, {"banned": [np.array([1, 2])]}, {"reward_timeout": 0}, {"reward_timeout": HUGE}],
+    ids=lambda arguments: next(iter(arguments)),
+)
+def test_arrays_and_huge_numbers_are_refused_in_few_words(arguments):
+    for made in (TextGenEnv, text_gym.TextGenVectorEnv):
+        with pytest.raises(text_gym.TextGymError) as caught:
+            made(**arguments)
+        assert len(str(caught.value)) <= 500
+
+
+def test_no_message_is_longer_than_500_characters():
+    def fails(completions):
+        raise ValueError("x" * 10_000)
+
+    env = make(reward=fails)
+    env.reset()
+    with pytest.raises(RewardError, match=r"^reward 'fails' failed with ValueError: x") as caught:
+        env.step(0)
+    assert len(str(caught.value)) == 500
+    with pytest.raises(OptionError) as caught:
+        make().reset(options={"prefix": [*range(10**6), "end"]})
+    assert len(str(caught.value)) < 500
+    with pytest.raises(OptionError, match="is not among"):
+        make(task="answers").reset(options={"prompt_index": HUGE})
+
+
+def test_a_prefix_has_no_more_disallowed_tokens_than_tokens():
+    for disallowed in (3, 2**63, HUGE):
+        for made in (make(), gym.make_vec("TextGen-v0", num_envs=2)):
+            with pytest.raises(OptionError, match="tokens of a prefix that has 2"):
+                made.reset(options={"prefix": [5, 6], "disallowed": disallowed})
+    env = make().unwrapped
+    env.reset(options={"prefix": [5, 6], "disallowed": 2})
+    assert env.step(0)[4]["disallowed"] == 2
+
+
+def test_an_unknown_argument_is_the_type_error_that_libraries_expect():
+    for made in (make, lambda **arguments: gym.make_vec("TextGen-v0", num_envs=2, **arguments)):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'frameskip'") as caught:
+            made(frameskip=1)
+        assert isinstance(caught.value, OptionError)

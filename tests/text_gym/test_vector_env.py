@@ -474,3 +474,70 @@ def test_a_step_that_the_constraint_fails_ends_all_episodes_and_a_refused_reset_
         envs.step([4, 4])
     envs.reset()
     assert envs.step([4, 5])[0]["prefix"][:, 0].tolist() == [4, 5]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_infos_have_the_same_keys_at_every_step(mode):
+    envs = gym.make_vec("TextGen-v0", num_envs=2, task="answers", autoreset_mode=mode)
+    keys = set(envs.reset(seed=0)[1])
+    for actions in ([5, 5], [0, 5], [5, 0]):
+        _, _, done, _, infos = envs.step(actions)
+        assert {key for key in infos if "final" not in key} == keys
+        assert infos["_text"].all()
+        for i in np.flatnonzero(~done):
+            assert (infos["text"][i], infos["length"][i], infos["prompt"][i]) == ("", 0, "")
+        if mode == "Disabled" and done.any():
+            assert set(envs.reset(options={"reset_mask": done})[1]) == keys
+
+
+@pytest.mark.parametrize("form", ["float", "one_hot"])
+@pytest.mark.parametrize("task", ["answers", "grammar"])
+def test_every_form_of_observations_equals_the_scalar_environments(task, form):
+    ours = gym.make_vec("TextGen-v0", num_envs=2, task=task, observation=form, autoreset_mode="SameStep")
+    theirs = SyncVectorEnv(
+        [lambda: gym.make("TextGen-v0", task=task, observation=form)] * 2, autoreset_mode=AutoresetMode.SAME_STEP
+    )
+    assert ours.observation_space == theirs.observation_space
+    assert_same(ours.reset(seed=1)[0], theirs.reset(seed=1)[0])
+    for actions in ([5, 6], [0, 7]):
+        mine, other = ours.step(np.array(actions)), theirs.step(np.array(actions))
+        assert mine[0] in ours.observation_space
+        assert_same(mine[0], other[0])
+        assert_same(mine[4], other[4])
+
+
+def test_frames_are_those_of_the_scalar_environments(answers):
+    arguments = {"task": answers, "render_mode": "rgb_array", "reward": {"length": 1.0, "random": 1.0}}
+    envs = gym.make_vec("TextGen-v0", num_envs=2, autoreset_mode="Disabled", **arguments)
+    scalars = [gym.make("TextGen-v0", **arguments) for _ in range(2)]
+    envs.reset(seed=4)
+    for i, env in enumerate(scalars):
+        env.reset(seed=4 + i)
+    for tokens in ([5, 6], [7, 0]):
+        envs.step(tokens)
+        for env, token in zip(scalars, tokens, strict=True):
+            env.step(token)
+        assert all((mine == env.render()).all() for mine, env in zip(envs.render(), scalars, strict=True))
+    envs.reset(options={"reset_mask": np.array([False, True])})
+    scalars[1].reset()
+    assert all((mine == env.render()).all() for mine, env in zip(envs.render(), scalars, strict=True))
+
+
+def test_seeds_that_are_no_list_of_numbers(answers):
+    envs = gym.make_vec("TextGen-v0", num_envs=2, task=answers)
+    for seed in ("ab", 1.5, np.array(1.5), {1, 2}, -1):
+        assert refusal(envs.reset, seed=seed) == refusal(gym.make("TextGen-v0", task=answers).reset, seed=seed)
+    for seed in ([1, [2]], [1.0, 2.0], np.array([1.0, 2.0]), np.zeros((2, 2), int)):
+        assert refusal(envs.reset, seed=seed)[1].startswith("environment ")
+    assert_same(envs.reset(seed=np.array(7))[0], envs.reset(seed=7)[0])
+    huge = gym.make("TextGen-v0", task=answers)
+    assert_same(envs.reset(seed=2**200)[0]["prompt"][1], huge.reset(seed=2**200 + 1)[0]["prompt"])
+
+
+def test_an_invalid_action_is_told_before_that_a_reset_is_needed():
+    envs = gym.make_vec("TextGen-v0", num_envs=2, autoreset_mode="Disabled")
+    for _ in range(2):
+        assert refusal(envs.step, [-1, 0])[0] is InvalidActionError
+        assert refusal(gym.make("TextGen-v0").unwrapped.step, -1)[0] is InvalidActionError
+        envs.reset()
+        envs.step([0, 5])

@@ -122,10 +122,13 @@ def _within(timeout: float | None, names: list[str], batch: Batch, call: Callabl
     thread.join(timeout)
     if not results:
         raise _too_slow(" and ".join(map(repr, names)), batch, timeout)
-    return _unpacked(results[0])
+    result = results[0]
+    if isinstance(result, BaseException):
+        raise result
+    return result
 
 
-def _unpacked(result: T | BaseException) -> T:
+def _unpacked(result: Scores | BaseException) -> Scores:
     if isinstance(result, BaseException):
         raise result
     return result

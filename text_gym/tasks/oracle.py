@@ -63,8 +63,8 @@ class Oracle:
         self.seed = whole_number("seed", seed, least=0)
         self.vocab = Vocabulary([str(i) for i in range(self.vocab_size)])
         if parameters is not None:
-            sizes = (self.vocab_size, self.embedding, self.hidden)
-            self.parameters = check_parameters(parameters, "parameters", sizes)
+            shape = (self.vocab_size, self.embedding, self.hidden)
+            self.parameters = check_parameters(parameters, "parameters", shape)
 
     @classmethod
     def load(cls, path: str | Path, max_length: int = 20, vocab_size: int | None = None) -> Oracle:

@@ -70,6 +70,19 @@ def test_seeds_hold_out_independently(write):
     assert 5 < min(shared) <= max(shared) < 45
 
 
+def test_seeds_are_of_any_size_and_of_any_kind_of_whole_number(write):
+    path = write("some.txt", "\n".join(f"line {i}" for i in range(200)))
+
+    def held_out(seed):
+        return text_gym.make_task(path, seed=seed, max_vocab=1).valid.references.to_lists(), text_gym.make_task(
+            path, seed=seed
+        ).train.references.flat.tolist()
+
+    assert held_out(np.int64(3)) == held_out(3)
+    seeds = [0, 2**63, 2**128 - 1, 2**128, 2**200, 10**5000]
+    assert len({str(held_out(seed)) for seed in seeds}) == len(seeds)
+
+
 def test_lines_that_differ_in_spacing_or_are_cut_to_the_same_stay_together(write):
     spaced = write("spaced.txt", "\n".join(f"a {i}\na  {i} " for i in range(300)))
     task = text_gym.make_task(spaced, tokenizer=r"\w", valid=0.2, test=0.2)

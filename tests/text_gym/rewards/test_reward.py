@@ -1,6 +1,9 @@
 """Rewards: how they are named, called, combined and refused, and what the built-in ones say."""
 
+import asyncio
+import gc
 import random
+import time
 
 import gymnasium as gym
 import numpy as np
@@ -15,8 +18,8 @@ from rouge_score.rouge_scorer import RougeScorer
 import text_gym
 from tests.helpers.batches import batch_of
 from text_gym.bleu import Bleu
-from text_gym.errors import OptionError, RewardError, UnknownNameError
-from text_gym.rewards import Scorer, registered_rewards
+from text_gym.errors import OptionError, ResetNeededError, RewardError, RewardTimeoutError, UnknownNameError
+from text_gym.rewards import CachedReward, Scorer, registered_rewards
 from text_gym.rewards.builtin import longest_common_subsequence, rouge_l
 from text_gym.sequences import make_batch
 
@@ -312,3 +315,179 @@ def test_order_in_a_batch_does_not_matter(grammar):
     shuffled = Scorer(spec, grammar)(batch_of(grammar, *(texts[i] for i in order)))
     for name, scores in together.terms.items():
         assert scores[order] == pytest.approx(shuffled.terms[name], abs=1e-12), name
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        torch.ones(2, dtype=torch.bfloat16), torch.ones(2, dtype=torch.float16), torch.ones(2).to_sparse(),
+        torch.ones(2) > 0, [torch.tensor(1.0), torch.tensor(1.0, requires_grad=True)], [None, 1],
+        (torch.tensor(1, dtype=torch.bfloat16), 1),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_tensors_of_every_kind_are_scores(grammar, scores):
+    expected = [0.0, 1.0] if isinstance(scores, list) and scores[0] is None else [1.0, 1.0]
+    assert score(lambda completions: scores, grammar, "the dogs run", "mary sings") == expected
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        torch.ones(2, dtype=torch.complex64), [torch.ones(1), torch.ones(1)], [torch.ones(2), 1],
+        torch.ones(2, device="meta"), np.ones(2, dtype="datetime64[s]"), ["1", "2"],
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_no_number_is_refused_by_name(grammar, scores):
+    def culprit(completions):
+        return scores
+
+    with pytest.raises(RewardError, match=r"reward 'culprit' (must return one number|returned scores of shape)"):
+        score(culprit, grammar, "the dogs run", "mary sings")
+
+
+def test_a_reward_has_a_time_limit(grammar):
+    def stuck(completions):
+        time.sleep(0.5)
+        return [1.0] * len(completions)
+
+    async def hangs(completions):
+        await asyncio.sleep(60)
+
+    for made in (gym.make, lambda *args, **kwargs: gym.make_vec(*args, num_envs=1, **kwargs)):
+        for reward, name in ((stuck, "stuck"), (hangs, "hangs")):
+            env = made("TextGen-v0", task=grammar, reward=["length", reward], reward_timeout=0.05).unwrapped
+            env.reset()
+            begin = time.monotonic()
+            words = f"reward '{name}' took longer than reward_timeout=0.05 seconds for 1 sequences"
+            with pytest.raises(RewardTimeoutError, match=words) as caught:
+                env.step([0] if env.metadata.get("autoreset_mode") else 0)
+            assert isinstance(caught.value, TimeoutError)
+            assert time.monotonic() - begin < 0.45
+            with pytest.raises(ResetNeededError):
+                env.step([0] if env.metadata.get("autoreset_mode") else 0)
+            env.reset()
+    patient = Scorer({stuck: 1.0, "length": 1.0}, grammar, timeout=30)
+    assert patient(batch_of(grammar, "the dogs run")).total.tolist() == [4.0]
+
+    def raises(completions):
+        raise TimeoutError("its own")
+
+    with pytest.raises(RewardError, match="'raises' failed with TimeoutError: its own") as caught:
+        Scorer(raises, grammar, timeout=30)(batch_of(grammar, "the dogs run"))
+    assert not isinstance(caught.value, RewardTimeoutError)
+
+
+@pytest.mark.parametrize("form", ["name", "option", "instance", "function"])
+def test_a_cached_reward_scores_a_sequence_once(grammar, form):
+    seen = []
+
+    class Lengths(text_gym.Reward):
+        name = "lengths"
+
+        def score(self, batch):
+            seen.extend(batch.texts)
+            return batch.content_lengths
+
+    def lengths(completions, lengths):
+        seen.extend(completions)
+        return [None if n > 3 else n - 1 for n in lengths]
+
+    text_gym.register_reward("lengths", Lengths, replace=True)
+    reward = {
+        "name": lambda: text_gym.make_reward("lengths(cached=True)"),
+        "option": lambda: text_gym.make_reward(Lengths, cached=True),
+        "instance": lambda: CachedReward(Lengths()),
+        "function": lambda: text_gym.make_reward(lengths, cached=True),
+    }[form]()
+    scorer = Scorer(reward, grammar)
+    assert list(scorer.rewards) == ["lengths"]
+    three = 0 if form == "function" else 3  # None counts as 0
+    texts = ["mary sings", "the dogs run", "mary sings"]
+    assert scorer(batch_of(grammar, *texts)).total.tolist() == [2, three, 2]
+    assert scorer(batch_of(grammar, "the dogs run", "peter sings")).total.tolist() == [three, 2]
+    assert scorer(batch_of(grammar, "peter sings")).total.tolist() == [2]
+    assert seen == ["mary sings", "the dogs run", "peter sings"]
+    reward.clear()
+    scorer(batch_of(grammar, "peter sings"))
+    assert seen[3:] == ["peter sings"]
+
+
+def test_a_cache_forgets_what_was_used_longest_ago(grammar):
+    seen = []
+    reward = CachedReward(lambda completions: [seen.append(text) or 1.0 for text in completions], size=2)
+    scorer = Scorer(reward, grammar)
+    for text in ("mary sings", "peter sings", "mary sings", "the dogs run", "mary sings", "peter sings"):
+        scorer(batch_of(grammar, text))
+    assert seen == ["mary sings", "peter sings", "the dogs run", "peter sings"]
+    many = [grammar.decode(r) for r in grammar.train.references.to_lists()[:9]]
+    assert scorer(batch_of(grammar, *many)).total.tolist() == [1.0] * 9
+
+
+def test_a_cache_tells_prompts_and_tasks_apart(questions, grammar):
+    seen = []
+
+    def right(completions, prompts, references, level):
+        seen.extend(zip(completions, prompts, level, strict=True))
+        return [float(c in r) for c, r in zip(completions, references, strict=True)]
+
+    reward = text_gym.make_reward(right, cached=True)
+    for _ in range(2):
+        assert score(reward, questions, "me", "me", examples=both(questions)) == [1.0, 0.0]
+    assert seen == [("me", "who is there", 1), ("me", "what is it", 2)]
+    cached = text_gym.make_reward("length(cached=True)")
+    Scorer(cached, grammar)
+    with pytest.raises(RewardError, match="'length' reward serves another task"):
+        Scorer(cached, questions)
+
+
+def test_cached_mistakes_are_told(grammar):
+    with pytest.raises(OptionError, match="cached=3 must be True or False"):
+        text_gym.make_reward("length(cached=3)")
+    with pytest.raises(OptionError, match="takes no options but cached"):
+        text_gym.make_reward("tests.helpers.own_rewards:letters(n=2)")
+    with pytest.raises(RewardError, match="reward 'letters' returned scores of shape"):
+        score(CachedReward(named("letters", lambda completions: [1.0])), grammar, "mary sings", "peter sings")
+
+
+def named(name, function):
+    function.__name__ = name
+    return function
+
+
+def test_async_rewards_run_concurrently_in_one_event_loop(grammar):
+    """Each waits for the other, so one after the other they would never end."""
+    loops, arrived = set(), []
+
+    def meets(name):
+        async def meet(completions, **columns):
+            loops.add(id(asyncio.get_running_loop()))
+            arrived.append(name)
+            while len(arrived) < 3:
+                await asyncio.sleep(0)
+            return [len(text) for text in completions]
+
+        return named(name, meet)
+
+    class Meets(text_gym.Reward):
+        name = "c"
+
+        async def score(self, batch):
+            return await meets("c")(batch.texts)
+
+    spec = {meets("a"): 1.0, CachedReward(meets("b")): 10.0, Meets(): 100.0, "length": 1000.0}
+    assert score(spec, grammar, "mary sings") == [111 * 10 + 2000]
+    assert sorted(arrived) == ["a", "b", "c"]
+    assert len(loops) == 1
+
+
+def test_an_async_reward_is_let_go_where_another_one_fails(grammar):
+    """Without a warning that it was never awaited."""
+
+    async def fine(completions):
+        return [1.0] * len(completions)
+
+    with pytest.raises(RewardError, match="'fails' failed"):
+        score([fine, "tests.helpers.own_rewards:fails"], grammar, "mary sings")
+    gc.collect()

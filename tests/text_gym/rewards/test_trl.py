@@ -284,6 +284,47 @@ def test_functions_of_conversations(asked):
     assert seen["level"] == [3]
 
 
+def test_a_bare_function_of_conversations_is_told_how_it_is_wrapped(asked):
+    def first(completions, **columns):
+        return [float(completion[0]["content"] == "me") for completion in completions]
+
+    def got(completions, **columns):
+        return [float(completion[0].get("content") == "me") for completion in completions]
+
+    for function in (first, got):
+        for text in ("me", ""):
+            words = rf"'{function.__name__}' failed with \w+: .*from_trl\(function, conversational=True\)"
+            with pytest.raises(RewardError, match=words):
+                paid(function, asked, text)
+        assert paid(from_trl(function, conversational=True), asked, "me") == [1]
+    with pytest.raises(RewardError, match="no such word'$"):
+        paid("tests.helpers.own_rewards:fails", asked, "me")
+
+
+def test_trls_own_function_of_conversations(asked):
+    trl_rewards = pytest.importorskip("trl.rewards")
+    function = trl_rewards.think_format_reward
+    with pytest.raises(RewardError, match=r"'think_format_reward' failed .*conversational=True"):
+        paid(function, asked, "me")
+    assert paid(from_trl(function, conversational=True), asked, "me") == [0]
+
+
+def test_cached_rewards_see_texts_and_columns(asked):
+    seen = []
+
+    def near(completions, answer):
+        seen.extend(zip(completions, answer, strict=True))
+        return [float(text == right) if text else None for text, right in zip(completions, answer, strict=True)]
+
+    for task in (asked, None):
+        seen.clear()
+        reward = trl_reward(text_gym.make_reward(near, cached=True), task)
+        for _ in range(2):
+            given = {"completions": ["7", "7", "zzz", ""], "answer": ["7", "8", "8", "8"]}
+            assert reward(**given) == [1, 0, 0, None]
+        assert seen == [("7", "7"), ("7", "8"), ("zzz", "8"), ("", "8")]
+
+
 @pytest.mark.filterwarnings(
     "ignore:.* is deprecated and will be removed in v6:FutureWarning:transformers"
 )  # by TRL's use

@@ -198,3 +198,25 @@ def test_an_oracle_must_fit_the_vocabulary(small, grammar):
         text_gym.Task("mixed", grammar.vocab, 4, {}, source=small)
     with pytest.raises(OptionError, match="hidden must be"):
         text_gym.make_task("oracle", hidden=0)
+
+
+@pytest.mark.parametrize("value", [1e300, -1e39, np.nan, np.inf])
+def test_parameters_are_finite_in_float32(small, tmp_path, value):
+    """1e300 is finite until it is converted."""
+    arrays = {name: array.astype(np.float64) for name, array in small.parameters.items()}
+    arrays["Wf"][0, 0] = value
+    np.savez(tmp_path / "oracle.npz", **arrays)
+    with pytest.raises(DataError, match="Wf should be .* finite in float32"):
+        load_parameters(tmp_path / "oracle.npz")
+    with pytest.raises(DataError, match="parameters: Wf should be .* finite in float32"):
+        Oracle(7, 4, 3, 5, parameters=arrays)
+
+
+def test_parameters_have_the_sizes_of_the_oracle(small):
+    again = Oracle(7, 4, 3, 5, parameters=small.parameters)
+    rows = again.sample(5, seed=0).tokens
+    assert again.log_prob(rows).tolist() == small.log_prob(rows).tolist()
+    with pytest.raises(DataError, match=r"embedding should be \(8, 3\)"):
+        Oracle(8, 4, 3, 5, parameters=small.parameters)
+    with pytest.raises(DataError, match="parameters lacks the arrays embedding"):
+        Oracle(7, 4, 3, 5, parameters={})
