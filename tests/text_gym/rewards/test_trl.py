@@ -297,7 +297,7 @@ def test_a_bare_function_of_conversations_is_told_how_it_is_wrapped(asked):
             with pytest.raises(RewardError, match=words):
                 paid(function, asked, text)
         assert paid(from_trl(function, conversational=True), asked, "me") == [1]
-    with pytest.raises(RewardError, match="no such word'$"):
+    with pytest.raises(RewardError, match=r"no such word'$"):
         paid("tests.helpers.own_rewards:fails", asked, "me")
 
 

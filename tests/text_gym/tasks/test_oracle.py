@@ -206,9 +206,9 @@ def test_parameters_are_finite_in_float32(small, tmp_path, value):
     arrays = {name: array.astype(np.float64) for name, array in small.parameters.items()}
     arrays["Wf"][0, 0] = value
     np.savez(tmp_path / "oracle.npz", **arrays)
-    with pytest.raises(DataError, match="Wf should be .* finite in float32"):
+    with pytest.raises(DataError, match=r"Wf should be .* finite in float32"):
         load_parameters(tmp_path / "oracle.npz")
-    with pytest.raises(DataError, match="parameters: Wf should be .* finite in float32"):
+    with pytest.raises(DataError, match=r"parameters: Wf should be .* finite in float32"):
         Oracle(7, 4, 3, 5, parameters=arrays)
 
 
