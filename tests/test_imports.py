@@ -13,6 +13,7 @@ FILES = sorted([*(ROOT / "text_gym").rglob("*.py"), *(ROOT / "agents").rglob("*.
 TEXT_GYM = [
     "arrays errors files",
     "extras validation registry",
+    "observations rendering",
     "vocab sequences",
     "bleu language_model corpus",
     "tasks",

@@ -538,7 +538,6 @@ def test_plain_sb3_learns_without_an_adapter(task):
 
 
 def test_sb3_makes_it_by_name():
-    """It asks for a way of rendering that there is not, and then goes on without."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert PPO("MlpPolicy", "TextGen-v0", n_steps=8, batch_size=8, device="cpu").n_envs == 1

@@ -27,11 +27,9 @@ class CachedReward(Reward):
     ...     print("scores", completions)
     ...     return [len(text) for text in completions]
     >>> from text_gym.tasks import make_task
-    >>> batch = make_task("grammar").batch("train", [0, 0])
-    >>> CachedReward(slow).score(batch) == CachedReward(slow).score(batch.take([0])) * 2
-    scores ['peter sings']
-    scores ['peter sings']
-    True
+    >>> CachedReward(slow).score(make_task("grammar").batch("train", [0, 0]))
+    scores ['the rabbits gladly hide']
+    [23.0, 23.0]
 
     Args:
         reward: The reward, or a function of completions.
