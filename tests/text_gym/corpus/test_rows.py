@@ -99,7 +99,7 @@ def test_environments_take_them():
     envs = gym.make_vec("TextGen-v0", num_envs=2, task=PAIRS, reward="exact_match", test=0, valid=0)
     observation, _ = envs.reset(seed=0)
     assert {envs.unwrapped.task.decode(prompt) for prompt in observation["prompt"]} <= {"2 + 2", "1 + 1", "3 + 3"}
-    with pytest.raises(TextGymError, match=r"no option 'txt_column'. Did you mean 'text_column'"):
+    with pytest.raises(TextGymError, match=r"unexpected keyword argument 'txt_column'. Did you mean 'text_column'"):
         gym.make("TextGen-v0", task=LINES, txt_column="a")
 
 
