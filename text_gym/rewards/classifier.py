@@ -111,13 +111,15 @@ class _Reader:
     """A classifier with its tokenizer, on a device."""
 
     def __init__(self, name: str, device: str) -> None:
-        """Load both; refuse a model that was not trained to classify."""
+        """Load both, but no code that comes with them; refuse a model that was not trained to classify."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         folder = model_source(name, f"classifier(model={name!r})")
         try:
-            self.model, loaded = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
-            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+            self.model, loaded = AutoModelForSequenceClassification.from_pretrained(
+                folder, trust_remote_code=False, output_loading_info=True
+            )
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except Exception as problem:  # many kinds, from files that are missing to layouts that are unknown
             said = str(problem).strip().partition("\n")[0]
             raise OptionError(f"classifier(model={name!r}) cannot be loaded: {said}") from problem

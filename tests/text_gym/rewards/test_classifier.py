@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import gymnasium as gym
 import pytest
@@ -283,3 +284,34 @@ def test_transformers_is_asked_for_when_the_reward_is_made(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(DependencyError, match=r"'classifier' needs transformers: pip install 'text-gym\[hf\]'"):
         text_gym.make_reward("classifier(model='x')")
+
+
+OWN_CODE = """
+import pathlib
+
+from transformers import BertConfig, BertForSequenceClassification, PretrainedConfig
+
+pathlib.Path({marker!r}).touch()
+
+
+class OwnConfig(BertConfig):
+    model_type = "own"
+
+
+class OwnModel(BertForSequenceClassification):
+    config_class = OwnConfig
+"""
+
+
+def test_code_that_comes_with_a_classifier_is_not_run(sentences, tmp_path, monkeypatch):
+    """Whatever is answered to the question that transformers would ask."""
+    folder, marker = Path(save_bert(tmp_path / "own")), tmp_path / "marker"
+    (folder / "own.py").write_text(OWN_CODE.format(marker=str(marker)), encoding="utf-8")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig",
+               "AutoModelForSequenceClassification": "own.OwnModel"}}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(OptionError, match=r"cannot be loaded: .* contains custom code"):
+        scores(sentences, TEXTS, model=str(folder))
+    assert not marker.exists()
