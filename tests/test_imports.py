@@ -11,7 +11,7 @@ FILES = sorted([*(ROOT / "text_gym").rglob("*.py"), *(ROOT / "agents").rglob("*.
 
 # Modules and folders of text_gym from the ground up: each line may import itself and the lines before it.
 TEXT_GYM = [
-    "arrays errors files",
+    "arrays errors files terminal",
     "extras validation registry",
     "observations rendering",
     "vocab sequences",

@@ -7,6 +7,12 @@
 Task('grammar', 209 tokens, max_length=21)
 """
 
+import os as _os
+import sys as _sys
+
+if _sys.argv[:1] == ["-m"] and _sys.orig_argv[-len(_sys.argv)].endswith("text_gym") and _sys.path[0] == _os.getcwd():
+    _sys.path.append(_sys.path.pop(0))  # for `python -m text_gym`: a file here must not replace what is imported below
+
 import gymnasium as _gym
 
 from text_gym.env import TextGenEnv

@@ -28,6 +28,7 @@ from text_gym.rules import (
 from text_gym.sequences import Example
 from text_gym.tasks.registry import TaskSpec
 from text_gym.tasks.task import Task
+from text_gym.terminal import printable
 
 
 class TextGenEnv(gym.Env[Observation, SupportsIndex]):
@@ -282,7 +283,7 @@ class TextGenEnv(gym.Env[Observation, SupportsIndex]):
         if self.render_mode == "rgb_array":
             status = f"{self._length} of {self.rules.limit} tokens  {self._result}"
             return draw_frame(self._prompt_text, self.text, status)
-        return self.text if self.render_mode == "ansi" else None
+        return printable(self.text) if self.render_mode == "ansi" else None
 
     @property
     def _prompt_text(self) -> str:
@@ -291,13 +292,13 @@ class TextGenEnv(gym.Env[Observation, SupportsIndex]):
     def _print_start(self, interrupted: bool) -> None:
         prompt = "" if self._examples is None else f"{self._prompt_text} -> "
         self._printed = self.text
-        sys.stdout.write("\n" * interrupted + prompt + self._printed)
+        sys.stdout.write("\n" * interrupted + printable(prompt + self._printed))
         sys.stdout.flush()
 
     def _print_step(self) -> None:
         text = self.text
-        sys.stdout.write(text.removeprefix(self._printed))
+        sys.stdout.write(printable(text.removeprefix(self._printed)))
         self._printed = text
         if self._result:
-            sys.stdout.write(f"\n  {self._result}\n")
+            sys.stdout.write(printable(f"\n  {self._result}\n"))
         sys.stdout.flush()

@@ -67,6 +67,10 @@ class TrainingError(TextGymError, ArithmeticError):
     """A model whose numbers are no longer finite."""
 
 
+class RunError(TextGymError, RuntimeError):
+    """A run that failed by itself: a disk that is full, a folder that is gone, an agent of the user's own."""
+
+
 class InvalidActionError(TextGymError, gym_error.InvalidAction):
     """An action outside the action space."""
 

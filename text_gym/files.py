@@ -1,13 +1,18 @@
-"""Files that are replaced whole or not at all."""
+"""Files that are replaced whole or not at all, and files of JSON that may be damaged."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from text_gym.errors import DataError
+
+DEEPEST = 64  # levels of lists and objects in a file of JSON
 
 
 @contextlib.contextmanager
@@ -28,3 +33,32 @@ def replace_file(path: Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             part.unlink()
         raise
+
+
+def read_json(path: Path) -> Any:
+    """Read a file of JSON; one that is damaged, or nested too deep for recursive functions, is a `DataError`."""
+    try:
+        if not path.is_file():
+            raise DataError(f"cannot read {path}: it is {'no file' if path.exists() else 'not there'}")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        _check_json(content)
+    except (OSError, ValueError, RecursionError) as problem:
+        if isinstance(problem, DataError):
+            raise
+        raise DataError(f"cannot read {path}: {problem}") from problem
+    return content
+
+
+def _check_json(content: object) -> None:
+    """Refuse deep nesting, and texts that cannot be written, level by level."""
+    level = [content]
+    for _ in range(DEEPEST):
+        for value in level:
+            if isinstance(value, str):
+                value.encode()
+        within = [value for value in level if isinstance(value, dict | list)]
+        level = [part for value in within for part in value]
+        level += [part for value in within if isinstance(value, dict) for part in value.values()]
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {DEEPEST} levels deep")

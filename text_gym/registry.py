@@ -51,17 +51,23 @@ class Registry(Generic[T]):
         self.entries[name] = thing
         self.about.pop(name, None)
 
-    def find(self, name: str) -> T:
-        """Look up a name, or import "module:attribute" or "path/to/file.py:attribute"."""
+    def find(self, name: str, trust: bool = False) -> T:
+        """Look up a name, or import "module:attribute" or "path/to/file.py:attribute".
+
+        Args:
+            name: What to look up.
+            trust: Whether code may be imported that is not registered; False where a file gave the name.
+        """
         if ":" not in name and name not in self.entries:
             raise UnknownNameError(f"unknown {self.kind} {name!r}." + suggest(name, self.entries))
         entry = self.entries.get(name, name)
-        return load_attribute(entry) if isinstance(entry, str) else entry
+        trust = trust or name in self.entries
+        return load_attribute(entry, trust) if isinstance(entry, str) else entry
 
-    def resolve(self, spec: str) -> tuple[str, T, Options]:
-        """Split "name(option=value)" into the name, the thing that it stands for, and its options."""
+    def resolve(self, spec: str, trust: bool = False) -> tuple[str, T, Options]:
+        """Split "name(option=value)" into the name, the thing that it stands for, and its options; see find()."""
         name, options = parse_call(spec)
-        return name, self.find(name), options
+        return name, self.find(name, trust), options
 
     def describe(self) -> dict[str, str]:
         """List the names, each with a line about it."""
@@ -90,7 +96,7 @@ def parse_call(spec: str) -> tuple[str, Options]:
         options = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
         if len(options) != len(call.keywords):
             raise ValueError("options are written key=value")
-    except (SyntaxError, ValueError, TypeError, RecursionError) as problem:
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as problem:
         raise OptionError(
             f"cannot read {spec!r}: {problem}. Write it as name or name(key=value, ...), "
             "with numbers, strings, lists or None as values."
@@ -98,8 +104,10 @@ def parse_call(spec: str) -> tuple[str, Options]:
     return name.strip(), options
 
 
-def load_attribute(spec: str) -> Any:
-    """Import what `"module:attribute"` or `"path/to/file.py:attribute"` names."""
+def load_attribute(spec: str, trust: bool = False) -> Any:
+    """Import what `"module:attribute"` or `"path/to/file.py:attribute"` names, and refuse to without trust."""
+    if not trust:
+        raise OptionError(f"{spec!r} names code, which is only run with trust; give a registered name in its place")
     module_name, _, attribute = spec.rpartition(":")
     try:
         if module_name.endswith(".py"):

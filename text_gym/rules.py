@@ -70,7 +70,7 @@ class Rules:
     def __init__(
         self,
         task: TaskSpec = "grammar",
-        reward: RewardSpec | None = None,
+        reward: RewardSpec | Scorer | None = None,
         max_length: int | None = None,
         min_length: int = 0,
         split: str = "train",
@@ -107,7 +107,8 @@ class Rules:
         if self.task.conditional and not examples:
             raise OptionError(f"task {self.task.name!r} has no prompts in its {split!r} split")
         self.split = split
-        self.scorer = Scorer(self.task.default_reward if reward is None else reward, self.task, reward_timeout)
+        reward = self.task.default_reward if reward is None else reward
+        self.scorer = reward if isinstance(reward, Scorer) else Scorer(reward, self.task, reward_timeout)
         self._set_masks(banned)
         self.constraint = self._checked_constraint(constraint)
         self.restricts = self.constraint is not None or self.min_length > 0 or not self.later_mask.all()
@@ -163,7 +164,7 @@ class Rules:
         elif isinstance(constraint, str):
             if ":" not in constraint:
                 raise OptionError(f"constraint={shown(constraint)}: give 'valid', 'module:function' or a function")
-            constraint = load_attribute(constraint)
+            constraint = load_attribute(constraint, trust=True)
         if constraint is None:
             return None
         if not callable(constraint):

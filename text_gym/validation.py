@@ -16,6 +16,8 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 _SHORT.maxlong = 40
 
+LARGEST_SIZE = 10_000_000  # of a vocabulary, a split or a sequence: what is larger is a mistake, and fills the memory
+
 # Names that people bring from other libraries: words as they are written here, words that add nothing, and
 # what goes by quite another name.
 WORDS = {
@@ -89,7 +91,7 @@ def _words(name: str) -> set[str]:
     return {word.removesuffix("s") for word in found if word} - FILLERS
 
 
-def whole_number(name: str, value: Any, least: int) -> int:
+def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
     """Convert any kind of whole number to an int; anything else is an error that names the argument.
 
     >>> whole_number("n", 3, least=1)
@@ -101,6 +103,8 @@ def whole_number(name: str, value: Any, least: int) -> int:
         number = least - 1
     if isinstance(value, bool) or number < least:
         raise OptionError(f"{name} must be a whole number of at least {least}, not {shown(value)}")
+    if most is not None and number > most:
+        raise OptionError(f"{name} must be a whole number of at most {most:,}, not {shown(value)}")
     return number
 
 

@@ -30,6 +30,7 @@ from text_gym.rules import (
 )
 from text_gym.sequences import Example
 from text_gym.tasks.task import Task
+from text_gym.terminal import printable
 from text_gym.validation import shown, whole_number
 
 RENDER_MODES = ["ansi", "rgb_array"]
@@ -402,7 +403,7 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
         rows = zip(episodes.tokens.tolist(), episodes.lengths.tolist(), strict=True)
         texts = tuple(vocab.decode(row[:end]) for row, end in rows)
         if self.render_mode == "ansi":
-            return texts
+            return tuple(map(printable, texts))
         prompts = [vocab.decode(example.prompt) for example in episodes.examples or ()] or [""] * self.num_envs
         status = [f"{length} of {self.rules.limit} tokens" for length in episodes.lengths.tolist()]
         shown_below = map("  ".join, zip(status, self._described, strict=True))

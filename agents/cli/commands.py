@@ -22,6 +22,7 @@ from text_gym.errors import DataError, OptionError
 from text_gym.rewards import Scorer, registered_rewards
 from text_gym.sequences import Batch, Example, Sequences
 from text_gym.tasks import Task, registered_tasks
+from text_gym.terminal import printable
 from text_gym.validation import whole_number
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def sample(
         made = make_task(task)
         batch = _draw(made, split, n, seed)
     else:
-        from agents.experiments.run import load_model
+        from agents.experiments.run import load_model, refusing_damage
 
         model = load_model(run, trust)
         made = model.task
@@ -131,7 +132,9 @@ def sample(
         for name in asked:
             if name not in inspect.signature(model.sample).parameters:
                 raise OptionError(f"the agent in {run} draws without {name}; leave it out")
-        batch = model.sample(len(prompt) or n, seed=secrets.randbits(31) if seed is None else seed, **asked)
+        seed = secrets.randbits(31) if seed is None else seed
+        with refusing_damage(run):
+            batch = model.sample(len(prompt) or n, seed=seed, **asked)
     for question, text in zip(batch.prompts, batch.texts, strict=True):
         _say(f"{question} -> {text}" if made.conditional else text)
 
@@ -170,7 +173,8 @@ def evaluate(
     figures = measure_run(run, samples, seed, named, temperature, trust, references, device, threads)
     table = Table("figure", "value", "what it is", box=None)
     for column in in_order(set(figures)):
-        table.add_row(escape(column.title), column.show(figures[column.key]), column.about)
+        about = escape(printable(column.about))
+        table.add_row(escape(printable(column.title)), column.show(figures[column.key]), about)
     _console(140).print(table)
 
 
@@ -237,7 +241,7 @@ def audit(
     for heading in ("reward", "real", "shuffled", "random"):
         table.add_column(heading, justify="left" if heading == "reward" else "right")
     for name, means in results.items():
-        table.add_row(escape(name), *(f"{mean:.3f}" for mean in means))
+        table.add_row(escape(printable(name)), *(f"{mean:.3f}" for mean in means))
     Console().print(table)
     _say("real: from the test split. shuffled: the same words in another order. random: other words, as many.")
     _say("A reward whose columns agree says nothing about the language.")
@@ -325,7 +329,7 @@ def _console(width: int) -> Console:
 
 
 def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
+    sys.stdout.write(printable(line) + "\n")
 
 
 def _short(value: object) -> str:

@@ -53,7 +53,7 @@ def split_config(kind: type[DataclassInstance], config: Mapping[str, object]) ->
             plain[key] = _underscored(value)  # the key may be the label of an agent
         else:
             plain[key.replace("-", "_")] = value
-    names = names_of(kind)
+    names = names_of(kind) - {"trust"}  # which only the command itself can say
     known = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items() if k in names}
     return known, {k: v for k, v in plain.items() if k not in names}
 

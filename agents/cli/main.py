@@ -13,10 +13,12 @@ from pathlib import Path
 
 from agents.cli.commands import COMMANDS
 from text_gym import TextGymError, __version__
-from text_gym.errors import UnknownNameError
+from text_gym.errors import RunError, UnknownNameError
+from text_gym.terminal import printable
 from text_gym.validation import suggest
 
 READ_WORDS = ("train", "compare")  # read their own flags, which depend on the agents; others have a signature
+LONGEST = 480  # characters of a message
 HELP = """\
 usage: text-gym COMMAND [OPTIONS]
 
@@ -34,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        0 if all went well; 1 if some runs of a comparison failed, or some lines had no score; 2 for a user's mistake,
-        told in one line (--debug shows where it came from); 130 after Ctrl-C.
+        0 if all went well; 1 if a run failed, or some lines had no score; 2 for a user's mistake, told in one line
+        (--debug shows where it came from); 130 after Ctrl-C.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if str(Path.cwd()) not in sys.path:
@@ -52,11 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (TextGymError, OSError) as problem:  # OSError: a folder that cannot be written, a disk that is full
         if "--debug" in given:
             raise
-        sys.stderr.write(f"text-gym: {problem}\n")
-        return 2
+        sys.stderr.write(f"text-gym: {_one_line(str(problem))}\n")
+        return 1 if isinstance(problem, RunError) else 2
     except KeyboardInterrupt as stopped:
         sys.stderr.write(f"text-gym: stopped. {stopped}\n".replace(". \n", "; the same command goes on.\n"))
         return 130
+
+
+def _one_line(text: str) -> str:
+    """A message as one line, of which the middle is left out where it is long."""
+    line = printable(" ".join(part.strip() for part in text.splitlines()))
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 + 5 :]}"
 
 
 def _run(words: list[str]) -> int:

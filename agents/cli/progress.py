@@ -15,6 +15,7 @@ from rich.text import Text
 
 from agents.experiments.pace import State
 from agents.experiments.scheduler import Progress
+from text_gym.terminal import printable
 
 
 class Display:
@@ -62,7 +63,7 @@ class Display:
 
     def _print(self, line: str) -> None:
         self._last = time.monotonic()
-        self.console.print(escape(line), highlight=False, soft_wrap=True)
+        self.console.print(escape(printable(line)), highlight=False, soft_wrap=True)
 
     def _count(self, progress: Progress) -> str:
         """The time, and how many runs have ended."""
@@ -84,9 +85,9 @@ class Display:
         )
         for folder, state in progress.running.items():
             rows.add_row(
-                Text(f"  {_name(progress, folder)}"),
+                Text(printable(f"  {_name(progress, folder)}")),
                 ProgressBar(total=max(state.of, 1), completed=state.step, width=30),
-                Text(_doing(state)),
+                Text(printable(_doing(state))),
             )
         return Group(rows)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,10 +23,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from text_gym.errors import TextGymError
-from text_gym.files import replace_file
+from text_gym.errors import DataError, TextGymError
+from text_gym.files import read_json, replace_file
 
 FORMAT = "text_gym checkpoint 2"
+NAME = re.compile(r"step-\d+(-again)?")  # of a folder with a checkpoint
 Json = dict[str, Any]
 """An object of JSON."""
 
@@ -78,6 +80,9 @@ def load_checkpoint(folder: str | Path, kind: str, device: str | torch.device = 
     path, header = _find(Path(folder), kind)
     try:
         tensors = load_file(path / "tensors.safetensors", device=str(device))
+        for key, tensor in tensors.items():
+            if tensor.is_floating_point() and tensor.isnan().any():
+                raise ValueError(f"{key} holds numbers that are none")
         return Checkpoint(kind, int(header["step"]), dict(header["state"]), tensors)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as problem:
         raise CheckpointError(f"the checkpoint in {folder} is damaged: {problem}") from problem
@@ -119,7 +124,7 @@ def _newest(folder: Path) -> str | None:
     if not has_checkpoint(folder):
         return None
     name = _read(folder / "latest.json").get("name")
-    if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_dir():
+    if not isinstance(name, str) or not NAME.fullmatch(name) or not (folder / name).is_dir():
         raise CheckpointError(f"{folder / 'latest.json'} names the checkpoint {name!r}, which is not there")
     return name
 
@@ -140,9 +145,9 @@ def _flush(path: Path) -> None:
 
 def _read(path: Path) -> Json:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise CheckpointError(f"cannot read {path}: {problem}") from problem
+        content = read_json(path)
+    except DataError as problem:
+        raise CheckpointError(str(problem)) from problem
     if isinstance(content, dict) and content.get("format") == FORMAT:
         return content
     found = content.get("format") if isinstance(content, dict) else None

@@ -171,7 +171,7 @@ def _check_architecture(model: PlannedModel, start: PlannedModel) -> None:
             )
     if model.settings is not None and not names & {name for name, _ in flattened(model.settings)}:
         # What the policy is, only build() of the user's own agent knows.
-        env = make_env(model.spec)
+        env = make_env(model.spec, trust=True)
         here = {"seed": 0, "device": "cpu", "progress": False}
         model.recipe.make(env, model.spec.preset, start=start.recipe.make(env, start.spec.preset, **here), **here)
 

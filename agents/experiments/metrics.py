@@ -52,9 +52,12 @@ class Metrics:
         task: Whose held-out sequences they are compared with.
         settings: How much is drawn.
         reward: The environment's reward, if it is to be a column; with prompts the task's own is one in any case.
+        trust: Whether rewards may be named as code; see `Scorer`.
     """
 
-    def __init__(self, task: Task, settings: MetricSettings, reward: RewardSpec | None = None) -> None:
+    def __init__(
+        self, task: Task, settings: MetricSettings, reward: RewardSpec | None = None, trust: bool = True
+    ) -> None:
         """Choose the references."""
         self.task, self.settings = task, settings
         self.test = task.batch("test")
@@ -62,8 +65,8 @@ class Metrics:
             raise OptionError(f"the 'test' split of {task!r} has {len(self.test)} sequences, and comparing takes two")
         if reward is None and task.conditional:
             reward = task.default_reward
-        self.reward = None if reward is None else Scorer(reward, task)
-        self.also = {ALSO + name: Scorer(name, task) for name in settings.also}
+        self.reward = None if reward is None else Scorer(reward, task, trust=trust)
+        self.also = {ALSO + name: Scorer(name, task, trust=trust) for name in settings.also}
         rows = np.random.default_rng(REFERENCE_SEED).permutation(len(self.test))
         self.size = min(settings.references, len(self.test), _real_ones(task))
         self.references = self.test.take(rows[: self.size])

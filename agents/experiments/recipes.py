@@ -149,15 +149,15 @@ class Recipe:
         return cast(Sampler, made)
 
 
-def find_agent(spec: str, preset: str | None = None, **options: object) -> Recipe:
-    """Look up the recipe that a name, "name(option=value)" or "module:attribute" stands for.
+def find_agent(spec: str, preset: str | None = None, trust: bool = True, /, **options: object) -> Recipe:
+    """Look up the recipe that a name, "name(option=value)" or, with trust, "module:attribute" stands for.
 
     >>> find_agent("seqgan(rounds=3)").options, find_agent("pg-bleu").reward
     ({'rounds': 3}, 'bleu')
     >>> find_agent("pg-bleu", "paper").reward
     'bleu(n=3, references=0.4, smoothing=None)'
     """
-    name, factory, written = AGENTS.resolve(spec)
+    name, factory, written = AGENTS.resolve(spec, trust)
     if not callable(factory):
         raise OptionError(f"{spec!r} is {factory!r}, which cannot be called to make an agent")
     hyper = merged(written, options)

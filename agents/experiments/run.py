@@ -2,6 +2,16 @@
 
 The folder of a run holds everything about it (agents/report/run_files.py says which files), so that a run that
 was stopped goes on, one that is finished is not run again, and a report needs nothing else.
+
+A folder may come from anybody, so what it names is data unless the caller trusts it:
+
+- registered names of tasks, rewards and agents, with options in brackets: nothing but this package's code is run;
+- paths of corpora, of data sets and of an oracle's parameters: read as data, pickles by an interpreter of arrays;
+- names and folders of Hugging Face models and tokenizers: loaded without the code that comes with them;
+- folders of other runs, to start from: read by the same rules;
+- checkpoints: tensors in safetensors, and JSON;
+- "module:attribute" and "file.py:attribute", for an agent, a task or a reward: refused without trust, wherever they
+  stand (`RunSpec.code` finds them; `Registry.find` does not import them).
 """
 
 from __future__ import annotations
@@ -12,7 +22,8 @@ import os
 import platform
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import datetime, timezone
 from importlib import metadata
@@ -25,15 +36,17 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 import text_gym
 from agents.common.agent import Agent
+from agents.common.checkpoint import has_checkpoint
 from agents.common.evaluation import Evaluation, Sampler
 from agents.common.settings import as_json
 from agents.experiments.metrics import Metrics
 from agents.experiments.recipes import PlainAgent, find_agent
 from agents.experiments.settings import INPUTS, RunSpec
-from agents.report.run_files import ERROR, NOW, OLD_RUN, RESULTS, RUN, SAMPLES, read_json, read_log
-from text_gym.errors import OptionError
-from text_gym.files import replace_file
-from text_gym.tasks import make_task
+from agents.report.run_files import ERROR, NOW, OLD_RUN, RESULTS, RUN, SAMPLES, read_log, step_of
+from text_gym.errors import DataError, OptionError, TextGymError
+from text_gym.files import read_json, replace_file
+from text_gym.rewards import Scorer
+from text_gym.tasks import find_task, make_task
 
 # What changes nothing in the results.
 WORDS_ALONE = {"order", "baseline", "controls_for", "trivial", "words", "command", "begins_with"}
@@ -72,23 +85,39 @@ def check_folder(folder: Path, spec: RunSpec) -> None:
 
 def _begun(folder: Path) -> bool:
     """Whether a run left anything: a checkpoint, metrics, results, or files of an agent's own."""
-    learned = any(float(row.get("time/step", 0)) > 0 for row in read_log(folder))
+    learned = any(step_of(row) > 0 for row in read_log(folder))
     return learned or any(not any(map(path.match, BEFORE)) for path in folder.iterdir())
 
 
-def execute(folder: Path, progress: bool = False, env: gym.Env[object, object] | None = None) -> None:
-    """Learn and measure what run.json asks for, going on where an earlier run was stopped; with a bar if wanted."""
+def execute(
+    folder: Path,
+    progress: bool = False,
+    env: gym.Env[object, object] | None = None,
+    start: Sampler | None = None,
+    trust: bool = False,
+) -> None:
+    """Learn and measure what run.json asks for, going on where an earlier run was stopped.
+
+    Args:
+        folder: Folder of the run.
+        progress: Whether to show a progress bar.
+        env: Environment of the run, if there is one already.
+        start: Model to start from, if it is loaded already.
+        trust: Whether code that run.json names may be run, because this program's user named it.
+    """
     spec = RunSpec.read(folder)
+    check_trust(folder, spec, trust)
     if (folder / RESULTS).exists():
         return
     (folder / ERROR).unlink(missing_ok=True)
     torch.set_num_threads(spec.threads)
     seed_everything(spec.seed)
     started = _now()
-    model = make_model(spec, folder, progress, env)
+    with refusing_damage(folder) if has_checkpoint(folder) else nullcontext():
+        model = make_model(spec, folder, progress, env, start, trust)
     cost = learn(model, spec, folder)
-    write_json(folder / NOW, {"doing": "measuring"})
-    metrics = Metrics(model.task, spec.metrics, spec.reward if spec.report_reward else None)
+    note(folder, {"doing": "measuring"})
+    metrics = Metrics(model.task, spec.metrics, spec.reward if spec.report_reward else None, trust)
     write_json(folder / SAMPLES, metrics.samples(model, spec.seed))
     results = {
         "figures": metrics.figures(model, spec.seed) | cost,
@@ -111,44 +140,71 @@ def _now() -> str:
 
 
 def make_model(
-    spec: RunSpec, folder: Path, progress: bool = False, env: gym.Env[object, object] | None = None
+    spec: RunSpec,
+    folder: Path,
+    progress: bool = False,
+    env: gym.Env[object, object] | None = None,
+    start: Sampler | None = None,
+    trust: bool = False,
 ) -> Sampler:
-    """Make the model of a run, as far as the folder holds it; in its environment, if there is one already."""
-    recipe = find_agent(spec.agent, spec.preset, **spec.options)
-    env = make_env(spec) if env is None else env
-    start = None
-    if spec.start_folder is not None:
-        start = load_model(Path(spec.start_folder))
-    elif spec.start is not None:
-        start = load_model(folder.parent.parent / spec.start / f"seed-{spec.seed}")
+    """Make the model of a run, as far as the folder holds it; see execute() for the arguments."""
+    recipe = find_agent(spec.agent, spec.preset, trust, **spec.options)
+    env = make_env(spec, trust) if env is None else env
+    if start is None and recipe.takes_start:
+        if spec.start_folder is not None:
+            start = load_model(Path(spec.start_folder), trust)
+        elif spec.start is not None:
+            start = load_model(folder.parent.parent / spec.start / f"seed-{spec.seed}", trust)
     surroundings = {"seed": spec.seed, "device": spec.device, "folder": folder, "start": start, "progress": progress}
     return recipe.make(env, spec.preset, **surroundings, log=logs())
 
 
-def make_env(spec: RunSpec) -> gym.Env[object, object]:
+def make_env(spec: RunSpec, trust: bool = False) -> gym.Env[object, object]:
     """Make the environment of a run: its task, and its agent's own reward or the one that was asked for."""
-    reward = find_agent(spec.agent, spec.preset, **spec.options).reward or spec.reward
-    return gym.make("TextGen-v0", task=make_task(spec.task), reward=reward)
+    reward = find_agent(spec.agent, spec.preset, trust, **spec.options).reward or spec.reward
+    find_task(spec.task, trust)  # which refuses code
+    task = make_task(spec.task)
+    return gym.make("TextGen-v0", task=task, reward=None if reward is None else Scorer(reward, task, trust=trust))
 
 
-def load_model(folder: Path, trust: bool = True, device: str | None = None) -> Sampler:
+def check_trust(folder: Path, spec: RunSpec, trust: bool) -> None:
+    """Refuse a run that names code, unless it may be run."""
+    if not trust and (code := spec.code()):
+        raise OptionError(
+            f"the run in {folder} names {code[0]!r}, and to load it would run what is there; "
+            "if that is your own code or code that you trust, say --trust"
+        )
+
+
+@contextmanager
+def refusing_damage(folder: Path) -> Iterator[None]:
+    """Turn whatever is raised by what a folder says into an error that names the folder."""
+    try:
+        yield
+    except (TextGymError, OSError):
+        raise
+    except Exception as problem:  # a setting, a shape or a number that is wrong can fail anywhere
+        said = f"{type(problem).__name__}: {problem}".strip().partition("\n")[0]
+        raise DataError(f"the run in {folder} is damaged, or its own code failed: {said}") from problem
+
+
+def load_model(folder: Path, trust: bool = False, device: str | None = None) -> Sampler:
     """Load the model of a finished run, for sampling and measuring or as another's start.
 
     Args:
         folder: Folder of the run.
-        trust: Whether modules and files that the folder names, for an agent or a reward of one's own, may be run.
+        trust: Whether code that the folder names, for an agent, a task or a reward of one's own, may be run.
         device: Where to put it; where the run was if None.
     """
     spec = RunSpec.read(folder)
     spec = spec if device is None else replace(spec, device=device)
-    named = [spec.agent, spec.task, spec.reward or "", str(spec.options.get("reward", "")), *spec.metrics.also]
-    for name in named if not trust else ():
-        if ":" in name.partition("(")[0]:
-            raise OptionError(
-                f"the run in {folder} names {name!r}, and to load it would run what is there; "
-                "if that is your own code or code that you trust, say --trust"
-            )
-    agent_class = find_agent(spec.agent, spec.preset, **spec.options).agent_class
+    check_trust(folder, spec, trust)
+    with refusing_damage(folder):
+        return _load(folder, spec, trust)
+
+
+def _load(folder: Path, spec: RunSpec, trust: bool) -> Sampler:
+    agent_class = find_agent(spec.agent, spec.preset, trust, **spec.options).agent_class
     if isinstance(agent_class, PlainAgent):
         if not agent_class.can_load:
             raise OptionError(
@@ -156,8 +212,8 @@ def load_model(folder: Path, trust: bool = True, device: str | None = None) -> S
                 "that takes folder= and reads from there what it has learned"
             )
     elif agent_class.learns:
-        return agent_class.load(folder, make_env(spec), device=spec.device, progress=False)
-    return make_model(spec, folder)
+        return agent_class.load(folder, make_env(spec, trust), device=spec.device, progress=False)
+    return make_model(spec, folder, trust=trust)
 
 
 def learn(model: Sampler, spec: RunSpec, folder: Path) -> dict[str, float]:
@@ -166,7 +222,7 @@ def learn(model: Sampler, spec: RunSpec, folder: Path) -> dict[str, float]:
         if not model.learns:
             return {}
         total = model.default_steps if spec.steps is None else spec.steps
-        callbacks: list[BaseCallback] = [Heartbeat(folder / NOW, total)]
+        callbacks: list[BaseCallback] = [Heartbeat(folder, total)]
         if spec.metrics.points:
             split = "valid" if len(model.task.valid.references) else "test"
             callbacks.append(Evaluation(max(1, -(-total // spec.metrics.points)), spec.metrics.curve_samples, split))
@@ -180,18 +236,25 @@ def learn(model: Sampler, spec: RunSpec, folder: Path) -> dict[str, float]:
     return {"seconds": time.perf_counter() - begin}
 
 
+def note(folder: Path, doing: Mapping[str, object]) -> None:
+    """Write into the folder of a run how far it is; an error where somebody has removed what it had written."""
+    if not (folder / RUN).exists():
+        raise FileNotFoundError(f"{folder / RUN} is gone: it was removed while the run went on")
+    write_json(folder / NOW, doing)
+
+
 class Heartbeat(BaseCallback):
     """Says in a file how far a model has learned, at most twice a second."""
 
-    def __init__(self, path: Path, total: int) -> None:
-        """Keep the path."""
+    def __init__(self, folder: Path, total: int) -> None:
+        """Keep the folder."""
         super().__init__()
-        self.path, self.total, self.last = path, total, 0.0
+        self.folder, self.total, self.last = folder, total, 0.0
 
     def _on_step(self) -> bool:
         if time.monotonic() - self.last > 0.5:
             self.last = time.monotonic()
-            write_json(self.path, {"doing": "learning", "step": self.num_timesteps, "of": self.total})
+            note(self.folder, {"doing": "learning", "step": self.num_timesteps, "of": self.total})
         return True
 
 

@@ -13,8 +13,9 @@ import torch
 from agents.experiments.pace import Left, Pace, State
 from agents.experiments.settings import RunSpec
 from agents.experiments.workers import STOPPED, LocalPool, Pool, RayPool
-from agents.report.run_files import ERROR, NOW, RESULTS, read_json
+from agents.report.run_files import ERROR, NOW, RESULTS, keep_error
 from text_gym.errors import DataError
+from text_gym.files import read_json
 
 
 class Progress:
@@ -142,7 +143,7 @@ def fail(progress: Progress, folder: Path, why: str) -> None:
     """Count a run as failed, and say why in its folder, unless it has said so itself."""
     progress.failed[folder] = why
     if not (folder / ERROR).exists():
-        (folder / ERROR).write_text(why + "\n", encoding="utf-8")
+        keep_error(folder, why + "\n")
 
 
 def make_pool(jobs: int | None, threads: int, device: str, ray: str | None) -> Pool:

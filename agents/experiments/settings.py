@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import blake2b
 from pathlib import Path
@@ -13,10 +13,13 @@ from agents.report.run_files import FORMAT, RUN, Json, read_spec
 from text_gym.corpus.readers import SUFFIXES
 from text_gym.errors import DataError, OptionError
 from text_gym.registry import parse_call
-from text_gym.validation import finite_number, whole_number
+from text_gym.validation import LARGEST_SIZE, finite_number, whole_number
+from text_gym.vocab import HUGGING_FACE
 
+MOST_THREADS = 1024
 INPUTS = "inputs"  # in run.json: digests of the files that a run was made from
 LABEL = re.compile(r"[\w+-][\w.+-]*")
+CODE = re.compile(r"\s*(?:[^()]*\.py|[\w.]+):[\w.]+\s*(?:\(|$)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,9 @@ class MetricSettings:
     def __post_init__(self) -> None:
         """Check every value."""
         for name in ("samples", "references", "sweep_samples", "curve_samples"):
-            whole_number(name, getattr(self, name), least=2)
+            whole_number(name, getattr(self, name), 2, LARGEST_SIZE)
         for name in ("shown", "credit_rollouts", "points"):
-            whole_number(name, getattr(self, name), least=0)
+            whole_number(name, getattr(self, name), 0, LARGEST_SIZE)
         object.__setattr__(self, "temperatures", tuple(float(t) for t in self.temperatures))
         object.__setattr__(self, "also", tuple(self.also))
         for temperature in self.temperatures:
@@ -125,21 +128,49 @@ class RunSpec:
         paths = {path for name in named if name is not None for path in _files_in(str(name))}
         return {path: blake2b(Path(path).read_bytes(), digest_size=8).hexdigest() for path in sorted(paths)}
 
+    def code(self) -> list[str]:
+        """List the code that it names, as "module:attribute" or "file.py:attribute", at whatever depth.
+
+        An agent, a task and a reward may be code; so may what their options name, in lists, in dicts and in brackets
+        within brackets. Everything else is data: numbers, texts, paths, and names of models, whose code is never run.
+        """
+        named = [self.agent, self.task, self.reward, self.options, self.metrics.also]
+        return [text for text in _texts_in(named) if CODE.match(text) and not text.startswith(HUGGING_FACE)]
+
     @classmethod
     def read(cls, folder: Path) -> RunSpec:
         """Read the run.json of a folder."""
         content = read_spec(folder)
         known = {field.name for field in fields(cls)}
+        if content["agent"] is None:
+            raise DataError(f"{folder / RUN} is damaged: it names no agent")
         try:
+            whole_number("threads", content.get("threads", 1), 1, MOST_THREADS)
             metrics = MetricSettings(**_tupled(content.pop("metrics", {})))
             return cls(**_tupled({k: v for k, v in content.items() if k in known}), metrics=metrics)
-        except TypeError as problem:
+        except (TypeError, ValueError) as problem:
             raise DataError(f"{folder / RUN} is damaged: {problem}") from problem
 
 
 def _tupled(content: Json) -> Json:
     """Replace the lists that JSON was read as by tuples."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
+
+
+def _texts_in(value: object) -> Iterator[str]:
+    """Yield every text in a value: in lists and dicts, their keys among them, and in options in brackets."""
+    left = [value]
+    for value in left:  # which grows meanwhile
+        if isinstance(value, str):
+            yield value
+            try:
+                left.append(parse_call(value)[1])
+            except OptionError:
+                continue  # it stands for nothing, since it cannot be read
+        elif isinstance(value, Mapping):
+            left += [*value, *value.values()]
+        elif isinstance(value, list | tuple | set | frozenset):
+            left += value
 
 
 def _files_in(name: str) -> list[str]:

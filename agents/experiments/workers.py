@@ -7,7 +7,8 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tqdm import tqdm
 
-from agents.report.run_files import ERROR
+from agents.report.run_files import keep_error
 from text_gym.errors import DependencyError, TextGymError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 Done = tuple[Path, str | None]
 """A run's folder, and why it failed if it did."""
 STOPPED = "\0"  # in place of why a run failed: it was interrupted
+SAFE_PATH = "PYTHONSAFEPATH"  # Python's own variable
 OUTPUT = "output.txt"  # what a run's process printed
 PRELOADED = ["agents.experiments.run", "torch._dynamo"]  # an optimiser imports the second
 
@@ -53,11 +55,11 @@ def run_safely(folder: Path) -> str | None:
     from agents.experiments.run import execute
 
     try:
-        execute(folder)
+        execute(folder, trust=True)  # the user of this program named what is compared
     except KeyboardInterrupt:
         return STOPPED
     except Exception as problem:  # whatever a user's own agent or reward raises: the other runs go on
-        (folder / ERROR).write_text(traceback.format_exc(), encoding="utf-8")
+        keep_error(folder, traceback.format_exc())
         said = str(problem) if isinstance(problem, TextGymError) else f"{type(problem).__name__}: {problem}"
         return said.splitlines()[0] if said else type(problem).__name__
     return None
@@ -90,7 +92,8 @@ class LocalPool:
         if idle is None:
             idle, theirs = self._context.Pipe()
             process = self._context.Process(target=_work, args=(theirs, dict(os.environ)))
-            process.start()
+            with _safe_path():
+                process.start()
             theirs.close()
             self._workers[idle] = (process, None)
         idle.send(str(folder))
@@ -203,6 +206,23 @@ def _context() -> SpawnContext | ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context
+
+
+@contextmanager
+def _safe_path() -> Iterator[None]:
+    """Let Python start without the working directory in its path, where a file may be called as a module is.
+
+    What is imported later is found in the path of the parent, which a worker is given. Python 3.10 has no such switch.
+    """
+    before = os.environ.get(SAFE_PATH)
+    os.environ[SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SAFE_PATH]
+        else:
+            os.environ[SAFE_PATH] = before
 
 
 def _work(connection: Connection, environment: dict[str, str]) -> None:

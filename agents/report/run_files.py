@@ -8,19 +8,23 @@
         error.txt        why it failed, if it did
         latest.json      and the checkpoint that it names
 
-Numbers that JSON lacks are written as "inf" and "-inf".
+Numbers that JSON lacks are written as "inf" and "-inf". Whatever these files hold is checked when it is read: a file
+that is damaged is a `DataError` that names it.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 from agents.report.columns import Column, in_order
 from text_gym.errors import DataError
+from text_gym.files import read_json, replace_file
 
 RUN, RESULTS, SAMPLES, ERROR = "run.json", "results.json", "samples.json", "error.txt"
 COMPARISON = "comparison.json"  # the runs of a comparison; others beside them are of earlier ones
@@ -28,7 +32,48 @@ OLD_RUN = "cell.json"  # in place of run.json, in folders that earlier versions 
 NOW = "now.json"  # how far a run is that is under way
 LOG = "progress.json"  # metrics while it learns
 FORMAT = "text_gym run 2"
+KINDS = ("agent", "control", "reference")
+LARGEST = 1e100  # of a figure that is finite
 
+# What these files hold, where they hold it: see _check().
+ANY, WHOLE = object(), object()
+NONE = type(None)
+TEXT, NUMBER = (str, NONE), (int, float)
+COUNTS = ("samples", "references", "sweep_samples", "shown", "credit_rollouts", "points", "curve_samples")
+METRICS: dict[Any, Any] = {"temperatures": [NUMBER], "also": [str]}
+METRICS |= dict.fromkeys(COUNTS, int)
+SPEC: dict[Any, Any] = {
+    **dict.fromkeys(("label", "kind", "task", "device", "begins_with", "words", "command"), str),
+    **dict.fromkeys(("agent", "preset", "start", "start_folder", "baseline"), TEXT),
+    **dict.fromkeys(("seed", "order", "threads"), int),
+    **dict.fromkeys(("report_reward", "trivial"), bool),
+    "steps": (int, NONE),
+    "reward": (str, list, dict, NONE),
+    "options": {},
+    "controls_for": [str],
+    "metrics": METRICS,
+    "inputs": {ANY: str},
+}
+DONE: dict[Any, Any] = {
+    "figures": {},
+    "sweep": [{}],
+    "settings": {},
+    "signatures": {ANY: str},
+    "sizes": {ANY: int},
+    "unknown": {ANY: NUMBER},
+    "versions": {ANY: str},
+    **dict.fromkeys(("hardware", "started", "finished"), str),
+}
+WRITTEN: list[Any] = [
+    {
+        WHOLE: True,
+        **dict.fromkeys(("text", "prompt"), str),
+        "tokens": [str],
+        "reward": (*NUMBER, NONE),
+        "values": ([NUMBER], NONE),
+        "nearest": {WHOLE: True, "text": str, "similarity": NUMBER},
+    }
+]
 
 Json = dict[str, Any]
 """The content of a JSON file, which holds an object."""
@@ -124,9 +169,8 @@ class Results:
     @cached_property
     def labels(self) -> list[str]:
         """All models, in order: agents, then controls, then references."""
-        kinds = ("agent", "control", "reference")
         found = {label: run.kind for (label, _), run in self.runs.items()}
-        return [label for kind in kinds for label, its in found.items() if its == kind]
+        return [label for kind in KINDS for label, its in found.items() if its == kind]
 
     @cached_property
     def seeds(self) -> list[int]:
@@ -205,7 +249,9 @@ def _runs_in(folder: Path) -> list[Path]:
             raise _other_version(folder / COMPARISON)
         if not isinstance(listed, dict) or not isinstance(listed.get("runs"), list):
             raise DataError(f"{folder / COMPARISON} is damaged: it lists no runs")
-        return [folder / str(run) for run in listed["runs"]]
+        if not all(isinstance(run, str) and "\0" not in run for run in listed["runs"]):
+            raise DataError(f"{folder / COMPARISON} is damaged: a run is the path of a folder")
+        return [folder / run for run in listed["runs"]]
     return sorted(path.parent for path in folder.rglob(RUN))
 
 
@@ -227,6 +273,9 @@ def read_spec(folder: Path) -> Json:
         raise _other_version(path)
     if not {"label", "kind", "seed", "task", "agent"} <= set(spec):
         raise DataError(f"{path} is damaged: it lacks what was to be run")
+    _check(spec, SPEC, path)
+    if spec["kind"] not in KINDS:
+        raise DataError(f"{path} is damaged: there is no such kind of model")
     return spec
 
 
@@ -237,45 +286,86 @@ def _other_version(path: Path) -> DataError:
 def read_run(folder: Path) -> Run:
     """Read one run, as far as it has come."""
     spec = read_spec(folder)
-    done = read_json(folder / RESULTS) if (folder / RESULTS).exists() else {}
+    done = read_json(folder / RESULTS) if (folder / RESULTS).exists() else {"figures": {}}
     samples = read_json(folder / SAMPLES) if (folder / SAMPLES).exists() else []
-    error = (folder / ERROR).read_text(encoding="utf-8") if (folder / ERROR).exists() else None
-    sweep = [as_numbers(row) for row in done.get("sweep", [])]
+    _check(done, DONE, folder / RESULTS)
+    _check(samples, WRITTEN, folder / SAMPLES)
+    try:
+        error = (folder / ERROR).read_text(encoding="utf-8") if (folder / ERROR).exists() else None
+    except (OSError, ValueError) as problem:
+        raise DataError(f"cannot read {folder / ERROR}: {problem}") from problem
+    try:
+        figures = as_numbers(done["figures"])
+        sweep = [row for row in map(as_numbers, done.get("sweep", [])) if "temperature" in row]
+    except (KeyError, ValueError) as problem:
+        raise DataError(f"{folder / RESULTS} is damaged: {problem}") from problem
     about = {key: value for key, value in done.items() if key not in ("figures", "sweep")}
-    return Run(folder, spec, as_numbers(done.get("figures", {})), sweep, read_curve(folder), samples, about, error)
+    return Run(folder, spec, figures, sweep, read_curve(folder), samples, about, error)
+
+
+def keep_error(folder: Path, text: str) -> bool:
+    """Write into a run's folder why it failed; return whether that was possible, on a full disk for example."""
+    with suppress(OSError):
+        with replace_file(folder / ERROR) as file:
+            file.write(text.encode("utf-8", "backslashreplace"))
+        return True
+    return False
 
 
 def read_curve(folder: Path, prefix: str = "eval/") -> list[dict[str, float]]:
     """Read the evaluations of a log, by step; of two rows of one step the latter counts."""
     rows: dict[float, dict[str, float]] = {}
     for row in read_log(folder):
-        figures = {k.removeprefix(prefix): v for k, v in as_numbers(row).items() if k.startswith(prefix)}
+        figures = {k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix)}
         if figures:
-            step = float(row.get("time/step", 0))
-            rows[step] = {"step": step} | figures
+            rows[step_of(row)] = {"step": step_of(row)} | figures
     return [rows[step] for step in sorted(rows)]
 
 
-def read_log(folder: Path) -> list[Json]:
-    """Read all rows of the log; a line cut off by a kill is left out."""
-    rows: list[Json] = []
+def step_of(row: Mapping[str, float]) -> float:
+    """Return the step that a row of a log is of."""
+    return row.get("time/step", 0.0)
+
+
+def read_log(folder: Path) -> list[dict[str, float]]:
+    """Read the numbers of the log, a dict for each row; a row that a kill has cut off, or is damaged, is left out."""
     path = folder / LOG
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    except (OSError, ValueError) as problem:
+        raise DataError(f"cannot read {path}: {problem}") from problem
+    rows = []
+    for line in lines:
         try:
-            row = json.loads(line)
-        except ValueError:
+            row = as_numbers(json.loads(line))
+        except (AttributeError, ValueError, RecursionError):
             continue
-        if isinstance(row, dict):
+        if 0 <= step_of(row) < math.inf:
             rows.append(row)
     return rows
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise DataError(f"cannot read {path}: {problem}") from problem
+def _check(value: object, shape: object, path: Path, name: str = "its content") -> None:
+    """Refuse a value of another shape: a type, a list of a shape, a dict of shapes by key, or a tuple of any of these.
+
+    A dict needs no key of its shape, unless the shape has WHOLE; the shape of ANY is that of all other keys.
+    """
+    shapes = shape if isinstance(shape, tuple) else (shape,)
+    found = [one for one in shapes if type(value) is (type(one) if isinstance(one, list | dict) else one)]
+    if not found:
+        raise DataError(f"{path} is damaged: {name} is of the wrong type, {type(value).__name__}")
+    if isinstance(value, int | float) and LARGEST < abs(value) < math.inf:
+        raise DataError(f"{path} is damaged: {name} is too large")
+    inside = found[0]
+    if isinstance(value, list) and isinstance(inside, list):
+        for part in value:
+            _check(part, inside[0], path, f"a part of {name}")
+    if isinstance(value, dict) and isinstance(inside, dict):
+        if WHOLE in inside and (lacking := inside.keys() - value.keys() - {WHOLE}):
+            raise DataError(f"{path} is damaged: {name} lacks {min(lacking)}")
+        for key, part in value.items():
+            if (expected := inside.get(key, inside.get(ANY))) is not None:
+                _check(part, expected, path, key)
 
 
 def as_numbers(row: Mapping[str, object]) -> dict[str, float]:
@@ -283,11 +373,15 @@ def as_numbers(row: Mapping[str, object]) -> dict[str, float]:
 
     >>> as_numbers({"js": 0.1, "kl_sum": "inf", "note": "no"})
     {'js': 0.1, 'kl_sum': inf}
+
+    Finite numbers beyond LARGEST, with which nothing can be computed, are refused.
     """
     words = {"inf": float("inf"), "-inf": float("-inf"), "nan": float("nan")}
     numbers = {}
     for key, value in row.items():
         if isinstance(value, int | float) and not isinstance(value, bool):
+            if LARGEST < abs(value) < math.inf:
+                raise DataError(f"the number of {key!r} is too large")
             numbers[key] = float(value)
         elif isinstance(value, str) and value in words:
             numbers[key] = words[value]

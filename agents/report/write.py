@@ -20,6 +20,7 @@ from agents.report import charts
 from agents.report.run_files import Results
 from agents.report.tables import OUTCOMES, Plain, context, main_table
 from text_gym.files import replace_file
+from text_gym.terminal import printable
 
 IN_TERMINAL = (
     "reward",
@@ -64,7 +65,10 @@ def _publish_text(path: Path, text: str) -> None:
 
 
 def as_csv(found: Plain) -> str:
-    """The main table in full: a line for each model and figure, its mean, its interval, and each seed's value."""
+    """The main table in full: a line for each model and figure, its mean, its interval, and each seed's value.
+
+    A text that a spreadsheet would take for a formula begins with an apostrophe; numbers are as they are.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     seeds = found["table"]["seeds"]
@@ -74,8 +78,14 @@ def as_csv(found: Plain) -> str:
             for column, cell in zip(found["table"]["columns"], row["cells"], strict=True):
                 if cell["values"]:
                     values = [cell["values"].get(seed) for seed in seeds]
-                    writer.writerow([row["label"], group["kind"], column["key"], *cell["summary"], *values])
+                    words = map(_no_formula, (row["label"], group["kind"], column["key"]))
+                    writer.writerow([*words, *cell["summary"], *values])
     return text.getvalue()
+
+
+def _no_formula(text: str) -> str:
+    text = printable(text)  # a carriage return would begin a row
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\n")) else text
 
 
 def as_html(results: Results, found: Plain) -> str:
@@ -200,16 +210,18 @@ def terminal_table(results: Results, width: int = 100) -> Table:
     """The most telling figures, as many as a terminal of this width has room for."""
     found = main_table(results)
     shown = _in_terminal(found, max(1, (width - MODEL_WIDTH) // FIGURE_WIDTH))
-    title = Text(f"{results.task}: mean ± half of the 95 % bootstrap interval; * is the best")
+    title = Text(f"{printable(results.task)}: mean ± half of the 95 % bootstrap interval; * is the best")
     table = Table(title=title, title_justify="left", box=box.SIMPLE)
     table.add_column("model", min_width=MODEL_WIDTH - 4, no_wrap=True)
     for i in shown:
         table.add_column(
-            Text(f"{found['columns'][i]['title']} {found['columns'][i]['arrow']}"), justify="right", no_wrap=True
+            Text(printable(f"{found['columns'][i]['title']} {found['columns'][i]['arrow']}")),
+            justify="right",
+            no_wrap=True,
         )
     for group in found["groups"]:
         for row in group["rows"]:
-            table.add_row(Text(row["label"]), *(_in_cell(row["cells"][i]) for i in shown))
+            table.add_row(Text(printable(row["label"])), *(_in_cell(row["cells"][i]) for i in shown))
         table.add_section()
     return table
 

@@ -28,15 +28,26 @@ def test_names_stand_for_objects_or_for_where_they_are(numbers, tmp_path):
     with pytest.raises(UnknownNameError, match=r"cannot import 'tests\.helpers\.nowhere'"):
         numbers.find("two")
     assert Registry("number", {"three": "tests.text_gym.test_registry:one"}).find("three")() == 1
-    assert numbers.find("tests.text_gym.test_registry:one")() == 1
+    assert numbers.find("tests.text_gym.test_registry:one", trust=True)() == 1
     path = tmp_path / "mine.py"
     path.write_text("def four():\n    return 4\n")
-    assert numbers.resolve(f"{path}:four(a=[1], b=None)")[1:] == (load_attribute(f"{path}:four"), {"a": [1], "b": None})
+    four = load_attribute(f"{path}:four", trust=True)
+    assert numbers.resolve(f"{path}:four(a=[1], b=None)", trust=True)[1:] == (four, {"a": [1], "b": None})
     assert numbers.resolve("one(n=2)") == ("one", one, {"n": 2})
     with pytest.raises(UnknownNameError, match=r"unknown number 'on'\. Did you mean 'one'\? Known: one, two\."):
         numbers.find("on")
     with pytest.raises(UnknownNameError, match=r"mine\.py' has no 'for'\. Did you mean 'four'"):
-        numbers.find(f"{path}:for")
+        numbers.find(f"{path}:for", trust=True)
+
+
+def test_code_is_only_imported_with_trust(numbers, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'marker')!r}).touch()\ndef four():\n    return 4\n")
+    for name in (f"{path}:four", f"{path}:four(n=1)", "os:system"):
+        with pytest.raises(OptionError, match="names code, which is only run with trust"):
+            numbers.resolve(name)
+    assert not (tmp_path / "marker").exists()
+    assert Registry("number", {"three": f"{path}:four"}).find("three")() == 4
 
 
 def test_what_is_registered_can_be_called_and_has_a_name_of_its_own(numbers):

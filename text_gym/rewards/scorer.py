@@ -65,9 +65,14 @@ class Scorer:
     >>> score = scorer(task.sample(2, seed=0))
     >>> sorted(score.terms), bool(np.allclose(score.total, 0.1 * score.terms["length"] + 1))
     (['length', 'validity'], True)
+
+    Args:
+        spec: The reward or rewards.
+        task: The task whose sequences are scored.
+        trust: Whether names may be of code, as "module:attribute" is; False where a file gave them.
     """
 
-    def __init__(self, spec: RewardSpec, task: Task, timeout: float | None = None) -> None:
+    def __init__(self, spec: RewardSpec, task: Task, timeout: float | None = None, trust: bool = True) -> None:
         """Resolve the names, and let each reward check the task; `timeout` is in seconds, for each reward and batch."""
         self.task = task
         if timeout is not None and finite_number("reward_timeout", timeout) <= 0:
@@ -75,7 +80,7 @@ class Scorer:
         self.timeout = None if timeout is None else float(timeout)
         self.weights: dict[str, float] = {}
         self.rewards: dict[str, Reward] = {}
-        for reward, weight, label in _weighted(spec):
+        for reward, weight, label in _weighted(spec, trust):
             name = _distinct(label or reward.name or type(reward).__name__, self.rewards)
             self.weights[name] = finite_number(f"the weight of reward {name!r}", weight)
             self.prepare(reward)
@@ -103,9 +108,13 @@ def make_reward(spec: OneReward, **options: object) -> Reward:
     >>> make_reward("bleu", n=2).name
     'bleu'
     """
+    return _make_reward(spec, options, trust=True)
+
+
+def _make_reward(spec: OneReward, options: dict[str, object], trust: bool) -> Reward:
     label = None
     if isinstance(spec, str):
-        name, spec, written = REWARDS.resolve(spec)
+        name, spec, written = REWARDS.resolve(spec, trust)
         options = written | options
         label = None if ":" in name else name
     cached = options.pop("cached", False)
@@ -149,7 +158,7 @@ def registered_rewards() -> dict[str, str]:
     return dict(sorted(REWARDS.describe().items()))
 
 
-def _weighted(spec: RewardSpec) -> Iterator[tuple[Reward, object, str]]:
+def _weighted(spec: RewardSpec, trust: bool) -> Iterator[tuple[Reward, object, str]]:
     """Make the rewards of a spec, each with its weight and, where it was given by name, that name."""
     pairs: Collection[tuple[OneReward, object]]
     if isinstance(spec, Mapping):
@@ -162,7 +171,7 @@ def _weighted(spec: RewardSpec) -> Iterator[tuple[Reward, object, str]]:
         raise OptionError("a list or a dict of rewards needs at least one")
     for part, weight in pairs:
         label = part if isinstance(part, str) and ":" not in part else ""
-        yield make_reward(part), weight, label
+        yield _make_reward(part, {}, trust), weight, label
 
 
 def _distinct(name: str, taken: Container[str]) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from text_gym.errors import OptionError
 from text_gym.sequences import Examples, Sequences
 from text_gym.tasks.task import Task
-from text_gym.validation import whole_number
+from text_gym.validation import LARGEST_SIZE, whole_number
 from text_gym.vocab import EOS, Vocabulary
 
 NAMES = ("mary", "john", "anna", "peter", "lucy", "david")
@@ -30,7 +30,7 @@ Question = tuple[str, str]
 
 def answers_task(seed: int = 0, size: int = 2_000, max_length: int = 4) -> Task:
     """Questions about sums and small tables of facts, each with one right answer."""
-    if whole_number("max_length", max_length, least=1) <= LONGEST_ANSWER:
+    if whole_number("max_length", max_length, 1, LARGEST_SIZE) <= LONGEST_ANSWER:
         raise OptionError(f"max_length must be at least {LONGEST_ANSWER + 1}: answers have up to three words")
     vocab = vocabulary()
     splits = make_splits(vocab, size, seed)
@@ -46,7 +46,7 @@ def vocabulary() -> Vocabulary:
 
 def make_splits(vocab: Vocabulary, size: int = 2000, seed: int = 0) -> dict[str, Examples]:
     """Sample and split `size` different questions about sums and small tables of facts."""
-    size = whole_number("size", size, least=10)
+    size = whole_number("size", size, 10, LARGEST_SIZE)
     random = np.random.default_rng(whole_number("seed", seed, least=0))
     sums = list(_sums())
     facts: dict[str, str] = {}

@@ -24,7 +24,7 @@ from text_gym.errors import OptionError
 from text_gym.sequences import Batch, make_batch
 from text_gym.tasks.english import english_lexicon, english_rules
 from text_gym.tasks.task import Task, sampled_task
-from text_gym.validation import whole_number
+from text_gym.validation import LARGEST_SIZE, whole_number
 from text_gym.vocab import EOS, Vocabulary
 
 Rules = Mapping[str, Sequence[tuple[float, str]]]
@@ -61,7 +61,7 @@ class Grammar:
         min_words: int = FEWEST_WORDS,
     ) -> None:
         """Collect the vocabulary; the automaton is compiled when it is first needed."""
-        if whole_number("max_length", max_length, least=1) <= min_words:
+        if whole_number("max_length", max_length, 1, LARGEST_SIZE) <= min_words:
             raise OptionError(
                 f"max_length={max_length} leaves no room for {min_words} words and EOS; give at least {min_words + 1}"
             )

@@ -19,7 +19,7 @@ from text_gym.errors import OptionError
 from text_gym.sequences import Batch, make_batch
 from text_gym.tasks.oracle_files import NAMES, check_parameters, load_parameters, shapes_of
 from text_gym.tasks.task import Task, sampled_task
-from text_gym.validation import whole_number
+from text_gym.validation import LARGEST_SIZE, whole_number
 from text_gym.vocab import Vocabulary
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Oracle:
     ) -> None:
         """Check the sizes; weights are sampled, and torch imported, when first needed."""
         sizes = {"vocab_size": vocab_size, "max_length": max_length, "embedding": embedding, "hidden": hidden}
-        checked = {name: whole_number(name, size, least=1) for name, size in sizes.items()}
+        checked = {name: whole_number(name, size, 1, LARGEST_SIZE) for name, size in sizes.items()}
         self.vocab_size, self.max_length, self.embedding, self.hidden = checked.values()
         self.seed = whole_number("seed", seed, least=0)
         self.vocab = Vocabulary([str(i) for i in range(self.vocab_size)])

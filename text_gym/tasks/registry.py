@@ -59,7 +59,7 @@ def make_task(spec: TaskSpec = "grammar", **options: object) -> Task:
         if options:
             raise OptionError(f"{spec!r} is already made; the options {', '.join(options)} come too late")
         return spec
-    name, factory, written = find_task(spec)
+    name, factory, written = find_task(spec, trust=True)
     options = written | options
     check_options(f"task {name!r}", factory, options)
     key = _memory_key(name, factory, options) if isinstance(spec, str | Path) else None
@@ -73,8 +73,8 @@ def make_task(spec: TaskSpec = "grammar", **options: object) -> Task:
     return task
 
 
-def find_task(spec: object) -> tuple[str, Callable[..., Task], Options]:
-    """Look up the name, the factory and the options of a spec."""
+def find_task(spec: object, trust: bool = False) -> tuple[str, Callable[..., Task], Options]:
+    """Look up the name, the factory and the options of a spec; only with trust may it be "module:factory"."""
     if isinstance(spec, Path):
         return str(spec), partial(file_task, spec), {}
     if not isinstance(spec, str):
@@ -87,12 +87,12 @@ def find_task(spec: object) -> tuple[str, Callable[..., Task], Options]:
     name, written = (spec, {}) if spec.endswith(SUFFIXES) else parse_call(spec)
     if ":" not in name and (Path(name).suffix or "/" in name or "\\" in name):
         return name, partial(file_task, name), written
-    return name, TASKS.find(name), written
+    return name, TASKS.find(name, trust), written
 
 
 def option_names(spec: object) -> frozenset[str] | None:
     """List the options of the task that a spec stands for; None if it takes any."""
-    _, factory, _ = find_task(spec)
+    _, factory, _ = find_task(spec, trust=True)
     if isinstance(factory, partial):  # of file_task or rows_task
         columns = ColumnNames._fields if factory.func is rows_task else ()
         return frozenset((*CorpusOptions.__dataclass_fields__, *columns))

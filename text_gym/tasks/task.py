@@ -13,7 +13,7 @@ from text_gym.arrays import BoolArray, FloatArray, IntArray
 from text_gym.corpus.corpus import Report
 from text_gym.errors import OptionError, TaskError
 from text_gym.sequences import SPLITS, Batch, Example, Examples, Sequences
-from text_gym.validation import shown, suggest, whole_number
+from text_gym.validation import LARGEST_SIZE, shown, suggest, whole_number
 from text_gym.vocab import Vocabulary
 
 
@@ -77,8 +77,8 @@ class Task:
             )
         self.name = name
         self.vocab = vocab
-        self.max_length = whole_number("max_length", max_length, least=1)
-        self.prompt_length = whole_number("prompt_length", prompt_length, least=0)
+        self.max_length = whole_number("max_length", max_length, 1, LARGEST_SIZE)
+        self.prompt_length = whole_number("prompt_length", prompt_length, 0, LARGEST_SIZE)
         self.source = source
         self.default_reward = default_reward
         self.report = report
@@ -187,7 +187,7 @@ def sampled_task(name: str, source: Source, max_length: int, seed: int, sizes: t
         seed: Seed of the splits.
         sizes: Sequences in "train", "valid" and "test".
     """
-    counts = [whole_number(f"{split}_size", size, least=0) for split, size in zip(SPLITS, sizes, strict=True)]
+    counts = [whole_number(f"{split}_size", size, 0, LARGEST_SIZE) for split, size in zip(SPLITS, sizes, strict=True)]
 
     return Task(name, source.vocab, max_length, partial(_sampled_split, source, seed, counts), source=source)
 

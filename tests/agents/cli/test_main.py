@@ -5,12 +5,14 @@ import itertools
 import json
 import os
 import re
+import resource
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +22,11 @@ from agents.cli.commands import COMMANDS
 from agents.cli.completion import completion_script
 from agents.cli.main import main
 from agents.cli.train import measure_run
+from agents.experiments.metrics import Metrics
+from agents.experiments.registry import AGENTS
 from agents.experiments.reward_audit import audit_rewards
-from agents.experiments.run import load_model, prepare_run
-from agents.experiments.settings import RunSpec
+from agents.experiments.run import load_model, make_model, prepare_run
+from agents.experiments.settings import MetricSettings, RunSpec
 from agents.report.columns import ALSO
 from agents.report.run_files import read_curve, read_log, read_run
 from text_gym import TextGymError, make_task
@@ -371,18 +375,110 @@ def test_agents_and_rewards_from_a_file_here(capsys, here):
     lines = run(capsys, "sample", "r", "--n", "2", "--trust")[1].splitlines()
     assert lines == [make_task(TASK).batch("train").texts[3]] * 2
     code, _, err = run(capsys, "train", "mine.py:Breaks", *TINY, "--out", "b")
-    assert code == 2
+    assert code == 1
     assert err == f"text-gym: RuntimeError: out of luck. The traceback is in {Path('b', 'error.txt')}\n"
     assert "raise RuntimeError" in (here / "b" / "error.txt").read_text(encoding="utf-8")
     code, _, err = run(capsys, "train", "mine.py:NoLast", *TINY, "--out", "n")
-    assert (code, err.count("\n")) == (2, 1)
+    assert (code, err.count("\n")) == (1, 1)
     code, _, err = run(capsys, "train", "mine.py:Repeats", *TINY, "--reward", "mine.py:wrong", "--out", "w")
     assert (code, err) == (2, "text-gym: reward 'wrong' failed with KeyError: 'no such word'\n")
 
 
+@pytest.fixture
+def hostile(trained, here, write):
+    """Write a copy of the run with another specification; importing evil.py leaves the file marker."""
+    write("evil.py", "import pathlib\npathlib.Path('marker').touch()\ndef anything(completions=(), **_):\n    pass\n")
+
+    def make(name="copy", **changes):
+        shutil.copytree(trained, here / name)
+        spec = json.loads((here / name / "run.json").read_text(encoding="utf-8"))
+        (here / name / "run.json").write_text(json.dumps(spec | changes), encoding="utf-8")
+        return name
+
+    return make
+
+
+EVIL = "evil.py:anything"
+DEEP = f"mle(reward={{'sum': [{{\"x(y=['{EVIL}'])\": 1.0}}]}})"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"agent": EVIL}, {"agent": f"mle(reward='{EVIL}')"}, {"agent": f"mle(reward=['length', '{EVIL}'])"},
+        {"agent": f"mle(reward={{'{EVIL}(a=1)': 1.0}})"}, {"agent": DEEP},
+        {"options": {"reward": EVIL}}, {"options": {"reward": ["length", EVIL]}},
+        {"options": {"reward": {"length": 1.0, f"{EVIL}()": 1.0}}}, {"options": {"reward": f" {EVIL} "}},
+        {"task": EVIL}, {"task": f"{EVIL}(a=1)"}, {"task": "os:system(command='touch marker')"},
+        {"reward": EVIL}, {"reward": ["length", EVIL]}, {"reward": {EVIL: 1.0}}, {"reward": "evil:anything"},
+        {"metrics": {"also": [EVIL]}}, {"metrics": {"also": [["length", EVIL]]}},
+        {"options": {"trust": True, "reward": EVIL}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_run_that_names_code_is_refused_without_trust(capsys, here, hostile, changes):
+    hostile(**changes)
+    with pytest.raises(TextGymError, match=r"^the run in copy names .* say --trust$|^copy/run\.json is damaged: "):
+        load_model(Path("copy"))
+    spec = RunSpec("copy", **{"agent": "mle", "task": TASK} | changes | {"metrics": MetricSettings()})
+    with suppress(TextGymError):  # nor does what loads by name, without the check before it
+        make_model(spec, here / "copy")
+    with suppress(TextGymError):
+        Metrics(make_task(TASK), MetricSettings(also=(EVIL,)), trust=False)
+    assert not (here / "marker").exists()
+
+
+def test_what_a_run_names_is_not_run_by_any_command(capsys, here, hostile):
+    hostile(options={"reward": ["length", EVIL]})
+    for words in (["sample"], ["evaluate"], ["train", "reinforce", *TINY, "--out", "new", "--start"]):
+        code, out, err = run(capsys, *words, "copy")
+        assert (code, out, err.count("\n")) == (2, "", 1), words
+        assert f"names '{EVIL}', and to load it would run what is there" in err
+    assert run(capsys, "report", "copy")[0] == 0
+    hostile("task", task="os:system(command='touch marker')")
+    code, _, err = run(capsys, "train", "reinforce", *MEASURED.split(), "--start", "task")  # whose task is taken over
+    assert (code, "names \"os:system(command='touch marker')\"" in err) == (2, True)
+    assert not (here / "marker").exists()
+
+
+def test_trust_is_not_handed_on_by_what_is_to_be_trusted(capsys, here, hostile, write, monkeypatch):
+    """A run starts from another one that names code; the agent between them is registered, and no class of ours."""
+    hostile("far", agent=EVIL)
+    hostile("near", agent="between", start_folder="far")
+    hostile("circle", agent="between", start_folder="circle")
+    (here / "link").symlink_to("far")
+    hostile("linked", agent="between", start_folder="link")
+
+    def between(env, start=None):
+        return start
+
+    monkeypatch.setitem(AGENTS.entries, "between", between)
+    for folder, said in [("near", "names 'evil.py:anything'"), ("linked", "names 'evil.py:any"), ("circle", "damaged")]:
+        code, out, err = run(capsys, "sample", folder)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert said in err
+    write("config.toml", "trust = true\n")
+    words = ["train", "reinforce", *TINY, "--start", "far", "--config", "config.toml"]
+    code, _, err = run(capsys, *words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "the file has a setting 'trust'" in err
+    assert not (here / "marker").exists()
+
+
+def test_a_path_with_a_colon_and_a_tokenizer_are_data():
+    harmless = [
+        "hf:gpt2", "C:\\texts\\corpus.txt", "a: b", "[:;,]|\\w+", "(?:a|b)", "lines.txt(tokenizer='hf:org/model')",
+        "1:2 3",
+    ]  # fmt: skip
+    assert RunSpec("a", "mle", options=dict(enumerate(harmless)), task=harmless[5]).code() == []
+    named = ["m:f", "a.b:c.d(x=1)", "/my dir/f.py:g", "C:\\f.py:g", "lines.txt(x={'y': ['m:f']})"]
+    for name in named:
+        assert len(RunSpec("a", "mle", options={"x": [{"y": name}]}).code()) == 1, name
+
+
 def test_what_an_agent_learned_is_only_loaded_if_it_was_kept(capsys, here):
     assert run(capsys, "train", MINE + "Keeps", *TINY, "--steps", "7", "--out", "kept")[0] == 0
-    assert load_model(here / "kept").steps == 7
+    assert load_model(here / "kept", trust=True).steps == 7
     assert run(capsys, "train", MINE + "Forgets", *TINY, "--out", "forgot")[0] == 0
     for command in ("sample", "evaluate"):
         code, out, err = run(capsys, command, "forgot", "--trust")
@@ -503,6 +599,86 @@ def test_an_unfinished_run_without_a_checkpoint(capsys, here):
     prepare_run(here / "run", RunSpec("mle", "mle", task=TASK, device="cpu"))
     code, _, err = run(capsys, "sample", "run")
     assert (code, err) == (2, "text-gym: no checkpoint in 'run'; is the path right?\n")
+
+
+LOSES = """
+import shutil
+
+calls = []
+
+def loses(completions):
+    calls.append(1)
+    if len(calls) == 2:
+        shutil.rmtree("lost")
+    return [1.0] * len(completions)
+"""
+
+
+def test_a_folder_that_is_lost_is_an_error_of_the_run(capsys, here, write):
+    write("loses.py", LOSES)
+    words = ["--updates", "3", "--rollouts", "0", "--batch-size", "4", "--reward", "loses.py:loses", "--out", "lost"]
+    code, _, err = run(capsys, "train", "reinforce", *TINY, *words)
+    assert (code, err.count("\n")) == (1, 2)  # one of them says what it begins with
+    assert err.splitlines()[1].startswith("text-gym: FileNotFoundError: lost/run.json is gone")
+
+
+def test_a_disk_that_is_full_is_an_error_of_the_run(capsys, here):
+    """No file may be larger than 9,000 bytes, so that the first checkpoint cannot be written."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, before[1]))
+    try:
+        code, _, err = run(capsys, "train", "mle", *TINY, *MLE, "--out", "full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "File too large" in err
+    assert "File too large" in (here / "full" / "error.txt").read_text(encoding="utf-8")
+
+
+def _replace(path, **changes):
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(content | changes), encoding="utf-8")
+
+
+DAMAGES = {
+    "deep": ("results.json", lambda path: path.write_text("[" * 100_000, encoding="utf-8")),
+    "deep but read": ("results.json", lambda path: path.write_text("[" * 900 + "]" * 900, encoding="utf-8")),
+    "type": ("run.json", lambda path: _replace(path, seed="one")),
+    "metrics": ("run.json", lambda path: _replace(path, metrics={"samples": "many"})),
+    "list": ("results.json", lambda path: path.write_text("[]", encoding="utf-8")),
+    "lacking": ("results.json", lambda path: path.write_text("{}", encoding="utf-8")),
+    "huge": ("results.json", lambda path: _replace(path, figures={"nll_test": 10**400})),
+    "large": ("results.json", lambda path: _replace(path, figures={"nll_test": 1e300})),
+    "samples": ("samples.json", lambda path: path.write_text('[{"tokens": [1]}]', encoding="utf-8")),
+    "surrogate": ("samples.json", lambda path: path.write_text('["\\ud800"]', encoding="utf-8")),
+    "encoding": ("progress.json", lambda path: path.write_text('{"eval/a": 1}', encoding="utf-16")),
+    "cut": ("samples.json", lambda path: path.write_bytes(path.read_bytes()[:-3])),
+    "folder": ("error.txt", lambda path: path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_file_is_named_by_the_report(capsys, here, hostile, kind):
+    hostile()
+    name, damage = DAMAGES[kind]
+    damage(here / "copy" / name)
+    code, out, err = run(capsys, "report", "copy", "--out", "page")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert name in err
+    assert len(err) < 500
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"options": {"hidden": 10**12}}, {"task": "oracle(vocab_size=9999999999)"}, {"seed": -1}, {"options": {"a": [[]]}},
+     {"start_folder": "\0"}, {"device": "x" * 9999}, {"task": "mle(" * 300}, {"task": f"oracle(a={'-' * 5000}1)"}],
+    ids=lambda changes: str(changes)[:30],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_one_line(capsys, here, hostile, changes):
+    hostile(**{"agent": "uniform"} | changes)
+    code, out, err = run(capsys, "sample", "copy")
+    assert (code, out, err.count("\n")) == (2, "", 1) or changes.keys() == {"start_folder"}
+    assert len(err) < 500
 
 
 def test_real_sequences_are_not_written_by_an_agent(capsys):

@@ -80,6 +80,23 @@ def test_damaged_truncated_and_foreign_ones_are_refused(tmp_path):
     assert has_checkpoint(tmp_path)
 
 
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+    save_checkpoint(tmp_path, some(value=float("nan")))
+    with pytest.raises(CheckpointError, match=r"is damaged: w holds numbers that are none$"):
+        load_checkpoint(tmp_path, "mle")
+
+
+@pytest.mark.parametrize("name", ["latest.json", "step-000001/state.json"])
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, "[" * 90 + "]" * 90, '{"a": "\\ud800"}', '{"a": ' + "1" * 5000 + "}"]
+)
+def test_json_that_overflows_something_is_refused(tmp_path, name, content):
+    save_checkpoint(tmp_path, some())
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=f"cannot read .*{name}: "):
+        load_checkpoint(tmp_path, "mle")
+
+
 def test_a_run_of_another_kind_is_not_written_over(tmp_path):
     save_checkpoint(tmp_path, some())
     with pytest.raises(CheckpointError, match="holds a run of 'mle'"):

@@ -213,7 +213,7 @@ def test_an_agent_of_ones_own_begins_with_the_start_unless_it_says_otherwise(tmp
     }  # fmt: skip
     for label in ("mle", "Plain"):
         prepare_run(tmp_path / label / "seed-0", found[label].spec)
-        execute(tmp_path / label / "seed-0")
+        execute(tmp_path / label / "seed-0", trust=True)
     start = load_model(tmp_path / "mle" / "seed-0")
     assert read_curve(tmp_path / "Plain" / "seed-0")[0]["nll_valid"] == pytest.approx(start.nll("valid"), rel=1e-5)
     assert entries(agents=(MINE + "FromScratch",), options={}, controls=False).keys() == {"FromScratch"}
@@ -402,15 +402,15 @@ def test_a_file_that_changed_is_noticed(tmp_path, write):
 def test_one_run_alone(tmp_path):
     spec = RunSpec("mine", MINE + "Plain", seed=4, task=TASK, reward="length", steps=2, metrics=SMALL, device="cpu")
     prepare_run(tmp_path / "mine", spec)
-    execute(tmp_path / "mine")
+    execute(tmp_path / "mine", trust=True)
     assert RunSpec.read(tmp_path / "mine") == spec
-    agent = load_model(tmp_path / "mine")
+    agent = load_model(tmp_path / "mine", trust=True)
     assert (agent.steps_done, agent.seed) == (2, 4)
     started = replace(spec, label="next", agent="reinforce", start=None, options={"updates": 1, "rollouts": 1})
     prepare_run(tmp_path / "next", replace(started, start_folder=str(tmp_path / "mine"), steps=None))
-    execute(tmp_path / "next")
+    execute(tmp_path / "next", trust=True)
     assert read_curve(tmp_path / "next")[0]["nll_valid"] > 0
     damaged = json.loads((tmp_path / "next" / "run.json").read_text(encoding="utf-8"))
     (tmp_path / "next" / "run.json").write_text(json.dumps(damaged | {"metrics": {"samplse": 3}}), encoding="utf-8")
     with pytest.raises(TextGymError, match="damaged"):
-        execute(tmp_path / "next")
+        execute(tmp_path / "next", trust=True)

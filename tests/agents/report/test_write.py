@@ -17,9 +17,9 @@ from rich.console import Console
 
 from agents.report import charts, tables
 from agents.report.columns import column_of
-from agents.report.run_files import read_results
+from agents.report.run_files import Results, read_results
 from agents.report.sweeps import best_under
-from agents.report.write import terminal_table, write_report
+from agents.report.write import as_csv, terminal_table, write_report
 from tests.helpers.browser import BROWSER, Browser
 from tests.helpers.fake_runs import WORDS, write_fake_runs
 
@@ -92,6 +92,17 @@ def test_a_number_is_the_same_in_the_run_files_the_csv_and_the_page(page, result
         assert float(row["mean"]) == pytest.approx(sum(values) / len(values), rel=1e-12)
         if row["low"]:
             assert min(values) - 1e-9 <= float(row["low"]) <= float(row["mean"]) <= float(row["high"])
+
+
+def test_no_text_of_the_csv_is_a_formula(results):
+    labels = ["=1+1", "+cmd|' /C calc'!A0", "-2", "@sum", "\t=1", "\r=1", "mle"]
+    run = next(run for run in results.runs.values() if run.finished)
+    figures = {"nll_test": -1.5, "also:=x": 2.0, "=cmd()": 3.0}
+    odd = [run._replace(spec=run.spec | {"label": label, "baseline": None}, figures=figures) for label in labels]
+    rows = list(csv.reader(io.StringIO(as_csv(tables.context(Results(odd))))))[1:]
+    assert {row[0] for row in rows} == {f"'{label}" for label in labels[:-2]} | {r"\r=1", "mle"}
+    assert {row[2] for row in rows} == {"nll_test", "also:=x", "'=cmd()"}
+    assert {float(row[4]) for row in rows} == {-1.5, 2.0, 3.0}
 
 
 def test_the_page_writes_its_numbers_as_their_columns_do(page):
