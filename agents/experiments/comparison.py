@@ -23,7 +23,7 @@ from agents.experiments.scheduler import Progress, make_pool, run_all
 from agents.experiments.settings import Comparison, RunSpec, split_label
 from agents.networks.policies import PolicySettings
 from agents.report.run_files import COMPARISON, Results, read_run
-from text_gym.errors import OptionError
+from text_gym.errors import OptionError, TextGymError
 from text_gym.registry import parse_call
 from text_gym.rewards import Scorer
 from text_gym.tasks import Task, make_task
@@ -173,7 +173,13 @@ def _check_architecture(model: PlannedModel, start: PlannedModel) -> None:
         # What the policy is, only build() of the user's own agent knows.
         env = make_env(model.spec, trust=True)
         here = {"seed": 0, "device": "cpu", "progress": False}
-        model.recipe.make(env, model.spec.preset, start=start.recipe.make(env, start.spec.preset, **here), **here)
+        first = start.recipe.make(env, start.spec.preset, **here)
+        try:
+            model.recipe.make(env, model.spec.preset, start=first, **here)
+        except TextGymError:
+            raise
+        except Exception:  # of the user's own code: its run will fail with it, and the others go on
+            return
 
 
 def _suits(model: PlannedModel, task: Task) -> bool:

@@ -29,6 +29,13 @@ class Plain(Agent):
         self.descend(self.likelihood_loss(batch, weights=rewards - rewards.mean()))
 
 
+class BreaksAtOnce(Plain):
+    """Cannot be made."""
+
+    def build(self):
+        raise RuntimeError("nothing to build with")
+
+
 class FromScratch(Plain):
     """Begins with random weights, whatever others begin with."""
 

@@ -358,10 +358,11 @@ def test_two_comparisons_into_one_folder_at_once_are_refused(tmp_path, write):
 
 def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path, monkeypatch):
     monkeypatch.setenv("MENDED", str(tmp_path / "mended"))
-    agents = ("mle", *(MINE + name for name in ("Fails", "Dies", "FailsUntilMended", "OnlySamples", "no_agent")))
+    names = ("Fails", "Dies", "FailsUntilMended", "OnlySamples", "no_agent", "BreaksAtOnce")
+    agents = ("mle", *(MINE + name for name in names))
     results = compare(small(tmp_path / "out", agents, controls=False))
     said = {run.label: run.error for run in results.failures}
-    assert set(said) == {"Fails", "Dies", "FailsUntilMended", "no_agent"}
+    assert set(said) == {"Fails", "Dies", "FailsUntilMended", "no_agent", "BreaksAtOnce"}
     assert said["Fails"].endswith("RuntimeError: out of luck\n")
     assert "exit code 7" in said["Dies"]
     assert "has no sample()" in said["no_agent"]
