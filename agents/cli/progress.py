@@ -19,7 +19,9 @@ from text_gym.terminal import printable
 
 
 class Display:
-    """Shows the progress of a comparison: bars on a terminal; elsewhere a line for each run that ends.
+    """Shows the progress of a comparison: bars on a terminal; elsewhere lines.
+
+    There is a line for each run that ends, and one as soon as the first steps of a model tell how long its runs take.
 
     Args:
         console: Where to.
@@ -31,6 +33,7 @@ class Display:
         self.console, self.silence = console, silence
         self.begin = self._last = time.monotonic()
         self._said: set[Path] | None = None  # runs that have ended; None before the first line
+        self._timed = 0  # models that the last line could take into account
         self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> Display:
@@ -46,6 +49,7 @@ class Display:
 
     def __call__(self, progress: Progress) -> None:
         """Show how far it is."""
+        last = self._last
         if self._said is None:
             self._said = set()
             self._print(_plan(progress))
@@ -55,11 +59,16 @@ class Display:
                 self._say(progress, folder)
         if self._live is not None:
             self._live.update(self._picture(progress))
-        elif progress.running and time.monotonic() - self._last >= self.silence:
+        elif (
+            progress.running
+            and self._last == last
+            and (progress.timed > self._timed or time.monotonic() - last >= self.silence)
+        ):
             doing = ", ".join(
-                f"{_name(progress, folder)} {_doing(state)}" for folder, state in progress.running.items()
+                f"{_name(progress, folder)}: {_doing(state)}" for folder, state in progress.running.items()
             )
             self._print(f"{self._count(progress)}  {doing}{_left(progress)}")
+        self._timed = progress.timed
 
     def _print(self, line: str) -> None:
         self._last = time.monotonic()

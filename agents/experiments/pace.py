@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import NamedTuple
 
+SOON = 2.0  # seconds of steps from which the pace of a run is told: the first ones may be slower
+
 
 class State(NamedTuple):
     """What a run is doing, as its folder says."""
@@ -50,7 +52,7 @@ class Watched:
         if self.first is None:
             self.first = now, state.step
         time, step = self.first
-        if state.step > step:
+        if state.step > step and now - time >= SOON:
             self.learned = now + (state.of - state.step) * (now - time) / (state.step - step)
 
 

@@ -59,6 +59,11 @@ class Progress:
         """How long it will take from now on, as far as can be told; None before anything is known."""
         return self._pace.left([self.specs[folder].label for folder in self.waiting], self.jobs, time.monotonic())
 
+    @property
+    def timed(self) -> int:
+        """Number of models of which it is known how long their runs take."""
+        return len(self._pace.expected(time.monotonic()))
+
     def begin(self, folder: Path) -> None:
         """Count a run as begun."""
         spec = self.specs[folder]

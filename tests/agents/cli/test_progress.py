@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 
 import pytest
 from rich.console import Console
@@ -40,7 +41,7 @@ def test_without_a_terminal_there_is_a_plan_a_line_for_each_end_and_one_in_every
     progress.begin(folders[0])
     write_json(folders[0] / NOW, {"doing": "learning", "step": 3, "of": 60})
     progress.look()
-    assert said(display, progress) == ["0:00  0/4  mle, seed 0 3 of 60"]
+    assert said(display, progress) == ["0:00  0/4  mle, seed 0: 3 of 60"]
     progress.end(folders[0], None)
     assert said(display, progress, progress) == ["0:00  1/4  mle, seed 0; about 0:00 left (1 model not timed yet)"]
     progress.begin(folders[1])
@@ -50,6 +51,23 @@ def test_without_a_terminal_there_is_a_plan_a_line_for_each_end_and_one_in_every
     display.silence = 60.0
     progress.begin(folders[2])
     assert said(display, progress) == []
+
+
+def test_the_first_steps_of_a_model_tell_at_once_how_long_it_takes(folders, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    display = Display(Console(file=io.StringIO(), width=60))
+    progress = Progress(folders)
+    said(display, progress)
+    progress.begin(folders[0])
+    found = []
+    for step in range(1, 6):
+        write_json(folders[0] / NOW, {"doing": "learning", "step": step, "of": 61})
+        progress.look()
+        found += said(display, progress)
+        now += 1
+    # Two seconds of steps at one a second, 58 of which are left; then each run of mle takes 60, and so may seqgan.
+    assert found == ["0:02  0/4  mle, seed 0: 3 of 61; about 3:58 left (1 model not timed yet)"]
 
 
 def test_what_finished_before_tells_how_long_the_rest_takes(folders):

@@ -9,9 +9,10 @@ def test_nothing_is_expected_before_anything_was_seen():
     pace = Pace()
     assert pace.left(["mle", "seqgan"], 2, now=0.0) is None
     pace.begin("mle", 0, now=0.0)
-    for state in (State("starting"), State("learning", 3, 10)):  # one step is no pace
-        pace.running["mle", 0].see(state, now=5.0)
-        assert pace.left(["seqgan"], 2, now=5.0) is None
+    # Neither one step is a pace, nor are the steps of half a second.
+    for state, now in [(State("starting"), 4.0), (State("learning", 3, 10), 5.0), (State("learning", 4, 10), 5.5)]:
+        pace.running["mle", 0].see(state, now)
+        assert pace.left(["seqgan"], 2, now) is None
 
 
 def test_the_first_steps_tell_how_long_a_run_takes():
