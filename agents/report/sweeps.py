@@ -10,6 +10,7 @@ from typing import NamedTuple
 from agents.report.columns import column_of
 from agents.report.run_files import Results
 
+ROUNDING = 1e-9  # in steps: an end of the range that is a round number is one of them
 PLANES = [("nll_oracle", "nll_test"), ("bleu4", "self_bleu4")]  # quality and diversity
 
 
@@ -74,13 +75,15 @@ def round_numbers(lowest: float, highest: float) -> list[float]:
 
     >>> round_numbers(5.6, 8.3), round_numbers(0.31, 0.52), round_numbers(2.0, 2.0)
     ([6.0, 6.5, 7.0, 7.5, 8.0], [0.35, 0.4, 0.45, 0.5], [2.0])
+    >>> round_numbers(1.4, 1.525)
+    [1.4, 1.425, 1.45, 1.475, 1.5, 1.525]
     """
     found = [highest]
     for intervals in (5, 6, 7, 8) if highest > lowest else ():
         least = (highest - lowest) / intervals
         power = 10.0 ** math.floor(math.log10(least))
         step = next(multiple * power for multiple in (1, 2, 2.5, 5, 10) if multiple * power >= least)
-        ticks = range(math.ceil(lowest / step), math.floor(highest / step) + 1)
+        ticks = range(math.ceil(lowest / step - ROUNDING), math.floor(highest / step + ROUNDING) + 1)
         found = [round(tick * step, 6) for tick in ticks] or found
         if len(found) >= 4:
             break
