@@ -81,6 +81,8 @@ class Same:
         self.scalars, self.twins = (
             [gym.make("TextGen-v0", **settings).unwrapped for _ in range(self.n)] for _ in range(2)
         )
+        for env in (self.vector, self.vector_twin, *self.scalars, *self.twins):
+            env.np_random = np.random.default_rng(0)
         self.keys = None
 
     def call(self, name, of_vector, of_scalars):
