@@ -123,9 +123,11 @@ def test_stable_baselines3(form, tmp_path, recwarn):
 
 
 def test_stable_baselines3s_videos(tmp_path, recwarn):
-    pytest.importorskip("moviepy")
     options = {"task": TASK, "reward": "random", "render_mode": "rgb_array", "autoreset_mode": "SameStep"}
     envs = TextGenVecEnv(gym.make_vec("TextGen-v0", num_envs=2, **options))
+    envs.reset()
+    assert [image.shape for image in envs.get_images()] == [(240, 640, 3)] * 2
+    pytest.importorskip("moviepy")
     recorder = VecVideoRecorder(envs, str(tmp_path), record_video_trigger=lambda step: step == 0, video_length=3)
     recorder.reset()
     for _ in range(4):
