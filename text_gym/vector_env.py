@@ -66,8 +66,8 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
     Observations, rewards and infos equal those of Gymnasium's `SyncVectorEnv` over scalar
     environments, token for token. With a seed, environment i samples the same prompts as a scalar
     environment that is reset with seed + i. The options of reset() take one value for all
-    environments, or a list with one for each (a flat list of ids is one prefix or prompt). The
-    arrays of infos are read-only; where all environments have the same action mask, it is a view of
+    environments, or a list with one for each (a flat list of ids is one prefix or prompt). Arrays
+    of infos may be read-only; where all environments have the same action mask, it is a view of
     one row.
 
     If a reward or a constraint fails during a step, all episodes are over without a result, and
@@ -297,10 +297,8 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
         self._started = True
         if self.render_mode == "rgb_array":
             self._describe(results, rewards)
-        if results is None:
-            infos = self._quiet | final | {"reward_terms": self._quiet["reward_terms"].copy()}
-        else:
-            infos = _paired({"action_mask": self._mask, **results}, self._all)
+        infos = self._quiet | (results or {}) | final
+        infos["reward_terms"] = self._quiet["reward_terms"] | (results["reward_terms"] if results else {})
         infos["action_mask"] = self._mask
         truncated = np.zeros(self.num_envs, dtype=np.bool_)
         return self._observe(episodes.tokens, episodes.prompts), rewards, done, truncated, infos
