@@ -5,6 +5,7 @@ This module imports torch. `import text_gym` does not import it.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cache, lru_cache
@@ -26,14 +27,18 @@ State: TypeAlias = "Tensor | tuple[State, ...]"
 
 
 @cache
-def keep_freed_memory() -> None:
-    """Let the C library of Linux keep large freed blocks for the next step, in the whole process.
+def tune_memory() -> None:
+    """Set, for the whole process, what memory is kept for the next step and what is not.
 
-    Otherwise it returns them to the system, and clearing their pages anew in every step takes as long as half of the
-    arithmetic. Freeing one block raises the size from which it does so (`man mallopt`, M_MMAP_THRESHOLD). The block is
-    never written, so it costs nothing.
+    The C library of Linux keeps large freed blocks. Otherwise it returns them to the system, and clearing their pages
+    anew in every step takes as long as half of the arithmetic. Freeing one block raises the size from which it does so
+    (`man mallopt`, M_MMAP_THRESHOLD). The block is never written, so it costs nothing.
+
+    oneDNN, which runs LSTMs on a CPU, keeps few kernels. It makes one for every shape, and batches of sequences have
+    many; it would keep 1,024. It reads the number when the first one is made.
     """
     torch.empty(30 << 20, dtype=torch.uint8)
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
 class LanguageModel(nn.Module, ABC):

@@ -19,7 +19,7 @@ from agents.bench.memory import resident_bytes
 from agents.common.losses import weighted_nll
 from agents.common.rollouts import rollout_values, score_sequences
 from agents.networks.discriminators import CNN, Discriminator, DiscriminatorSettings
-from text_gym.language_model import LSTM, generate, keep_freed_memory
+from text_gym.language_model import LSTM, generate, tune_memory
 from text_gym.tasks import Task, make_task
 
 SIZE = 5000  # of the vocabulary
@@ -57,7 +57,7 @@ class Result(NamedTuple):
 
 def measure(seconds_of: Callable[[Work], float]) -> list[Result]:
     """Measure all parts; `seconds_of` runs a work a few times, and returns its shortest time."""
-    keep_freed_memory()
+    tune_memory()
     results = []
     for name, part in PARTS.items():
         times = []
@@ -72,7 +72,7 @@ def measure(seconds_of: Callable[[Work], float]) -> list[Result]:
 def peak_memory(name: str, whose: str) -> float:
     """Return the peak memory of a work in MiB, above that of the process before it; call it in a new process."""
     part = PARTS[name]
-    keep_freed_memory()
+    tune_memory()
     _load_libraries()
     work, _ = part.ours() if whose == "ours" else part.textbook()
     if DEVICE.type == "cuda":

@@ -51,7 +51,7 @@ from agents.common.training import Callback, alone_in, as_callback, stop_on_inte
 from agents.networks.policies import LogitMask, Restricted, Tempered, architecture_of
 from text_gym.arrays import AnyArray, FloatArray, IntArray
 from text_gym.errors import OptionError, TrainingError
-from text_gym.language_model import Drawn, LanguageModel, Sampling, draw_tokens, generate, keep_freed_memory
+from text_gym.language_model import Drawn, LanguageModel, Sampling, draw_tokens, generate, tune_memory
 from text_gym.rules import Rules
 from text_gym.sequences import Batch, Example, make_batch
 from text_gym.tasks.task import Task
@@ -157,7 +157,7 @@ class Agent(ABC, Generic[S]):
         if seed is None and resumed is not None:
             seed = read_state(resumed, self.name).get("seed")
         self.seed = secrets.randbits(31) if seed is None else whole_number("seed", seed, least=0)
-        keep_freed_memory()
+        tune_memory()
         self.env = env
         self.rules: Rules = rules_of(env)
         self.task = self.rules.task

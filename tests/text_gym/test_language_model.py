@@ -2,12 +2,14 @@
 
 import itertools
 import math
+import platform
 
 import numpy as np
 import pytest
 import torch
 
 from tests.helpers.models import assert_counts_fit, probability, seeded, small_model, smallest_nucleus
+from tests.helpers.programs import run
 from text_gym.errors import OptionError
 from text_gym.language_model import (
     WHOLE_SOFTMAX,
@@ -224,3 +226,26 @@ def test_a_model_that_lacks_a_method_cannot_be_created(method):
 def test_the_mask_of_what_was_drawn():
     drawn = Drawn(torch.tensor([[1, 0, 5], [0, 5, 5], [1, 1, 1]]), torch.tensor([2, 1, 3]), torch.zeros(3, 3))
     assert drawn.valid_mask.tolist() == [[True, True, False], [True, False, False], [True, True, True]]
+
+
+SHAPES = """
+import ctypes, torch
+from text_gym.language_model import tune_memory
+tune_memory()
+fields = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+info = type("mallinfo2", (ctypes.Structure,), {"_fields_": [(name, ctypes.c_size_t) for name in fields]})
+mallinfo = ctypes.CDLL(None).mallinfo2
+mallinfo.restype = info
+lstm, used = torch.nn.LSTM(32, 64, batch_first=True), []
+with torch.no_grad():
+    for n in range(1, 401):
+        lstm(torch.zeros(n, 5, 32))
+        used.append(mallinfo().uordblks)
+print((used[-1] - used[0]) / 2**20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="counts what glibc has given out")
+def test_memory_does_not_grow_with_every_new_shape_of_a_batch():
+    """64 MiB without a bound, on a CPU where oneDNN runs LSTMs."""
+    assert float(run(SHAPES)) < 20

@@ -90,9 +90,9 @@ class Oracle:
         """The weights as a `text_gym.language_model.LSTM`, frozen."""
         import torch
 
-        from text_gym.language_model import LSTM, keep_freed_memory
+        from text_gym.language_model import LSTM, tune_memory
 
-        keep_freed_memory()
+        tune_memory()
         model = LSTM(self.vocab_size, self.embedding, self.hidden)
         gates = "ifco"  # torch's order
         arrays = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in self.parameters.items()}
