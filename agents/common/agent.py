@@ -653,6 +653,7 @@ class Agent(ABC, Generic[S]):
         return agent
 
     def _restore(self, folder: Path) -> None:
+        version = version_of(folder)  # before it is read: a run that is under way may replace it
         saved = load_checkpoint(folder, self.name, self.device)
         ours = {"settings": as_json(self.settings), "seed": self.seed, "task": self._described_task()}
         theirs = dict(saved.state)
@@ -674,14 +675,15 @@ class Agent(ABC, Generic[S]):
         try:
             self.restore_trained_numbers(saved.state["trained"])
             unpack_parts(self.trained_parts(), saved.tensors, saved.state["optimizers"])
-        except (KeyError, RuntimeError, TypeError, ValueError) as problem:
+            self.cost |= {name: float(value) for name, value in saved.state.get("cost", {}).items()}
+            rows = saved.state.get("log_rows", {})
+            self._log_rows = {name: whole_number(name, count, least=0) for name, count in rows.items()}
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as problem:
             raise CheckpointError(f"the checkpoint in {folder} is damaged: {problem}") from problem
         self.steps_done = saved.step
         self.finished = bool(saved.state.get("finished"))
-        self.cost |= saved.state.get("cost", {})
-        self._log_rows = saved.state.get("log_rows", {})
         if folder == self.folder:
-            self._version = version_of(folder)
+            self._version = version
         self._reseed_sampler(Stream.SAMPLING)
 
     def _frozen_digest(self) -> str | None:

@@ -14,9 +14,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -28,6 +28,7 @@ from text_gym.files import read_json, replace_file
 
 FORMAT = "text_gym checkpoint 2"
 NAME = re.compile(r"step-\d+(-again)?")  # of a folder with a checkpoint
+T = TypeVar("T")
 Json = dict[str, Any]
 """An object of JSON."""
 
@@ -77,7 +78,11 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
 
 def load_checkpoint(folder: str | Path, kind: str, device: str | torch.device = "cpu") -> Checkpoint:
     """The newest checkpoint of a folder, which must be one of an agent of this kind."""
-    path, header = _find(Path(folder), kind)
+    return _unless_replaced(folder, lambda: _load(Path(folder), kind, device))
+
+
+def _load(folder: Path, kind: str, device: str | torch.device) -> Checkpoint:
+    path, header = _find(folder, kind)
     try:
         tensors = load_file(path / "tensors.safetensors", device=str(device))
         for key, tensor in tensors.items():
@@ -90,7 +95,7 @@ def load_checkpoint(folder: str | Path, kind: str, device: str | torch.device = 
 
 def read_state(folder: str | Path, kind: str) -> Json:
     """What JSON holds of the newest checkpoint, without its tensors."""
-    state = _find(Path(folder), kind)[1].get("state")
+    state = _unless_replaced(folder, lambda: _find(Path(folder), kind))[1].get("state")
     return state if isinstance(state, dict) else {}
 
 
@@ -114,10 +119,23 @@ def has_checkpoint(folder: str | Path) -> bool:
 
 def version_of(folder: str | Path) -> object:
     """Return something that is equal as long as nobody saves a checkpoint in the folder; None if there is none."""
-    if not has_checkpoint(folder):
+    try:
+        status = (Path(folder) / "latest.json").stat()
+    except OSError:
         return None
-    path = Path(folder) / "latest.json"
-    return path.stat().st_mtime_ns, path.read_bytes()
+    return status.st_ino, status.st_mtime_ns
+
+
+def _unless_replaced(folder: str | Path, read: Callable[[], T]) -> T:
+    """Read a checkpoint, and read the next one if a run that is under way has replaced it meanwhile."""
+    for _ in range(100):
+        version = version_of(folder)
+        try:
+            return read()
+        except CheckpointError:
+            if version_of(folder) == version:
+                raise
+    return read()
 
 
 def _newest(folder: Path) -> str | None:

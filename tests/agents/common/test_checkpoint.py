@@ -1,6 +1,8 @@
 """Checkpoints: whole at every moment, and refused when they are not."""
 
+import itertools
 import json
+import threading
 
 import gymnasium as gym
 import pytest
@@ -15,6 +17,7 @@ from agents.common.checkpoint import (
     has_checkpoint,
     load_checkpoint,
     pack_optimizer,
+    read_state,
     save_checkpoint,
     unpack_optimizer,
 )
@@ -187,3 +190,40 @@ def test_a_run_that_dies_between_slow_savings_goes_on_from_the_last_one(tmp_path
     again.learn(5)
     for mine, theirs in zip(again.policy.parameters(), whole.policy.parameters(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+def test_a_checkpoint_is_read_while_a_run_replaces_it(tmp_path):
+    """Whole and of one step, as `text-gym sample` reads a run that is under way."""
+    stop = threading.Event()
+
+    def write():
+        for step in itertools.count(1):
+            if stop.is_set():
+                return
+            save_checkpoint(tmp_path, Checkpoint("mine", step, {"step": step}, {"x": torch.full((9,), float(step))}))
+
+    save_checkpoint(tmp_path, Checkpoint("mine", 0, {"step": 0}, {"x": torch.zeros(9)}))
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(200):
+            found = load_checkpoint(tmp_path, "mine")
+            assert found.state == {"step": found.step}
+            assert (found.tensors["x"] == found.step).all()
+            read_state(tmp_path, "mine")
+    finally:
+        stop.set()
+        writer.join()
+    assert found.step > 0
+
+
+@pytest.mark.parametrize("rows", [[1], {"progress.csv": -1}, {"progress.csv": "many"}, 7])
+def test_a_damaged_number_of_rows_is_told(rows, tmp_path):
+    env = gym.make("TextGen-v0", task="oracle(vocab_size=9, max_length=4, train_size=64, valid_size=9)")
+    MLE(env, seed=0, folder=tmp_path, progress=False, hidden=4, embedding=4).learn(1)
+    path = tmp_path / json.loads((tmp_path / "latest.json").read_text())["name"] / "state.json"
+    saved = json.loads(path.read_text())
+    saved["state"]["log_rows"] = rows
+    path.write_text(json.dumps(saved))
+    with pytest.raises(CheckpointError, match="damaged"):
+        MLE(env, folder=tmp_path, progress=False, hidden=4, embedding=4)
