@@ -79,7 +79,7 @@ def test_a_critic_learns_the_value_of_every_prefix():
     for unit, shift in ((1, 0), (1e4, -1e5)):
         agent = tiny_agent(baseline="critic", rollouts=0, batch_size=500, critic_learning_rate=2e-2)
         agent.critic.network.load_state_dict(critic_of(width=5).network.state_dict())
-        for batch in range(400):
+        for batch in range(240):
             drawn, values = agent.sample_and_value(500, seeded(batch), None)
             agent.advantages(drawn, shift + unit * values, None)
         tokens = padded(SEQUENCES)
