@@ -11,6 +11,7 @@ import sys
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
@@ -22,7 +23,7 @@ from stable_baselines3.common.logger import (
     filter_excluded_keys,
 )
 
-from text_gym.errors import DependencyError, OptionError
+from text_gym.errors import DataError, DependencyError, OptionError
 from text_gym.files import replace_file
 from text_gym.validation import suggest
 
@@ -57,11 +58,16 @@ def open_logger(folder: Path | None, kinds: Sequence[str], rows: Mapping[str, in
     if folder is None:
         return Logger(None, [HumanOutputFormat(sys.stdout) for kind in kinds if kind == "stdout"])
     writers: list[KVWriter] = []
-    for kind in kinds:
-        if kind in WRITERS:
-            writers.append(WRITERS[kind](folder, rows))
-        else:
-            writers.append(_TextLog(folder / "log.txt") if kind == "log" else HumanOutputFormat(sys.stdout))
+    try:
+        for kind in kinds:
+            if kind in WRITERS:
+                writers.append(WRITERS[kind](folder, rows))
+            else:
+                writers.append(_TextLog(folder / "log.txt") if kind == "log" else HumanOutputFormat(sys.stdout))
+    except BaseException:
+        for writer in writers:
+            writer.close()
+        raise
     return Logger(str(folder), writers)
 
 
@@ -129,9 +135,9 @@ class CSV(RowWriter):
 
     def __init__(self, folder: Path, rows: Mapping[str, int]) -> None:
         """Read the names of the columns."""
+        path = folder / self.name
+        self.columns = next(iter(_table(path, 1)), []) if path.exists() else []
         super().__init__(folder, rows)
-        with self.path.open(encoding="utf-8", newline="") as file:
-            self.columns = next(csv.reader(file), [])
 
     def append(self, row: Mapping[str, object], step: int) -> None:
         """Append a line."""
@@ -140,8 +146,7 @@ class CSV(RowWriter):
         self.file.write(_line(row.get(name) for name in self.columns))
 
     def _add(self, names: list[str]) -> None:
-        with self.path.open(encoding="utf-8", newline="") as file:
-            lines = list(csv.reader(file))[1:]
+        lines = _table(self.path)[1:]
         self.rows = 1 + len(lines)
         self.columns += names
         self.file.close()
@@ -149,6 +154,15 @@ class CSV(RowWriter):
             table.write(_line(self.columns))
             table.writelines(_line([*line, *[None] * len(names)]) for line in lines)
         self.file = self.path.open("ab")
+
+
+def _table(path: Path, most: int | None = None) -> list[list[str]]:
+    """Read the lines of a table, or the first of them."""
+    try:
+        with path.open(encoding="utf-8", errors="replace", newline="") as file:
+            return list(islice(csv.reader(file), most))
+    except csv.Error as problem:
+        raise DataError(f"{path} is damaged: {problem}; move it away, and the run goes on with a new one") from problem
 
 
 def _line(values: Iterable[object]) -> bytes:
@@ -168,7 +182,7 @@ class TensorBoard(RowWriter):
     name = EVENTS
 
     def __init__(self, folder: Path, rows: Mapping[str, int]) -> None:
-        """Begin a new file with its version."""
+        """Open the file; its first event is its version."""
         from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
         from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
         from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
@@ -176,12 +190,12 @@ class TensorBoard(RowWriter):
         super().__init__(folder, rows)
         self._event, self._summary = Event, Summary
         self._records = RecordWriter(self.file)
-        if not self.rows:
-            self._records.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
-            self.rows = 1
 
     def append(self, row: Mapping[str, object], step: int) -> None:
         """Append an event."""
+        if not self.rows:
+            self._records.write(self._event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+            self.rows = 1
         numbers = [(name, float(value)) for name, value in row.items() if isinstance(value, int | float)]
         values = [self._summary.Value(tag=name, simple_value=value) for name, value in numbers]
         event = self._event(wall_time=time.time(), step=step, summary=self._summary(value=values))

@@ -1,6 +1,7 @@
 """Files of metrics: one of each kind, with one row a step, however often a run is stopped."""
 
 import csv
+import gc
 import json
 import math
 import threading
@@ -16,7 +17,7 @@ from agents.common.checkpoint import CheckpointError
 from agents.common.logs import keep_rows, open_logger, rows_of
 from agents.mle import MLE
 from tests.helpers.programs import Program
-from text_gym.errors import OptionError
+from text_gym.errors import DataError, OptionError
 from text_gym.language_model import LSTM
 
 KINDS = ("csv", "json", "tensorboard")
@@ -184,3 +185,26 @@ def test_an_agent_that_others_have_overtaken_is_refused(env, tmp_path):
         late.learn(1)
     assert agent_in(tmp_path, env).learn().steps_done == 6
     check_whole(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: (folder / "events.out.tfevents.0").mkdir(), "directory"),
+        (lambda folder: (folder / "progress.csv").write_bytes(b"a" * 200_000 + b"\n"), "move it away"),
+    ],
+)
+def test_a_log_that_cannot_be_written_is_told_and_leaves_no_file_open(damage, said, tmp_path):
+    damage(tmp_path)
+    with pytest.raises((OSError, DataError), match=said):
+        open_logger(tmp_path, ("json", "csv", "tensorboard"), {})
+    gc.collect()  # a file that is still open would be a warning, which is an error here
+
+
+def test_a_table_in_another_encoding_goes_on(tmp_path):
+    (tmp_path / "progress.csv").write_bytes(b"caf\xe9\n1\n")
+    logger = open_logger(tmp_path, ("csv",), {"progress.csv": 2})
+    logger.record("b", 2)
+    logger.dump(1)
+    logger.close()
+    assert (tmp_path / "progress.csv").read_text(encoding="utf-8") == "caf\ufffd,b\n1,\n,2\n"
