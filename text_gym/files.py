@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,6 +47,21 @@ def read_json(path: Path) -> Any:
         if isinstance(problem, DataError):
             raise
         raise DataError(f"cannot read {path}: {problem}") from problem
+    return content
+
+
+def worded(content: object) -> object:
+    """Replace the numbers that JSON lacks by words, at any depth.
+
+    >>> worded({"a": [1.0, float("nan")], "b": float("-inf")})
+    {'a': [1.0, 'nan'], 'b': '-inf'}
+    """
+    if isinstance(content, float) and not math.isfinite(content):
+        return str(content)
+    if isinstance(content, Mapping):
+        return {key: worded(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [worded(value) for value in content]
     return content
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import struct
 import sys
 import time
@@ -24,7 +23,7 @@ from stable_baselines3.common.logger import (
 )
 
 from text_gym.errors import DataError, DependencyError, OptionError
-from text_gym.files import replace_file
+from text_gym.files import replace_file, worded
 from text_gym.validation import suggest
 
 LOGS = ("csv", "json", "stdout", "log", "tensorboard")
@@ -106,6 +105,11 @@ class RowWriter(KVWriter):
             raise FormatUnsupportedError([self.kind], type(value).__name__)
         return value
 
+    @staticmethod
+    def split(content: bytes) -> list[bytes]:
+        """Split the content of a file into its whole rows."""
+        return [row for row in content.splitlines(keepends=True) if row.endswith(b"\n")]
+
     @abstractmethod
     def append(self, row: Mapping[str, object], step: int) -> None:
         """Append a row."""
@@ -123,8 +127,7 @@ class JSONLines(RowWriter):
 
     def append(self, row: Mapping[str, object], step: int) -> None:
         """Append a line."""
-        finite = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        self.file.write((json.dumps(finite, allow_nan=False) + "\n").encode())
+        self.file.write((json.dumps(worded(row), allow_nan=False) + "\n").encode())
 
 
 class CSV(RowWriter):
@@ -191,6 +194,18 @@ class TensorBoard(RowWriter):
         self._event, self._summary = Event, Summary
         self._records = RecordWriter(self.file)
 
+    @staticmethod
+    def split(content: bytes) -> list[bytes]:
+        """Split the content of a file into its whole events."""
+        events, begin = [], 0
+        while begin + 8 <= len(content):
+            end = begin + 8 + 4 + struct.unpack_from("<Q", content, begin)[0] + 4  # length, checksum, data, checksum
+            if end > len(content):
+                break
+            events.append(content[begin:end])
+            begin = end
+        return events
+
     def append(self, row: Mapping[str, object], step: int) -> None:
         """Append an event."""
         if not self.rows:
@@ -231,24 +246,9 @@ def keep_rows(folder: Path, wanted: Mapping[str, int]) -> dict[str, int]:
     for writer in WRITERS.values():
         path = folder / writer.name
         if path.exists():
-            kept = _rows(path)[: wanted.get(writer.name)]
+            kept = writer.split(path.read_bytes())[: wanted.get(writer.name)]
             if sum(map(len, kept)) < path.stat().st_size:
                 with replace_file(path) as file:
                     file.writelines(kept)
             counts[writer.name] = len(kept)
     return counts
-
-
-def _rows(path: Path) -> list[bytes]:
-    """Split a file of metrics into its whole rows."""
-    content = path.read_bytes()
-    if path.name != EVENTS:
-        return [row for row in content.splitlines(keepends=True) if row.endswith(b"\n")]
-    rows, begin = [], 0
-    while begin + 8 <= len(content):
-        end = begin + 8 + 4 + struct.unpack_from("<Q", content, begin)[0] + 4  # length, its checksum, data, checksum
-        if end > len(content):
-            break
-        rows.append(content[begin:end])
-        begin = end
-    return rows

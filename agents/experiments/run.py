@@ -42,16 +42,16 @@ from agents.common.settings import as_json
 from agents.experiments.metrics import Metrics
 from agents.experiments.recipes import PlainAgent, find_agent
 from agents.experiments.settings import INPUTS, RunSpec
-from agents.report.run_files import ERROR, NOW, OLD_RUN, RESULTS, RUN, SAMPLES, read_log, step_of
+from agents.report.run_files import ERROR, LOG, NOW, OLD_RUN, RESULTS, RUN, SAMPLES, read_log, step_of
 from text_gym.errors import DataError, OptionError, TextGymError
-from text_gym.files import read_json, replace_file
+from text_gym.files import read_json, replace_file, worded
 from text_gym.rewards import Scorer
 from text_gym.tasks import find_task, make_task
 
 # What changes nothing in the results.
 WORDS_ALONE = {"order", "baseline", "controls_for", "trivial", "words", "command", "begins_with"}
 # What a folder may have before anything was learned in it; of the log it depends on what it says.
-BEFORE = (".lock", RUN, ERROR, NOW, "output.txt", "events.out.tfevents*", "progress.json", "*.part")
+BEFORE = (".lock", RUN, ERROR, NOW, "output.txt", "events.out.tfevents*", LOG, "*.part")
 PACKAGES = ("torch", "numpy", "gymnasium", "stable-baselines3")
 
 
@@ -62,7 +62,7 @@ def prepare_run(folder: Path, spec: RunSpec) -> None:
         spec = replace(spec, command=RunSpec.read(folder).command)  # what it was made with
     folder.mkdir(parents=True, exist_ok=True)
     if not _begun(folder):
-        (folder / "progress.json").unlink(missing_ok=True)  # perhaps of other settings, that failed at once
+        (folder / LOG).unlink(missing_ok=True)  # perhaps of other settings, that failed at once
     write_json(folder / RUN, spec.as_json())
 
 
@@ -291,16 +291,4 @@ def hardware() -> str:
 def write_json(path: Path, content: object) -> None:
     """Write a JSON file whole; numbers that JSON lacks become words."""
     with replace_file(path) as file:
-        file.write(json.dumps(_worded(content), indent=1, ensure_ascii=False, allow_nan=False).encode())
-
-
-def _worded(content: object) -> object:
-    if isinstance(content, float) and content in (float("inf"), float("-inf")):
-        return "inf" if content > 0 else "-inf"
-    if isinstance(content, float) and content != content:
-        return "nan"
-    if isinstance(content, Mapping):
-        return {key: _worded(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_worded(value) for value in content]
-    return content
+        file.write(json.dumps(worded(content), indent=1, ensure_ascii=False, allow_nan=False).encode())

@@ -114,13 +114,14 @@ def test_json_lines_are_json_and_text_stays_on_its_line(tmp_path):
     logger.record("b", -math.inf)
     logger.record("c", 'two\nlines, "quoted"')
     logger.record("hidden", 1.0, exclude=("json", "csv"))
+    logger.record("d", np.array([1.0, np.nan]), exclude=("csv",))
     logger.dump(1)
     counted = rows_of(logger)
     logger.close()
     (row,) = [
         json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "progress.json").read_text().splitlines()
     ]
-    assert row == {"a": "nan", "b": "-inf", "c": 'two\nlines, "quoted"'}
+    assert row == {"a": "nan", "b": "-inf", "c": 'two\nlines, "quoted"', "d": [1.0, "nan"]}
     with (tmp_path / "progress.csv").open(newline="") as file:
         assert list(csv.reader(file)) == [["a", "b", "c"], ["nan", "-inf", 'two lines, "quoted"']]
     assert keep_rows(tmp_path, {}) == counted == {"progress.csv": 2, "progress.json": 1, "events.out.tfevents.0": 2}
