@@ -5,6 +5,7 @@ import os
 import runpy
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from agents.experiments.workers import PRELOADED
@@ -36,6 +37,14 @@ class Program:
         """The exit code; None while it runs."""
         return self._process.exitcode
 
+    def until(self, ready, seconds=60):
+        """Let it run until something is ready, before which it must not end."""
+        end = time.monotonic() + seconds
+        while not ready():
+            assert self.poll() is None, (self.wait(), self.errors)
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
     def kill(self):
         self._process.kill()
         self.wait()
@@ -59,7 +68,8 @@ def run(program, *arguments, cwd=None):
 def _run(program, arguments, cwd, environment, output, errors):
     os.environ.clear()
     os.environ.update(environment)
-    os.chdir(cwd or os.getcwd())
+    if cwd is not None:
+        os.chdir(cwd)
     for path, stream in ((output, sys.stdout), (errors, sys.stderr)):
         with path.open("wb") as file:
             os.dup2(file.fileno(), stream.fileno())

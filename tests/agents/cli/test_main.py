@@ -782,9 +782,7 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(tmp_path, command):
     if command == "compare":
         return  # test_comparison.py goes on
     again = Program("import sys; from agents.cli.main import main; main(sys.argv[1:])", *arguments, cwd=tmp_path)
-    while steps() <= before + 1:
-        assert again.poll() is None, again.wait()
-        time.sleep(0.05)
+    again.until(lambda: steps() > before + 1)
     again.kill()
 
 

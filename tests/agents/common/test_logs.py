@@ -5,7 +5,6 @@ import gc
 import json
 import math
 import threading
-import time
 
 import gymnasium as gym
 import numpy as np
@@ -163,9 +162,7 @@ MLE(env, seed=0, folder=sys.argv[1], progress=False, early_stopping=False).learn
 
 def test_a_second_process_that_learns_in_the_folder_is_refused(env, tmp_path):
     program = Program(PROGRAM, tmp_path)
-    while not (tmp_path / "latest.json").exists():
-        assert program.poll() is None
-        time.sleep(0.01)
+    program.until(lambda: (tmp_path / "latest.json").exists())
     try:
         with pytest.raises(OptionError, match="another run is at work in"):
             MLE(env, seed=0, folder=tmp_path, progress=False, early_stopping=False).learn(1)

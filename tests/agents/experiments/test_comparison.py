@@ -317,20 +317,12 @@ if __name__ == "__main__":
 """
 
 
-def _wait_for(what, process, seconds=60):
-    end = time.monotonic() + seconds
-    while not what():
-        assert process.poll() is None, process.wait()
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 def test_a_killed_comparison_goes_on_and_comes_to_the_same(tmp_path, write):
     program = write("program.py", PROGRAM)
     out, other = tmp_path / "killed", tmp_path / "whole"
     process = Program(program, out)
     run = out / "seqgan" / "seed-0"
-    _wait_for(lambda: any(row.get("time/step", 0) >= 5 for row in read_log(run)), process)
+    process.until(lambda: any(row.get("time/step", 0) >= 5 for row in read_log(run)))
     process.kill()
     rows = -1
     while rows != (rows := len(read_log(run))):  # its workers end with it
@@ -349,7 +341,7 @@ def test_a_killed_comparison_goes_on_and_comes_to_the_same(tmp_path, write):
 def test_two_comparisons_into_one_folder_at_once_are_refused(tmp_path, write):
     process = Program(write("program.py", PROGRAM), tmp_path / "out")
     try:
-        _wait_for(lambda: (tmp_path / "out" / "mle" / "seed-0" / "run.json").exists(), process)
+        process.until(lambda: (tmp_path / "out" / "mle" / "seed-0" / "run.json").exists())
         with pytest.raises(OptionError, match="another run is at work in"):
             compare(small(tmp_path / "out"))
     finally:
