@@ -17,7 +17,7 @@ test: $(DEV)
 	$(BIN)/python -m pytest -m "not slow" -n 2
 
 slow: $(DEV)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 # Random kills, hostile arguments and damaged files: ten minutes of them, or SECONDS for each test.
 fuzz: SECONDS ?= 85

@@ -74,6 +74,8 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
     for other in folder.glob("step-*"):
         if other.name != name:
             shutil.rmtree(other, ignore_errors=True)
+    for part in folder.glob("latest.json.*.part"):  # of a run that was killed while replacing it
+        part.unlink(missing_ok=True)
 
 
 def load_checkpoint(folder: str | Path, kind: str, device: str | torch.device = "cpu") -> Checkpoint:

@@ -105,6 +105,7 @@ def test_a_run_of_another_kind_is_not_written_over(tmp_path):
     with pytest.raises(CheckpointError, match="holds a run of 'mle'"):
         save_checkpoint(tmp_path, some()._replace(kind="reinforce"))
     (tmp_path / "step-000099").mkdir()
+    (tmp_path / "latest.json.01234567.part").touch()
     save_checkpoint(tmp_path, some(2))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest.json", "step-000002"]
 
