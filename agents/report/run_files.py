@@ -1,15 +1,15 @@
-"""The files of runs and comparisons: the one place that reports take their numbers from.
+"""Files of run folders and comparisons. Reports take every number from these files.
 
-    runs/table1/<label>/seed-<k>/       a run: one model, one seed
-        run.json         what was to be run: label, kind, seed, agent, task, preset, options, controls_for, ...
-        results.json     figures, sweep over temperatures, versions; absent until the run is done
-        samples.json     a few sequences with their rewards, credits and nearest training sequences
-        progress.json    metrics, one JSON object a line
-        error.txt        why it failed, if it did
-        latest.json      and the checkpoint that it names
+    runs/table1/<label>/seed-<k>/       a run: one agent, one seed
+        run.json         specification of the run: label, kind, seed, agent, task, preset, options, controls_for, ...
+        results.json     metrics, temperature sweep, versions; absent until the run has finished
+        samples.json     a few samples with their rewards, values and nearest training sequences
+        progress.json    training log: one JSON object per line
+        error.txt        traceback, if the run failed
+        latest.json      name of the latest checkpoint, which lies beside it
 
-Numbers that JSON lacks are written as "inf" and "-inf". Whatever these files hold is checked when it is read: a file
-that is damaged is a `DataError` that names it.
+JSON has no infinity, so infinite numbers are stored as the strings "inf" and "-inf". Reading a file checks the types of
+its values; a damaged file raises a `DataError` that names the file.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from text_gym.errors import DataError
 from text_gym.files import read_json, replace_file
 
 RUN, RESULTS, SAMPLES, ERROR = "run.json", "results.json", "samples.json", "error.txt"
-COMPARISON = "comparison.json"  # the runs of a comparison; others beside them are of earlier ones
-OLD_RUN = "cell.json"  # in place of run.json, in folders that earlier versions made
-NOW = "now.json"  # how far a run is that is under way
-LOG = "progress.json"  # metrics while it learns
+COMPARISON = "comparison.json"  # lists the runs of the latest comparison in this folder
+OLD_RUN = "cell.json"  # name of run.json in folders that earlier versions made
+NOW = "now.json"  # progress of a run that is under way
+LOG = "progress.json"  # metrics during training
 FORMAT = "text_gym run 2"
 KINDS = ("agent", "control", "reference")
-LARGEST = 1e100  # of a figure that is finite
+LARGEST = 1e100  # largest finite value of a metric
 
-# What these files hold, where they hold it: see _check().
-ANY, WHOLE = object(), object()
+# Expected types of the files' values; see _check() for the notation.
+ANY, ALL_REQUIRED = object(), object()
 NONE = type(None)
 TEXT, NUMBER = (str, NONE), (int, float)
 COUNTS = ("samples", "references", "sweep_samples", "shown", "credit_rollouts", "points", "curve_samples")
@@ -64,62 +64,62 @@ DONE: dict[Any, Any] = {
     "versions": {ANY: str},
     **dict.fromkeys(("hardware", "started", "finished"), str),
 }
-WRITTEN: list[Any] = [
+SAMPLE_LIST: list[Any] = [
     {
-        WHOLE: True,
+        ALL_REQUIRED: True,
         **dict.fromkeys(("text", "prompt"), str),
         "tokens": [str],
         "reward": (*NUMBER, NONE),
         "values": ([NUMBER], NONE),
-        "nearest": {WHOLE: True, "text": str, "similarity": NUMBER},
+        "nearest": {ALL_REQUIRED: True, "text": str, "similarity": NUMBER},
     }
 ]
 
 Json = dict[str, Any]
-"""The content of a JSON file, which holds an object."""
+"""Content of a JSON file that holds an object."""
 
 
 class Nearest(TypedDict):
-    """The training sequence that is most like a sample."""
+    """Training sequence that is most similar to a sample."""
 
     text: str
-    similarity: float
+    similarity: float  # ROUGE-L, 0 to 1
 
 
 class Sample(TypedDict):
-    """A sequence that a model generated."""
+    """One sequence that a model generated."""
 
     text: str
     prompt: str
     tokens: list[str]
     reward: float | None
     values: list[float] | None
-    """Estimated value before the first token and after each."""
+    """Estimated value (expected reward) before the first token and after each token; None if not estimated."""
     nearest: Nearest
 
 
 class Run(NamedTuple):
-    """One model of one seed."""
+    """One run: a model with one seed."""
 
     folder: Path
     spec: Json
     """Content of run.json."""
     figures: dict[str, float]
-    """Figures by column; empty if the run is not finished."""
+    """Metrics by column key; empty if the run has not finished."""
     sweep: list[dict[str, float]]
-    """Figures at other temperatures, each with its "temperature"."""
+    """Metrics at each temperature of the sweep, with the key "temperature"."""
     curve: list[dict[str, float]]
-    """Figures while it learned, each with its "step"."""
+    """Metrics of each evaluation during training, with the key "step"."""
     samples: list[Sample]
-    """A few sequences."""
+    """A few generated sequences."""
     about: Json
-    """Versions, hardware, times, signatures."""
+    """Rest of results.json: versions, hardware, times, signatures, settings."""
     error: str | None
-    """Traceback, if it failed."""
+    """Traceback of a failed run; None otherwise."""
 
     @property
     def label(self) -> str:
-        """Name of the model."""
+        """Name of the model in reports."""
         return str(self.spec["label"])
 
     @property
@@ -134,52 +134,58 @@ class Run(NamedTuple):
 
     @property
     def finished(self) -> bool:
-        """Whether there are results."""
+        """Whether the run has results."""
         return bool(self.figures)
 
 
 class Results:
-    """All runs of one comparison, or of several on one task.
+    """Runs of one comparison, or of several comparisons on the same task.
 
     Args:
-        runs: In any order.
+        runs: Runs in any order; they must agree in task, metric settings and reward.
+
+    Raises:
+        DataError: If there are no runs, two runs have the same label and seed, or runs differ in a shared setting.
     """
 
     def __init__(self, runs: Iterable[Run]) -> None:
-        """Keep them by label and seed, labels in the order in which they were asked for."""
+        """Index the runs by label and seed, labels in the order of the command."""
         ordered = sorted(runs, key=lambda run: (int(run.spec.get("order", 0)), run.label, run.seed))
         self.runs = {(run.label, run.seed): run for run in ordered}
         if not self.runs:
-            raise DataError("no runs to report")
+            raise DataError("there are no runs to report; name the folder of a run or a comparison")
         if len(self.runs) < len(ordered):
-            twice = next(c for c in ordered if self.runs[c.label, c.seed] is not c)
-            other = self.runs[twice.label, twice.seed].folder
-            raise DataError(f"{twice.folder} and {other} are both {twice.label}, seed {twice.seed}; report one of them")
+            duplicate = next(run for run in ordered if self.runs[run.label, run.seed] is not run)
+            other = self.runs[duplicate.label, duplicate.seed].folder
+            raise DataError(
+                f"{duplicate.folder} and {other} are both runs of {duplicate.label} with seed {duplicate.seed}; "
+                "report only one of them"
+            )
         self.task = str(self._shared("task"))
         for name in ("metrics", "reward"):
             self._shared(name)
 
     def _shared(self, name: str) -> object:
-        """Look up a setting that all runs must have in common, for their figures to stand side by side."""
-        said = {json.dumps(run.spec.get(name), sort_keys=True): run.spec.get(name) for run in self.runs.values()}
-        if len(said) > 1:
-            raise DataError(f"these runs differ in {name}: {' and '.join(said)}; report them one by one")
-        return next(iter(said.values()))
+        """Return a setting that all runs must share for their metrics to be comparable."""
+        found = {json.dumps(run.spec.get(name), sort_keys=True): run.spec.get(name) for run in self.runs.values()}
+        if len(found) > 1:
+            raise DataError(f"these runs differ in {name}: {' and '.join(found)}; write a report for each")
+        return next(iter(found.values()))
 
     @cached_property
     def labels(self) -> list[str]:
-        """All models, in order: agents, then controls, then references."""
-        found = {label: run.kind for (label, _), run in self.runs.items()}
-        return [label for kind in KINDS for label, its in found.items() if its == kind]
+        """Labels of all models: agents, then controls, then references."""
+        kinds = {label: run.kind for (label, _), run in self.runs.items()}
+        return [label for group in KINDS for label, kind in kinds.items() if kind == group]
 
     @cached_property
     def seeds(self) -> list[int]:
-        """All seeds."""
+        """Seeds of all runs, sorted."""
         return sorted({seed for _, seed in self.runs})
 
     @cached_property
     def baseline(self) -> str | None:
-        """The model that others are measured against: the one most agents started from, or the first agent."""
+        """Label of the model that others are compared with: the warm start, else the first agent; None without one."""
         for run in self.runs.values():
             if run.spec.get("baseline") in self.labels:
                 return str(run.spec["baseline"])
@@ -188,75 +194,91 @@ class Results:
 
     @cached_property
     def columns(self) -> list[Column]:
-        """The columns that any model has."""
+        """Columns that at least one model has, in the order of tables."""
         return in_order({key for run in self.runs.values() for key in run.figures})
 
     def of(self, label: str) -> list[Run]:
-        """A model's runs, by seed."""
+        """Runs of a model, sorted by seed."""
         return [run for (name, _), run in sorted(self.runs.items(), key=lambda item: item[0][1]) if name == label]
 
     def kind(self, label: str) -> str:
-        """Whether a model is an "agent", a "control" or a "reference"."""
+        """Kind of a model: "agent", "control" or "reference"."""
         return self.of(label)[0].kind
 
     def begins_with(self, label: str) -> str:
-        """What the policy of a model began with, in words; "" if it learned nothing."""
+        """Initial policy of a model: a label, a folder or "random weights"; "" if the model does not learn."""
         return str(self.of(label)[0].spec.get("begins_with", ""))
 
     def is_trivial(self, label: str) -> bool:
-        """Whether a model is a control that it shows nothing to be better than."""
+        """Whether a control is trivial, such as uniform tokens: being better than it is no evidence."""
         return bool(self.of(label)[0].spec.get("trivial"))
 
     def values(self, label: str, key: str) -> dict[int, float]:
-        """A model's figure in each seed that has it."""
+        """Values of a model's metric by seed, without the seeds that lack it."""
         return {run.seed: run.figures[key] for run in self.of(label) if key in run.figures}
 
     def controls_of(self, label: str) -> list[str]:
-        """The controls that must not do as well as this model, if its success is to mean anything."""
+        """Labels of the controls that this model must exceed for its gain to count as its own."""
         return [name for name in self.labels if label in self.of(name)[0].spec.get("controls_for", ())]
 
     @cached_property
     def failures(self) -> list[Run]:
-        """The runs that failed."""
+        """Runs that failed."""
         return [run for run in self.runs.values() if run.error is not None and not run.finished]
 
     @cached_property
     def unfinished(self) -> list[Run]:
-        """The runs that neither finished nor failed."""
+        """Runs that have neither finished nor failed."""
         return [run for run in self.runs.values() if run.error is None and not run.finished]
 
 
 def read_results(folders: Sequence[str | Path]) -> Results:
-    """Read the runs in and below these folders."""
+    """Read the runs in and below these folders.
+
+    Args:
+        folders: Folders of comparisons or runs.
+
+    Returns:
+        All runs; of a comparison, the runs that its comparison.json lists.
+
+    Raises:
+        DataError: If a folder does not exist, holds no run, or holds a damaged file.
+    """
     found: list[Path] = []
     for folder in map(Path, folders):
         if not folder.is_dir():
-            raise DataError(f"no folder {str(folder)!r}; is the path right?")
+            raise DataError(f"there is no folder {str(folder)!r}; check the path")
         here = _runs_in(folder)
         if not here and (old := next(folder.rglob(OLD_RUN), None)):
             raise _other_version(old)
         if not here:
-            raise DataError(f"no run of text-gym train or compare in {str(folder)!r}: no {RUN} in it or below it")
+            raise DataError(
+                f"there is no {RUN} in or below {str(folder)!r}; name the output folder of text-gym train or compare"
+            )
         found += here
     return Results(map(read_run, found))
 
 
 def _runs_in(folder: Path) -> list[Path]:
-    """List the runs of a comparison, or else all in and below a folder."""
+    """List the run folders of a comparison; without comparison.json, all run folders in and below a folder."""
     if (folder / COMPARISON).exists():
         listed = read_json(folder / COMPARISON)
         if isinstance(listed, dict) and "cells" in listed:
             raise _other_version(folder / COMPARISON)
         if not isinstance(listed, dict) or not isinstance(listed.get("runs"), list):
-            raise DataError(f"{folder / COMPARISON} is damaged: it lists no runs")
+            raise DataError(f"{folder / COMPARISON} is damaged: it lists no runs; run the comparison again")
         if not all(isinstance(run, str) and "\0" not in run for run in listed["runs"]):
-            raise DataError(f"{folder / COMPARISON} is damaged: a run is the path of a folder")
+            raise DataError(f"{folder / COMPARISON} is damaged: its runs are not paths; run the comparison again")
         return [folder / run for run in listed["runs"]]
     return sorted(path.parent for path in folder.rglob(RUN))
 
 
 def read_spec(folder: Path) -> Json:
-    """Read what was to be run in a folder."""
+    """Read the run.json of a run folder.
+
+    Raises:
+        DataError: If there is none, it is damaged, or another version wrote it.
+    """
     path = folder / RUN
     if path.is_file():
         spec = read_json(path)
@@ -264,32 +286,32 @@ def read_spec(folder: Path) -> Json:
         raise _other_version(folder / OLD_RUN)
     else:
         raise DataError(
-            f"no run of text-gym train in {str(folder)!r}, nor one seed of a comparison: there is no {RUN}; "
-            "is the path right?"
+            f"{str(folder)!r} is no run folder: there is no {RUN} in it; name the output folder of text-gym train, "
+            "or the folder of one seed of a comparison, such as runs/compare/mle/seed-0"
         )
     if not isinstance(spec, dict) or not str(spec.get("format")).startswith(FORMAT[:-1]):
-        raise DataError(f"{path} is no {FORMAT!r}")
+        raise DataError(f"{path} is damaged: its format is not {FORMAT!r}")
     if spec["format"] != FORMAT:
         raise _other_version(path)
     if not {"label", "kind", "seed", "task", "agent"} <= set(spec):
-        raise DataError(f"{path} is damaged: it lacks what was to be run")
+        raise DataError(f"{path} is damaged: label, kind, seed, task or agent is missing")
     _check(spec, SPEC, path)
     if spec["kind"] not in KINDS:
-        raise DataError(f"{path} is damaged: there is no such kind of model")
+        raise DataError(f"{path} is damaged: kind must be one of {', '.join(KINDS)}, not {spec['kind']!r}")
     return spec
 
 
 def _other_version(path: Path) -> DataError:
-    return DataError(f"another version of text-gym made {path}: run it again, into another folder")
+    return DataError(f"another version of text-gym wrote {path}; run the command again with another output folder")
 
 
 def read_run(folder: Path) -> Run:
-    """Read one run, as far as it has come."""
+    """Read a run folder; a run that has not finished has no metrics, sweep or samples yet."""
     spec = read_spec(folder)
     done = read_json(folder / RESULTS) if (folder / RESULTS).exists() else {"figures": {}}
     samples = read_json(folder / SAMPLES) if (folder / SAMPLES).exists() else []
     _check(done, DONE, folder / RESULTS)
-    _check(samples, WRITTEN, folder / SAMPLES)
+    _check(samples, SAMPLE_LIST, folder / SAMPLES)
     try:
         error = (folder / ERROR).read_text(encoding="utf-8") if (folder / ERROR).exists() else None
     except (OSError, ValueError) as problem:
@@ -304,7 +326,7 @@ def read_run(folder: Path) -> Run:
 
 
 def keep_error(folder: Path, text: str) -> bool:
-    """Write into a run's folder why it failed; return whether that was possible, on a full disk for example."""
+    """Write the traceback of a failed run to error.txt; return False if that failed too, for example on a full disk."""
     with suppress(OSError):
         with replace_file(folder / ERROR) as file:
             file.write(text.encode("utf-8", "backslashreplace"))
@@ -313,7 +335,7 @@ def keep_error(folder: Path, text: str) -> bool:
 
 
 def read_curve(folder: Path, prefix: str = "eval/") -> list[dict[str, float]]:
-    """Read the evaluations of a log, by step; of two rows of one step the latter counts."""
+    """Read the evaluations of a training log, sorted by step; a later row replaces an earlier one of the same step."""
     rows: dict[float, dict[str, float]] = {}
     for row in read_log(folder):
         figures = {k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix)}
@@ -323,12 +345,12 @@ def read_curve(folder: Path, prefix: str = "eval/") -> list[dict[str, float]]:
 
 
 def step_of(row: Mapping[str, float]) -> float:
-    """Return the step that a row of a log is of."""
+    """Return the training step of a log's row."""
     return row.get("time/step", 0.0)
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:
-    """Read the numbers of the log, a dict for each row; a row that a kill has cut off, or is damaged, is left out."""
+    """Read the numbers of a training log, one dict per row; rows that are cut off or damaged are skipped."""
     path = folder / LOG
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
@@ -346,42 +368,45 @@ def read_log(folder: Path) -> list[dict[str, float]]:
 
 
 def _check(value: object, shape: object, path: Path, name: str = "its content") -> None:
-    """Refuse a value of another shape: a type, a list of a shape, a dict of shapes by key, or a tuple of any of these.
+    """Raise DataError if a value of a JSON file does not have the expected shape.
 
-    A dict needs no key of its shape, unless the shape has WHOLE; the shape of ANY is that of all other keys.
+    A shape is a type, a list with the shape of its items, a dict with the shapes of its values, or a tuple of
+    alternatives. Keys are optional unless the shape has the key ALL_REQUIRED. The key ANY gives the shape of all keys
+    that are not listed.
     """
     shapes = shape if isinstance(shape, tuple) else (shape,)
     found = [one for one in shapes if type(value) is (type(one) if isinstance(one, list | dict) else one)]
     if not found:
-        raise DataError(f"{path} is damaged: {name} is of the wrong type, {type(value).__name__}")
+        raise DataError(f"{path} is damaged: {name} has the wrong type {type(value).__name__}")
     if isinstance(value, int | float) and LARGEST < abs(value) < math.inf:
         raise DataError(f"{path} is damaged: {name} is too large")
     inside = found[0]
     if isinstance(value, list) and isinstance(inside, list):
         for part in value:
-            _check(part, inside[0], path, f"a part of {name}")
+            _check(part, inside[0], path, f"an item of {name}")
     if isinstance(value, dict) and isinstance(inside, dict):
-        if WHOLE in inside and (lacking := inside.keys() - value.keys() - {WHOLE}):
-            raise DataError(f"{path} is damaged: {name} lacks {min(lacking)}")
+        if ALL_REQUIRED in inside and (lacking := inside.keys() - value.keys() - {ALL_REQUIRED}):
+            raise DataError(f"{path} is damaged: {name} lacks the key {min(lacking)!r}")
         for key, part in value.items():
             if (expected := inside.get(key, inside.get(ANY))) is not None:
                 _check(part, expected, path, key)
 
 
 def as_numbers(row: Mapping[str, object]) -> dict[str, float]:
-    """Keep what of a row is a number, or the word for one that JSON lacks.
+    """Return the numbers of a row, among them "inf", "-inf" and "nan"; other values are dropped.
 
     >>> as_numbers({"js": 0.1, "kl_sum": "inf", "note": "no"})
     {'js': 0.1, 'kl_sum': inf}
 
-    Finite numbers beyond LARGEST, with which nothing can be computed, are refused.
+    Raises:
+        DataError: If a finite number is larger than LARGEST.
     """
     words = {"inf": float("inf"), "-inf": float("-inf"), "nan": float("nan")}
     numbers = {}
     for key, value in row.items():
         if isinstance(value, int | float) and not isinstance(value, bool):
             if LARGEST < abs(value) < math.inf:
-                raise DataError(f"the number of {key!r} is too large")
+                raise DataError(f"the value of {key!r} is too large")
             numbers[key] = float(value)
         elif isinstance(value, str) and value in words:
             numbers[key] = words[value]

@@ -509,7 +509,7 @@ def test_going_on_from_another_run(trained, capsys, here):
     assert "names 'evil.py:task'" in err
     assert not (here / "ran").exists()
     for wrong, said in [
-        (["reinforce", *TINY, "--start", "absent"], "no run of text-gym train in 'absent'"),
+        (["reinforce", *TINY, "--start", "absent"], "'absent' is no run folder"),
         (["mle", *TINY, "--start", str(trained)], "does not begin with another agent's policy"),
         (["reinforce", *MEASURED.split(), "--task", "grammar(train_size=50, test_size=50)", "--start", str(trained)],
          "whose tokens are others than those of"),
@@ -592,8 +592,8 @@ def test_a_run_of_another_version_is_one_line_that_says_what_to_do(capsys, here,
     for command in commands:
         code, out, err = run(capsys, *command)
         assert (code, out, err.count("\n")) == (2, "", 1), command
-        assert "another version of text-gym made" in err
-        assert "run it again, into another folder" in err
+        assert "another version of text-gym wrote" in err
+        assert "run the command again with another output folder" in err
 
 
 def test_an_unfinished_run_without_a_checkpoint(capsys, here):

@@ -263,7 +263,7 @@ def test_a_report_leaves_out_what_an_earlier_comparison_left(ran, tmp_path):
 def test_runs_that_cannot_be_compared_are_not_reported_together(ran, tmp_path):
     out, _ = ran
     shutil.copytree(out / "mle" / "seed-0", tmp_path / "again" / "mle" / "seed-0")
-    with pytest.raises(DataError, match="are both mle, seed 0"):
+    with pytest.raises(DataError, match="are both runs of mle with seed 0"):
         read_results([out, tmp_path / "again"])
     for name, value in (("metrics", {"samples": 3}), ("reward", "length"), ("task", "grammar")):
         run = tmp_path / "again" / "mle" / "seed-0" / "run.json"
