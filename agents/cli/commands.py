@@ -1,4 +1,4 @@
-"""The commands of `text-gym`. What takes long to import is imported in their functions."""
+"""The commands of `text-gym`. Each function imports its slow dependencies itself."""
 
 from __future__ import annotations
 
@@ -28,13 +28,11 @@ from text_gym.validation import whole_number
 if TYPE_CHECKING:
     from rich.console import Console
 
-ADDRESS = re.compile(r"auto|local|ray://.+|[\w.-]+:\d+")  # of a Ray cluster
-TaskName = Annotated[str, tyro.conf.arg(help="A name, name(option=value), or the path of a corpus.")]
-RewardName = Annotated[str, tyro.conf.arg(help="A name, name(option=value), or module:attribute.")]
+RAY_ADDRESS = re.compile(r"auto|local|ray://.+|[\w.-]+:\d+")
 
 
 def train(words: Sequence[str]) -> None:
-    """Train one agent, measure it, and keep everything in a folder."""
+    """Train one agent and evaluate it."""
     from agents.cli.flags import read_training
 
     asked, options = read_training(words)
@@ -44,32 +42,39 @@ def train(words: Sequence[str]) -> None:
 
 
 def compare(words: Sequence[str]) -> int:
-    """Train several agents with their controls, and write the report."""
+    """Compare agents with controls over several seeds."""
     from agents.cli.flags import read_comparison
 
-    asked = read_comparison(_with_address(words))
+    asked = read_comparison(_with_ray_address(words))
     from agents.cli.train import compare_agents
 
     return compare_agents(asked, shlex.join(["text-gym", "compare", *words]))
 
 
 def tasks() -> None:
-    """List the tasks that have a name. A .txt, .jsonl or .abc file is a task too."""
+    """List the registered tasks.
+
+    The path of a .txt, .jsonl or .abc file is a task too.
+    """
     _print_names("task", registered_tasks())
 
 
 def rewards() -> None:
-    """List the rewards that have a name."""
+    """List the registered rewards."""
     _print_names("reward", registered_rewards())
 
 
-def agents(name: tyro.conf.Positional[str | None] = None) -> None:
-    """List the agents that have a name, or one agent's presets and hyper-parameters."""
+def agents(name: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[AGENT]")] = None) -> None:
+    """List the registered agents, or the hyper-parameters of one agent.
+
+    Args:
+        name: Agent whose hyper-parameters and presets are listed; None lists the agents.
+    """
     if name is None:
         from agents.experiments.registry import registered_agents
 
         _print_names("agent", registered_agents())
-        _say("Hyper-parameters and presets of one: text-gym agents seqgan")
+        _say("List the hyper-parameters and presets of an agent: text-gym agents seqgan")
         return
     from rich.table import Table
 
@@ -80,18 +85,18 @@ def agents(name: tyro.conf.Positional[str | None] = None) -> None:
     presets = recipe.agent_class.presets
     columns = [dict(flattened(recipe.settings(preset) or NoSettings())) for preset in (None, *presets)]
     if not columns[0]:
-        raise OptionError(f"{name} is {recipe.factory!r}, which has no hyper-parameters to list")
+        raise OptionError(f"agent {name!r} has no hyper-parameters to list")
     table = Table("hyper-parameter", "default", *presets, box=None)
     for hyper in columns[0]:
         default, *others = (_short(column[hyper]) for column in columns)
         table.add_row(hyper, default, *(value if value != default else "" for value in others))
     _console(140).print(table)
-    _say(f"What each of them is: text-gym train {name} --help")
+    _say(f"Descriptions of the hyper-parameters: text-gym train {name} --help")
 
 
 def sample(
-    run: tyro.conf.Positional[Path | None] = None,
-    task: TaskName = "grammar",
+    run: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = None,
+    task: str = "grammar",
     n: int = 8,
     seed: int | None = None,
     split: str = "test",
@@ -101,27 +106,27 @@ def sample(
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     trust: bool = False,
 ) -> None:
-    """Print sequences: what the agent in a run's folder writes, or without one, real sequences of a task.
+    """Print sequences of a trained agent, or real sequences of a task.
 
     Args:
-        run: The folder of a run of train, or of one seed of compare.
-        task: Whose real sequences to print, where there is no run.
-        n: How many.
-        seed: Draws them; without it the first n of the split are printed, or others in each call.
-        split: Of the real sequences.
-        temperature: Below 1, likely tokens become likelier.
-        top_k: Only so many of the likeliest tokens; 0 for all.
-        top_p: Only the fewest likeliest tokens with this much probability together.
-        prompt: What to answer; once for each prompt.
-        trust: Let a run name modules and files of your own, which are then run.
+        run: Run folder, made by train or found in a comparison as LABEL/seed-N; None prints real sequences of --task.
+        task: Task of the real sequences: a name, name(option=value), or the path of a corpus.
+        n: Number of sequences.
+        seed: Random seed; None samples anew in each call, and prints real sequences in the order of the split.
+        split: Split of the real sequences: train, valid or test.
+        temperature: Sampling temperature.
+        top_k: Sample from the k most likely tokens; 0 for all tokens.
+        top_p: Nucleus sampling: sample from the smallest set of tokens with this total probability.
+        prompt: Prompt to complete; repeat the flag for several prompts.
+        trust: Allow the run to load Python code that it names as module:attribute.
     """
-    ways = {"temperature": (temperature, 1.0), "top_k": (top_k, 0), "top_p": (top_p, 1.0), "prompts": (prompt, ())}
-    asked = {name: value for name, (value, usual) in ways.items() if value != usual}
+    options = {"temperature": (temperature, 1.0), "top_k": (top_k, 0), "top_p": (top_p, 1.0), "prompts": (prompt, ())}
+    asked = {name: value for name, (value, default) in options.items() if value != default}
     if run is None:
         if asked:
-            raise OptionError(f"{', '.join(asked)}: only for what an agent writes; name the folder of a run")
+            raise OptionError(f"{', '.join(asked)} cannot be used with real sequences; name the folder of a run")
         made = make_task(task)
-        batch = _draw(made, split, n, seed)
+        batch = _real_batch(made, split, n, seed)
     else:
         from agents.experiments.run import load_model, refusing_damage
 
@@ -131,7 +136,7 @@ def sample(
         whole_number("seed", 0 if seed is None else seed, least=0)
         for name in asked:
             if name not in inspect.signature(model.sample).parameters:
-                raise OptionError(f"the agent in {run} draws without {name}; leave it out")
+                raise OptionError(f"the agent in {run} cannot sample with {name}; leave it out")
         seed = secrets.randbits(31) if seed is None else seed
         with refusing_damage(run):
             batch = model.sample(len(prompt) or n, seed=seed, **asked)
@@ -140,28 +145,28 @@ def sample(
 
 
 def evaluate(
-    run: tyro.conf.Positional[Path],
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
     samples: int | None = None,
     references: int | None = None,
     seed: int | None = None,
-    also: tyro.conf.UseAppendAction[tuple[tuple[RewardName, ...], ...]] = (),
+    also: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = (),
     temperature: float = 1.0,
     device: str | None = None,
     threads: int | None = None,
     trust: bool = False,
 ) -> None:
-    """Measure the agent in a run's folder anew.
+    """Evaluate a trained agent again.
 
     Args:
-        run: The folder of a run of train, or of one seed of compare.
-        samples: How many sequences to draw; as many as the run says if not given.
-        references: Held-out sequences that BLEU compares with; as many as the run says if not given.
-        seed: Draws them; the run's own if not given.
-        also: Rewards to report beside the rest.
-        temperature: At which to draw them.
-        device: cpu, cuda, or auto for a GPU where there is one; where the run was if not given.
-        threads: Torch threads; those of the run if not given.
-        trust: Let a run name modules and files of your own, which are then run.
+        run: Run folder, made by train or found in a comparison as LABEL/seed-N.
+        samples: Number of sequences to sample; None for the setting of the run.
+        references: Number of held-out sequences that BLEU compares with; None for the setting of the run.
+        seed: Random seed of the sampling; None for the seed of the run.
+        also: Additional rewards to report: names, name(option=value), or module:attribute.
+        temperature: Sampling temperature.
+        device: cpu, cuda, or auto (cuda if available); None for the device of the run.
+        threads: Number of torch threads; None for the setting of the run.
+        trust: Allow the run to load Python code that it names as module:attribute.
     """
     from rich.markup import escape
     from rich.table import Table
@@ -171,19 +176,22 @@ def evaluate(
 
     named = [name for names in also for name in names]
     figures = measure_run(run, samples, seed, named, temperature, trust, references, device, threads)
-    table = Table("figure", "value", "what it is", box=None)
+    table = Table("metric", "value", "description", box=None)
     for column in in_order(set(figures)):
         about = escape(printable(column.about))
         table.add_row(escape(printable(column.title)), column.show(figures[column.key]), about)
     _console(140).print(table)
 
 
-def report(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None) -> None:
-    """Write the report of one or more runs of train or compare, from their folders alone.
+def report(
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER ...")],
+    out: Path | None = None,
+) -> None:
+    """Write the report of existing runs and comparisons.
 
     Args:
-        runs: The folders.
-        out: Where report.html, report.md, report.csv and the pictures go; the first run's folder if not given.
+        runs: Folders of runs or comparisons.
+        out: Folder for report.html, report.md, report.csv and the pictures; None for the first folder given.
     """
     from agents.report.run_files import read_results
     from agents.report.write import write_report
@@ -194,15 +202,24 @@ def report(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None
 
 
 def score(
-    file: Annotated[Path, tyro.conf.Positional],
-    task: TaskName = "grammar",
-    reward: RewardName = "bleu",
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")],
+    task: str = "grammar",
+    reward: str = "bleu",
 ) -> int:
-    """Score each line of a text file with a reward; the last line is the mean.
+    """Score each line of a text file with a reward.
 
-    For a task with prompts, line i answers prompt i of the test split, in the order of
-    `text-gym sample`. A blank line is an empty sequence. A line that the task cannot read is
-    reported and left out; then the exit code is 1.
+    Prints the reward of each line, then the mean.
+
+    For a task with prompts, line i answers prompt i of the test split.
+
+    A blank line is an empty sequence.
+
+    Lines that the task cannot encode are reported and skipped (exit code 1).
+
+    Args:
+        file: Text file with one sequence per line.
+        task: Task that the lines are sequences of: a name, name(option=value), or the path of a corpus.
+        reward: Reward: a name, name(option=value), or module:attribute.
     """
     made = make_task(task)
     batch, problems = _read_batch(made, file)
@@ -218,14 +235,20 @@ def score(
 
 
 def audit(
-    task: TaskName = "grammar",
-    reward: tyro.conf.UseAppendAction[tuple[RewardName, ...]] = (),
+    task: str = "grammar",
+    reward: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     n: int = 1000,
     seed: int = 0,
 ) -> None:
-    """What rewards say of real sequences, of the same words shuffled, and of random tokens.
+    """Compare rewards on real, shuffled and random sequences.
 
-    A reward that cannot tell these apart says nothing about the language.
+    A reward that cannot tell them apart carries no information about the language.
+
+    Args:
+        task: Task of the sequences: a name, name(option=value), or the path of a corpus.
+        reward: Reward: a name, name(option=value), or module:attribute; all that suit the task if not given.
+        n: Number of test sequences.
+        seed: Random seed of the selection, the shuffling and the random tokens.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -236,46 +259,52 @@ def audit(
     made = make_task(task)
     results = audit_rewards(made, reward, n, seed)
     size = min(n, len(made.test.references))
-    _say(f"What rewards say of {size} sequences of task {made.name!r}, on average:")
+    _say(f"Mean rewards of {size} sequences of task {made.name!r}:")
     table = Table()
     for heading in ("reward", "real", "shuffled", "random"):
         table.add_column(heading, justify="left" if heading == "reward" else "right")
     for name, means in results.items():
         table.add_row(escape(printable(name)), *(f"{mean:.3f}" for mean in means))
     Console().print(table)
-    _say("real: from the test split. shuffled: the same words in another order. random: other words, as many.")
-    _say("A reward whose columns agree says nothing about the language.")
+    _say("real: the test split. shuffled: its words in random order. random: random words of the same number.")
+    _say("A reward whose columns agree carries no information about the language.")
 
 
 def bench() -> None:
-    """Measure this machine: the environment beside CartPole, BLEU beside other implementations."""
+    """Benchmark environments, BLEU and learning on this machine."""
     from agents.bench.main import run
 
     run(_console(120))
 
 
-def completion(shell: tyro.conf.Positional[str]) -> None:
-    """Print the script by which bash or zsh completes commands, agents and flags.
+def completion(shell: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SHELL")]) -> None:
+    """Print the completion script for bash or zsh.
+
+    In bash, save the script as a file:
+      text-gym completion bash > ~/.local/share/bash-completion/completions/text-gym
+
+    In zsh, add this line to ~/.zshrc:
+      source <(text-gym completion zsh)
 
     Args:
-        shell: bash, whose script belongs in ~/.local/share/bash-completion/completions/text-gym, or zsh, whose script
-            is read in ~/.zshrc: source <(text-gym completion zsh)
+        shell: bash or zsh.
     """
     from agents.cli.completion import completion_script
 
     sys.stdout.write(completion_script(shell, COMMANDS))
 
 
-def _with_address(words: Sequence[str]) -> list[str]:
-    """`--ray` alone is a cluster on this machine."""
+def _with_ray_address(words: Sequence[str]) -> list[str]:
+    """Insert the address "local" after a `--ray` without an address."""
     given = list(words)
     for i, word in enumerate(given):
-        if word == "--ray" and not (i + 1 < len(given) and ADDRESS.fullmatch(given[i + 1])):
+        if word == "--ray" and not (i + 1 < len(given) and RAY_ADDRESS.fullmatch(given[i + 1])):
             return [*given[: i + 1], "local", *given[i + 1 :]]
     return given
 
 
-def _draw(task: Task, split: str, n: int, seed: int | None) -> Batch:
+def _real_batch(task: Task, split: str, n: int, seed: int | None) -> Batch:
+    """Return n real sequences of a split: the first ones, or random ones if there is a seed."""
     whole_number("n", n, least=1)
     count = len(task.split(split).references)
     if not count:
@@ -287,9 +316,9 @@ def _draw(task: Task, split: str, n: int, seed: int | None) -> Batch:
 
 
 def _read_batch(task: Task, file: Path) -> tuple[Batch, list[str]]:
-    """Read the lines of a file as finished sequences of a task; of those that cannot be, say why."""
+    """Encode the lines of a file as finished sequences; return an error message for each line that cannot be."""
     if not file.is_file():
-        raise DataError(f"no file {str(file)!r}; is the path right?")
+        raise DataError(f"there is no file {str(file)!r}; check the path")
     ids: dict[int, list[int]] = {}
     problems: dict[int, str] = {}
     for number, line in read_lines(file, "utf-8"):
@@ -299,30 +328,30 @@ def _read_batch(task: Task, file: Path) -> tuple[Batch, list[str]]:
             problems[number] = str(problem)
             continue
         if len(ids[number]) > task.max_length:
-            problems[number] = f"{len(ids.pop(number))} tokens, and {task!r} takes no more"
+            problems[number] = f"{len(ids.pop(number))} tokens exceed the maximum of {task.max_length}"
     if not (ids or problems):
-        raise DataError(f"{file} is empty; give a sequence a line")
+        raise DataError(f"{file} is empty; write one sequence per line")
     tokens, lengths = Sequences.from_lists([*ids.values()]).padded(task.max_length, task.vocab.pad, task.vocab.eos)
     examples: list[Example] | None = None
     if task.conditional:
         if max(*ids, *problems, 0) > len(task.test):
             raise DataError(
-                f"{file} has more than {len(task.test)} lines, which is the number of prompts in the test split"
+                f"{file} has more lines than the test split has prompts ({len(task.test)}); remove the extra lines"
             )
         examples = [task.test[number - 1] for number in ids]
     return Batch(tokens, lengths, task.vocab, examples), [f"{file}, line {n}: {why}" for n, why in problems.items()]
 
 
 def _print_names(kind: str, described: Mapping[str, str]) -> None:
-    """Print names and what they are, in two columns."""
+    """Print names and descriptions in two columns."""
     indent = 1 + max(map(len, (kind, *described)))
     width = max(40, shutil.get_terminal_size().columns)
-    for name, text in {kind: "what it is", **described}.items():
+    for name, text in {kind: "description", **described}.items():
         _say(textwrap.fill(text, width, initial_indent=f"{name:<{indent}}", subsequent_indent=" " * indent))
 
 
 def _console(width: int) -> Console:
-    """A console as wide as the terminal, or of this width where the output is no terminal."""
+    """Create a console as wide as the terminal, or of the given width if the output is not a terminal."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else width)

@@ -1,6 +1,6 @@
-"""The `text-gym` command: finds the function of a command, and tells mistakes in one line.
+"""Entry point of the `text-gym` command: dispatches to the commands and reports errors in one line.
 
-Only what a command needs is imported, so that help and lists appear at once.
+Each command imports only what it needs, so that help and lists are fast.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from text_gym.errors import RunError, UnknownNameError
 from text_gym.terminal import printable
 from text_gym.validation import suggest
 
-READ_WORDS = ("train", "compare")  # read their own flags, which depend on the agents; others have a signature
-LONGEST = 480  # characters of a message
+OWN_PARSERS = ("train", "compare")  # their flags depend on the agents; other commands have a signature
+MAX_MESSAGE = 480  # characters
 HELP = """\
 usage: text-gym COMMAND [OPTIONS]
 
-Text generation as reinforcement learning.
+Text generation as a Gymnasium environment: train, compare and evaluate agents.
 
+commands:
 {commands}
 
-text-gym COMMAND --help   options of a command
-text-gym --version        version
---debug                   with any command: the traceback of a mistake
+text-gym COMMAND --help   show the options of a command
+text-gym --version        show the version
+--debug                   with any command: show the traceback of an error
 """
 
 
@@ -36,12 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        0 if all went well; 1 if a run failed, or some lines had no score; 2 for a user's mistake, told in one line
-        (--debug shows where it came from); 130 after Ctrl-C.
+        Exit code: 0 for success; 1 if a run failed or some lines could not be scored; 2 for invalid input, reported
+        in one line (--debug shows the traceback); 130 after Ctrl-C.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if str(Path.cwd()) not in sys.path:
-        # For module:attribute. Last, so that workers do not import the user's own folder agents/ in place of this one.
+        # For module:attribute. Last, so that a folder agents/ of the user does not replace this package in workers.
         sys.path.append(str(Path.cwd()))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -51,20 +52,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
-    except (TextGymError, OSError) as problem:  # OSError: a folder that cannot be written, a disk that is full
+    except (TextGymError, OSError) as problem:  # OSError: a folder without write permission, a full disk
         if "--debug" in given:
             raise
         sys.stderr.write(f"text-gym: {_one_line(str(problem))}\n")
         return 1 if isinstance(problem, RunError) else 2
     except KeyboardInterrupt as stopped:
-        sys.stderr.write(f"text-gym: stopped. {stopped}\n".replace(". \n", "; the same command goes on.\n"))
+        sys.stderr.write(f"text-gym: stopped. {str(stopped) or 'Run the same command again to resume.'}\n")
         return 130
 
 
 def _one_line(text: str) -> str:
-    """A message as one line, of which the middle is left out where it is long."""
+    """Join the lines of a message, and cut out the middle of a long one."""
     line = printable(" ".join(part.strip() for part in text.splitlines()))
-    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 + 5 :]}"
+    return line if len(line) <= MAX_MESSAGE else f"{line[: MAX_MESSAGE // 2]} ... {line[-MAX_MESSAGE // 2 + 5 :]}"
 
 
 def _run(words: list[str]) -> int:
@@ -83,10 +84,10 @@ def _run(words: list[str]) -> int:
 
 def _run_command(name: str, words: list[str]) -> int | None:
     function = COMMANDS[name]
-    if name in READ_WORDS:
+    if name in OWN_PARSERS:
         return function(words)
     if not words and all(p.default is not p.empty for p in inspect.signature(function).parameters.values()):
-        return function()  # without a parser, whose import takes time
+        return function()  # importing the parser would take time
     import tyro
 
     return tyro.cli(function, prog=f"text-gym {name}", args=words)

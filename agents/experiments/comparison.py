@@ -1,7 +1,7 @@
-"""Train several agents on one task from the same start, with controls, and keep everything that a report needs.
+"""Comparisons: train several agents on one task from the same initial policy, with controls.
 
 A comparison is a list of runs (run.py), one for each model and seed. It can be stopped and
-started again at any time: finished runs are not repeated.
+resumed at any time: finished runs are not repeated.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ from text_gym.rewards import Scorer
 from text_gym.tasks import Task, make_task
 from text_gym.validation import suggest
 
-START = "mle"  # the start, if it is not among the agents
+START = "mle"  # agent that provides the initial policy if no agent of the comparison does
 
 
 def compare(comparison: Comparison, watch: Callable[[Progress], None] | None = None, command: str = "") -> Results:
-    """Run a comparison, and read its results.
+    """Run a comparison and return its results.
 
-    In a program of your own, call it under `if __name__ == "__main__":`, because runs are executed in processes
-    that import the program anew.
+    Call it under `if __name__ == "__main__":` in your own program, because the runs are executed in processes
+    that import the program again.
 
     Args:
-        comparison: What to run.
-        watch: Called once before anything is run, then several times a second with how far it is.
-        command: What was typed, for the records.
+        comparison: Settings of the comparison.
+        watch: Function that is called with the progress once before the first run, then several times a second.
+        command: Command line that is recorded in run.json.
     """
     models = plan(comparison, command or shlex.join(sys.argv))
     if comparison.out.exists() and not comparison.out.is_dir():
-        raise OptionError(f"{comparison.out} is no folder; give another one")
+        raise OptionError(f"{comparison.out} is not a folder; choose another one")
     with alone_in(comparison.out):
         folders = lay_out(comparison, models)
         progress = Progress(folders)
-        where = comparison.jobs, comparison.threads, comparison.device, comparison.ray
-        run_all(progress, lambda: make_pool(*where), watch or (lambda progress: None))
+        resources = comparison.jobs, comparison.threads, comparison.device, comparison.ray
+        run_all(progress, lambda: make_pool(*resources), watch or (lambda progress: None))
         return Results(map(read_run, folders))
 
 
 def plan(comparison: Comparison, command: str = "") -> list[PlannedModel]:
-    """Plan all models of a comparison: the agents, the start that they share, and the controls."""
+    """Plan the models of a comparison: the agents, their shared warm start, and the controls."""
     template = RunSpec(
         label="",
         agent="",
@@ -71,7 +71,7 @@ def plan(comparison: Comparison, command: str = "") -> list[PlannedModel]:
     for label in comparison.options:
         if label not in (labels := [agent.label for agent in agents]):
             raise OptionError(
-                f"there are hyper-parameters for {label!r}, which is not compared." + suggest(label, labels)
+                f"hyper-parameters are given for {label!r}, which is not compared." + suggest(label, labels)
             )
     starts = [agent.label for agent in agents if agent.is_start]
     if any(agent.recipe.takes_start for agent in agents) and not starts:
@@ -80,28 +80,28 @@ def plan(comparison: Comparison, command: str = "") -> list[PlannedModel]:
     labels = [agent.label for agent in agents]
     for label in labels:
         if labels.count(label) > 1:
-            what = f"two agents are called {label!r} (what all begin with is called {START!r})"
-            raise OptionError(f"{what}; write label=agent to call one otherwise")
+            reason = f"two models are called {label!r} (the shared warm start is called {START!r})"
+            raise OptionError(f"{reason}; write label=agent to rename one of them")
     start = starts[0] if starts else None
     models = [agent.starting_from(start) for agent in agents]
     if comparison.controls:
         models += controls(models, start, template)
     baseline = comparison.baseline or start or agents[0].label
     if baseline not in (known := [model.label for model in models]):
-        raise OptionError(f"the baseline {baseline!r} is not compared." + suggest(baseline, known))
+        raise OptionError(f"the baseline {baseline!r} is not among the models." + suggest(baseline, known))
     return [
         model._replace(spec=replace(model.spec, order=order, baseline=baseline)) for order, model in enumerate(models)
     ]
 
 
 def _plan_agent(comparison: Comparison, named: str, template: RunSpec) -> PlannedModel:
-    """Plan one of the agents that were named."""
+    """Plan the model of an agent."""
     label, _ = split_label(named)
     recipe, preset = recipe_of(comparison, named)
     known = recipe.agent_class.presets
     if preset is not None and known and preset not in known:
         raise OptionError(f"{label} has no preset {preset!r}." + suggest(preset, known))
-    recipe.settings(preset)  # refuses wrong hyper-parameters before anything is run
+    recipe.settings(preset)  # raises if hyper-parameters are wrong, before anything is run
     own_reward = find_agent(recipe.name, preset).reward
     options = recipe.options if recipe.reward == own_reward else {**recipe.options, "reward": recipe.reward}
     spec = replace(template, label=label, agent=recipe.name, preset=preset, options=options, steps=recipe.steps)
@@ -109,19 +109,19 @@ def _plan_agent(comparison: Comparison, named: str, template: RunSpec) -> Planne
 
 
 def recipe_of(comparison: Comparison, named: str) -> tuple[Recipe, str | None]:
-    """Find how to make one of the agents that were named, and with what preset."""
+    """Find the recipe and the preset of an agent."""
     label, agent = split_label(named)
-    name, written = parse_call(agent)
-    options = merged(written, comparison.options.get(label, {}))
+    name, own_options = parse_call(agent)
+    options = merged(own_options, comparison.options.get(label, {}))
     preset = options.pop("preset", comparison.preset)
     return find_agent(name, preset, **options), preset
 
 
 def lay_out(comparison: Comparison, models: Sequence[PlannedModel]) -> list[Path]:
-    """Prepare a folder for each model and seed, in the order in which they are run.
+    """Prepare a folder for each model and seed, and return the folders in the order of execution.
 
-    Seed by seed, so that the first seed shows how long each model takes; of a seed first the run that others wait
-    for, then those that take longest.
+    Runs are ordered by seed, so that the first seed shows how long each model takes. Within a seed, the warm start
+    that other runs wait for comes first, then the runs that take longest.
     """
     task = check(comparison, models)
     models = [model for model in models if model.spec.kind != "reference" or _suits(model, task)]
@@ -130,7 +130,7 @@ def lay_out(comparison: Comparison, models: Sequence[PlannedModel]) -> list[Path
         for seed in range(comparison.seeds)
         for model in sorted(models, key=_urgency)
     }
-    for folder, spec in specs.items():  # all of them before any is written
+    for folder, spec in specs.items():  # check all folders before anything is written
         check_folder(folder, spec)
     for folder, spec in specs.items():
         prepare_run(folder, spec)
@@ -139,7 +139,7 @@ def lay_out(comparison: Comparison, models: Sequence[PlannedModel]) -> list[Path
 
 
 def check(comparison: Comparison, models: Sequence[PlannedModel]) -> Task:
-    """Refuse now what would fail in every run: devices, tasks, rewards, metrics, architectures."""
+    """Raise errors before the first run that would fail every run: device, task, rewards, metrics, architectures."""
     if comparison.ray is None:
         find_device(comparison.device)
     task = make_task(comparison.task)
@@ -147,7 +147,7 @@ def check(comparison: Comparison, models: Sequence[PlannedModel]) -> Task:
     few = metrics.test.take([0, 1])
     for scorer in (metrics.reward, *metrics.also.values()):
         if scorer is not None:
-            scorer(few)  # a reward that fails does so before anything is trained
+            scorer(few)  # a reward that raises does so before anything is trained
     by_label = {model.label: model for model in models}
     for model in models:
         if model.spec.start is not None:
@@ -160,29 +160,30 @@ def check(comparison: Comparison, models: Sequence[PlannedModel]) -> Task:
 
 
 def _check_architecture(model: PlannedModel, start: PlannedModel) -> None:
-    """Refuse another architecture than that of the policy that a model starts from."""
+    """Raise an error if a model has another architecture than its warm start."""
     names = {field.name for field in fields(PolicySettings)} - {"initial_std"}
     wanted = {name: value for name, value in flattened(start.settings) if name in names} if start.settings else {}
     for name, value in wanted.items():
         if model.recipe.options.get(name, value) != value:
             raise OptionError(
-                f"{model.label} has {name}={model.recipe.options[name]!r}, and begins with the policy of "
-                f"{start.label}, which has {value!r}; say it of {start.label} alone"
+                f"{model.label} has {name}={model.recipe.options[name]!r}, but its warm start {start.label} has "
+                f"{value!r}; set {name} for {start.label} only"
             )
     if model.settings is not None and not names & {name for name, _ in flattened(model.settings)}:
-        # What the policy is, only build() of the user's own agent knows.
+        # Only build() of the user's own agent knows its architecture.
         env = make_env(model.spec, trust=True)
-        here = {"seed": 0, "device": "cpu", "progress": False}
-        first = start.recipe.make(env, start.spec.preset, **here)
+        common = {"seed": 0, "device": "cpu", "progress": False}
+        start_model = start.recipe.make(env, start.spec.preset, **common)
         try:
-            model.recipe.make(env, model.spec.preset, start=first, **here)
+            model.recipe.make(env, model.spec.preset, start=start_model, **common)
         except TextGymError:
             raise
-        except Exception:  # of the user's own code: its run will fail with it, and the others go on
+        except Exception:  # the user's own code: this run will fail with the same error, and the others continue
             return
 
 
 def _suits(model: PlannedModel, task: Task) -> bool:
+    """Whether a reference model can be used with a task."""
     try:
         model.recipe.agent_class.check_task(task)
     except OptionError:
@@ -191,7 +192,7 @@ def _suits(model: PlannedModel, task: Task) -> bool:
 
 
 def _urgency(model: PlannedModel) -> tuple[int, float]:
-    """Order models: the one that others wait for, then those that take longest."""
+    """Sort key of models: the warm start that others wait for, then the models that take longest."""
     if model.is_start and model.spec.kind == "agent":
         return 0, 0.0
     return 1, -model.recipe.agent_class.relative_cost(model.settings, model.recipe.steps)

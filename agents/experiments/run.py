@@ -71,7 +71,7 @@ def check_folder(folder: Path, spec: RunSpec) -> None:
     wanted = spec.as_json()
     there_is = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there_is.is_dir():
-        raise OptionError(f"{there_is} is no folder; give another one")
+        raise OptionError(f"{there_is} is not a folder; choose another one")
     if (folder / OLD_RUN).exists() or ((folder / RUN).exists() and _begun(folder)):
         there = RunSpec.read(folder).as_json() | {INPUTS: read_json(folder / RUN).get(INPUTS, {})}
         differs = [name for name in wanted if name not in WORDS_ALONE and there.get(name) != wanted[name]]
