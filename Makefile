@@ -6,6 +6,7 @@ BASE := .venv/.installed-base
 DEV := .venv/.installed-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	-c constraints.txt --config-settings editable_mode=compat
+SCHEMA := $(BIN)/check-jsonschema --quiet --builtin-schema vendor
 
 .PHONY: demo test slow fuzz check release format bench clean
 
@@ -29,10 +30,15 @@ check: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q --doctest-modules text_gym agents
+	$(SCHEMA).github-workflows .github/workflows/*.yml
+	$(SCHEMA).github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/proposal.yml
+	$(SCHEMA).dependabot .github/dependabot.yml
+	$(SCHEMA).citation-file-format CITATION.cff
 	@$(MAKE) --no-print-directory release
 
-# The wheel and the source distribution, in dist/.
+# The wheel and the source distribution, in dist/. TAG=v0.2.0 holds that they have this version.
 release: $(DEV)
+	$(BIN)/python -c "import text_gym; tag = '$(TAG)'; assert tag in ('', 'v' + text_gym.__version__), tag"
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation > /dev/null
 	$(BIN)/twine check --strict dist/*

@@ -16,7 +16,7 @@ import text_gym
 from agents.cli.main import main
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_making_the_default_environment_imports_neither_torch_nor_agents():
@@ -166,12 +166,3 @@ def test_the_readmes_first_screen():
     assert first.index("make demo") < first.index("make test") < first.index("```python")
     program = blocks(ROOT / "README.md", "python")[0]
     assert len(program.strip().splitlines()) <= 11
-
-
-@pytest.mark.parametrize("package", ["text_gym", "agents"])
-def test_the_readme_shows_what_lies_where(package):
-    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## Where things are")[1].split("```")[1]
-    inside = re.search(rf"^{package}/.*\n((?: .*\n)+)", tree, re.MULTILINE)[1]
-    shown = re.findall(r"(?<!\S)\w+(?:/|\.py)(?!\S)", inside)
-    lies = [path.name + "/" * path.is_dir() for path in (ROOT / package).iterdir()]
-    assert sorted(shown) == sorted(name for name in lies if not name.startswith("__") and name != "py.typed")
