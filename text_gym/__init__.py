@@ -1,4 +1,4 @@
-"""Text generation as a Gymnasium environment: the state is the prefix, the action the next token.
+"""Text generation as a Gymnasium environment: the state is the prefix, the action is the next token.
 
 >>> import gymnasium as gym, text_gym
 >>> env = gym.make("TextGen-v0")
@@ -11,7 +11,7 @@ import os as _os
 import sys as _sys
 
 if _sys.argv[:1] == ["-m"] and _sys.orig_argv[-len(_sys.argv)].endswith("text_gym") and _sys.path[0] == _os.getcwd():
-    _sys.path.append(_sys.path.pop(0))  # for `python -m text_gym`: a file here must not replace what is imported below
+    _sys.path.append(_sys.path.pop(0))  # in `python -m text_gym`, local files must not shadow the imports below
 
 import gymnasium as _gym
 

@@ -1,4 +1,4 @@
-"""Types of arrays."""
+"""Type aliases of numpy arrays."""
 
 from typing import Any
 
@@ -9,5 +9,5 @@ IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.int8]
-"""1 for each token that is allowed, [V] or [n, V]; int8 because Gymnasium's spaces sample by it."""
+"""Action mask: 1 for each allowed token, [V] or [n, V]; int8, the type that Gymnasium's `Discrete.sample` takes."""
 AnyArray = npt.NDArray[Any]

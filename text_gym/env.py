@@ -1,4 +1,4 @@
-"""TextGen-v0 for one sequence at a time."""
+"""`TextGenEnv`: TextGen-v0 with one sequence per episode."""
 
 from __future__ import annotations
 
@@ -32,83 +32,96 @@ from text_gym.terminal import printable
 
 
 class TextGenEnv(gym.Env[Observation, SupportsIndex]):
-    """Generate a sequence token by token; the reward is paid when it is finished.
+    """Text generation: each action appends a token, and the finished sequence receives the reward.
 
     ## Description
-    The state is the prefix generated so far. Each action appends a token. EOS, or the length
-    `max_length`, finishes the sequence. Transitions are deterministic.
+    An episode generates one sequence. The state is the prefix: the tokens generated so far. Each
+    action appends one token. The sequence is finished by the end-of-sequence token (EOS), or when
+    it has `max_length` tokens. Transitions are deterministic.
 
     ## Action Space
-    `Discrete(V)`: the id of the next token. In tasks of variable length EOS is one of the tokens.
+    `Discrete(V)`: the id of the next token; V is the vocabulary size. EOS is an ordinary action.
+    Tasks whose sequences all have the same length have no EOS.
 
     ## Observation Space
-    `Box(0, V, (T,), int64)`: the prefix, right-padded with PAD = V, which is never an action.
-    With prompts, `Dict(prompt=Box(0, V, (P,), int64), prefix=Box(0, V, (T,), int64))`.
-    `observation="float"` gives the same ids as float32, `Box(0, V, (T,), float32)`, and
-    `observation="one_hot"` a flat vector with a one for each token at its place and zeros for PAD,
-    `Box(0, 1, (T * V,), float32)`, which takes 4 * T * V bytes.
+    The prefix, right-padded to T = `max_length` with PAD = V, which is never an action. The
+    argument `observation` chooses the encoding:
+
+    | `observation` | Space | Encoding |
+    |---|---|---|
+    | "tokens" | `Box(0, V, (T,), int64)` | token ids |
+    | "float" | `Box(0, V, (T,), float32)` | the same ids as floats |
+    | "one_hot" | `Box(0, 1, (T * V,), float32)` | flattened one-hot vectors, 0 for PAD; 4 * T * V bytes |
+
+    In tasks with prompts the space is `Dict(prompt=..., prefix=...)`, both in this encoding. The
+    prompt is right-padded to P = `task.prompt_length` tokens.
 
     ## Rewards
-    0 until the sequence is finished; then the reward's score of the sequence.
+    0 until the sequence is finished; then its score by the argument `reward`.
 
     ## Starting State
-    The empty prefix. Tasks with prompts sample a prompt uniformly from the split; nothing else is
-    random. The options of reset() start an episode elsewhere:
+    The empty prefix. Tasks with prompts sample a prompt uniformly from `split`; nothing else is
+    random. The options of `reset()` choose another starting state:
 
-    - `prefix`: a prefix to continue, as text or ids.
-    - `prompt`: a prompt as text or ids; or `prompt_index`: its number in the split.
-    - `disallowed`: how many tokens of the prefix were taken against the mask; 0 by default.
+    - `prefix`: The prefix, as text or ids.
+    - `prompt`: The prompt, as text or ids.
+    - `prompt_index`: The index of a prompt in the split, instead of `prompt`.
+    - `disallowed`: The number of tokens of the prefix that the action mask did not allow; 0 by
+      default.
 
-    `snapshot()` returns the options that lead back to the current state. A refused reset changes
-    nothing: the running episode and the random numbers go on as if it had not been called.
+    `snapshot()` returns the options with which `reset()` restores the current state. If `reset()`
+    raises an error, the running episode and the random number generator are unchanged.
 
     ## Episode End
-    `terminated` at EOS or at `max_length` tokens; `truncated` never. The limit is part of the
-    task and pays the reward, so a learner must not bootstrap beyond it. A refused action changes
-    nothing. If a reward or a constraint fails during a step, the episode is over without a
-    result, and reset() starts the next.
+    The episode terminates at EOS or when the sequence has `max_length` tokens. `truncated` is
+    always False: the maximum length is part of the task, and the reward is paid there, so a learner
+    must not bootstrap from the value of the last state. For an invalid action `step()` raises an
+    error and changes nothing. If a reward or a constraint fails in `step()`, the episode is over
+    without a result; call `reset()`.
 
     ## Information
-    The same keys at every reset and step:
+    `reset()` and `step()` return the same keys:
 
-    - `action_mask`: [V] of int8, 1 for each token that min_length, the banned tokens and the
-      constraint allow next. A mask is advice: a token that it forbids is appended like any other.
-      Where a constraint then allows nothing at all, it is ignored until the episode ends.
+    - `action_mask`: int8 array [V], 1 for each next token that `min_length`, `banned` and
+      `constraint` allow. The mask is not enforced: a token with 0 is appended like any other. If
+      the constraint allows no token after it, the constraint is ignored until the episode ends.
+    - `text`: The finished sequence as text.
+    - `length`: Its number of tokens, including EOS.
+    - `reward_terms`: The score of each reward by name, before weighting.
+    - `disallowed`: The number of its tokens that the action mask did not allow.
+    - `prompt`: The prompt as text, in tasks with prompts.
 
-    What follows is about the finished sequence. Before the end of the episode it is "" or 0:
-
-    - `text`: the sequence as text.
-    - `length`: its number of tokens, counting EOS.
-    - `reward_terms`: the score of each reward, by name.
-    - `disallowed`: how many tokens were taken against the mask.
-    - `prompt`: the prompt as text, in tasks with prompts.
+    All keys but `action_mask` describe the finished sequence. Before the end of the episode their
+    values are "" or 0.
 
     ## Arguments
     Args:
         task: A name ("grammar", "oracle", "answers"), the path of a .txt, .jsonl or .abc file,
             "module:factory", a `text_gym.Task`, a list of texts, a list of (prompt, references)
             pairs, or a Hugging Face Dataset.
-        reward: The score of a finished sequence: a name such as "bleu" or "bleu(n=2)", a function
-            of completions, a `text_gym.Reward`, a list of these, or a dict {reward: weight}. None
-            takes the task's own.
-        max_length: The largest number of tokens of a sequence, EOS included; None takes the
-            task's own. A task given by name or path is made for this length; with a `Task` only
-            the episode's limit changes, not its data or language.
+        reward: The score of finished sequences: a name such as "bleu" or "bleu(n=2)",
+            "module:attribute", a function of completions, a `text_gym.Reward`, a list of these, or
+            a dict {reward: weight}. None takes the task's default reward.
+        max_length: The maximum number of tokens of a sequence, including EOS; None takes the
+            task's. A task given by name or path is created with this length. For a `Task` only
+            the episode's limit changes, not the data or the language.
         min_length: The number of tokens before which EOS is masked.
-        split: The split to sample prompts from: "train", "valid" or "test".
-        constraint: A function of prefixes [n, T] and, if it names them, lengths [n] and prompts,
-            that returns which tokens may follow each, [n, V]; "module:function"; or "valid", which
-            keeps to the task's own language where that is known.
-        banned: Tokens that are always masked, as text or ids. None bans the token for unknown
-            words, where there is one.
-        reward_timeout: Seconds that a reward may take for a batch of sequences; None sets no limit.
-        observation: "tokens", "float" or "one_hot", see "Observation Space".
-        render_mode: "ansi" (`render()` returns the text), "rgb_array" (an image of the text and its
-            reward), "human" (prints the text as it grows) or None.
-        **task_options: Options of the task, for example seed=1 or tokenizer="char".
+        split: The split whose prompts are sampled: "train", "valid" or "test".
+        constraint: Which tokens may follow each prefix. A function of `prefixes` [n, T] and
+            optionally `lengths` [n] and `prompts`, matched by parameter name, that returns true or
+            false for each token, [n, V]; "module:function"; or "valid", which allows the tokens
+            that stay within the task's language, for tasks that know it.
+        banned: Tokens that are always masked, as text or ids. None masks the token for unknown
+            words, if the vocabulary has one.
+        reward_timeout: The maximum time in seconds that a reward may take for a batch; None sets
+            no limit.
+        observation: "tokens", "float" or "one_hot"; see Observation Space.
+        render_mode: "ansi" (`render()` returns the text), "rgb_array" (`render()` returns an image
+            of the text and the reward), "human" (prints the text while it is generated) or None.
+        **task_options: Options of the task, such as seed=1 or tokenizer="char".
 
     ## Version History
-    * v0: first version.
+    * v0: Initial version.
     """
 
     metadata = {"render_modes": ["ansi", "rgb_array", "human"], "render_fps": 4}
@@ -127,7 +140,7 @@ class TextGenEnv(gym.Env[Observation, SupportsIndex]):
         render_mode: str | None = None,
         **task_options: object,
     ) -> None:
-        """Make the task and the reward, and check them against each other."""
+        """Create the task and the reward, and check that they fit together."""
         check_render_mode(render_mode, self.metadata["render_modes"])
         self.rules = Rules(
             task, reward, max_length, min_length, split, constraint, banned, reward_timeout, **task_options
@@ -143,10 +156,10 @@ class TextGenEnv(gym.Env[Observation, SupportsIndex]):
         self._tokens: IntArray = np.full(self.rules.limit, self.rules.pad, dtype=np.int64)  # [T]
         self._length = 0
         self._disallowed = 0
-        self._examples: list[Example] | None = None  # one, in tasks with prompts
+        self._examples: list[Example] | None = None  # a single example in tasks with prompts, else None
         self._prompt: IntArray | None = None  # [P]
-        self._mask: Mask = self.rules.later_mask  # [V], of the current prefix
-        self._result = ""  # the reward of the last episode in words, for frames
+        self._mask: Mask = self.rules.later_mask  # [V], the action mask of the current prefix
+        self._result = ""  # after the end of an episode: the reward, as shown by render()
         terms = dict.fromkeys(self.rules.scorer.rewards, 0.0)
         self._no_result: Info = {"text": "", "length": 0, "reward_terms": terms, "disallowed": 0}
         if self.rules.task.conditional:
@@ -154,17 +167,17 @@ class TextGenEnv(gym.Env[Observation, SupportsIndex]):
 
     @property
     def task(self) -> Task:
-        """The task."""
+        """The task, for example for its vocabulary and data."""
         return self.rules.task
 
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, object] | None = None
     ) -> tuple[Observation, Info]:
-        """Start an episode; see "Starting State" for the options.
+        """Start an episode.
 
         Args:
-            seed: Seed of the random numbers that prompts are sampled with; None keeps them as they are.
-            options: "prefix", "prompt" or "prompt_index", "disallowed".
+            seed: Seeds the generator that samples prompts; None continues with the current generator.
+            options: "prefix", "prompt" or "prompt_index", and "disallowed"; see "Starting State" of the class.
         """
         rules = self.rules
         start = rules.start(check_reset_options(options))
@@ -181,7 +194,7 @@ class TextGenEnv(gym.Env[Observation, SupportsIndex]):
         mask = self._mask
         if self._restricts:
             mask = self._action_masks(tokens, length, True, start.disallowed, examples)[0]
-        # Nothing has changed so far, and nothing fails from here on.
+        # Everything that can fail is done; only now does the state change.
         super().reset(seed=seed)
         if random is not None and random is not self.np_random:
             self.np_random.bit_generator.state = random.bit_generator.state
@@ -198,7 +211,7 @@ class TextGenEnv(gym.Env[Observation, SupportsIndex]):
         return self._observe(tokens, self._prompt), self._info()
 
     def step(self, action: SupportsIndex) -> tuple[Observation, float, bool, bool, Info]:
-        """Append a token."""
+        """Append a token, given by its id; the reward is 0 until the sequence is finished."""
         try:
             token = operator.index(action)
         except TypeError:
@@ -207,7 +220,7 @@ class TextGenEnv(gym.Env[Observation, SupportsIndex]):
             raise self.rules.invalid_action(token)
         if not self._running:
             raise no_episode("step")
-        self._running = False  # until everything has gone well
+        self._running = False  # stays False if the reward or the constraint raises an error
         if self._restricts and not self._mask[token]:
             self._disallowed += 1
         self._length, terminated = self.rules.transition(self._tokens, self._length, self._length, token)
@@ -231,18 +244,19 @@ class TextGenEnv(gym.Env[Observation, SupportsIndex]):
     def _action_masks(
         self, tokens: IntArray, length: int, live: bool, disallowed: int, examples: list[Example] | None
     ) -> Mask:
-        """Compute which tokens may follow the prefix, [1, V]."""
+        """Compute the action mask of a prefix, [1, V]."""
         lengths = np.array([length])
         return self.rules.action_masks(tokens[None], lengths, np.array([live]), np.array([disallowed]), examples)
 
     def _info(self) -> Info:
-        """Return the info before the end of an episode."""
+        """Return the info of a step before the end of an episode."""
         info = self._no_result.copy()
         info["action_mask"] = self._mask.copy()
         info["reward_terms"] = info["reward_terms"].copy()
         return info
 
     def _final_info(self, outcome: Outcome) -> Info:
+        """Return the info of the last step of an episode."""
         info: Info = {
             "action_mask": self._mask.copy(),
             "text": outcome.texts[0],
@@ -255,17 +269,17 @@ class TextGenEnv(gym.Env[Observation, SupportsIndex]):
         return info
 
     def action_masks(self) -> BoolArray:
-        """Return which tokens may come next, [V]; the name that MaskablePPO looks for."""
+        """Return the action mask of the current prefix as booleans, [V]; MaskablePPO calls this method."""
         return self._mask.astype(np.bool_)
 
     def snapshot(self) -> dict[str, object]:
-        """Return the options with which reset() leads back to the current state."""
+        """Return the options with which reset() restores the current state."""
         if not self._running:
             raise no_episode("snapshot")
         options: dict[str, object] = {"prefix": self._tokens[: self._length].copy(), "disallowed": self._disallowed}
         if self._examples is not None:
             example = self._examples[0]
-            if example.number is None:  # a prompt of the caller's own
+            if example.number is None:  # a prompt that is not in the split
                 options["prompt"] = np.array(example.prompt, dtype=np.int64)
             else:
                 options["prompt_index"] = example.number
@@ -273,13 +287,13 @@ class TextGenEnv(gym.Env[Observation, SupportsIndex]):
 
     @property
     def text(self) -> str:
-        """The text so far."""
+        """The current prefix as text."""
         return self.rules.vocab.decode(self._tokens[: self._length].tolist())
 
     def render(self) -> str | Frame | None:
-        """Return the text so far in mode "ansi", an image in mode "rgb_array"; in mode "human" it is on the screen."""
+        """Return the current text in mode "ansi" and an image in mode "rgb_array"; mode "human" prints in step()."""
         if self.render_mode is None:
-            gym.logger.warn('render() does nothing without a render mode; pass render_mode="ansi" to make()')
+            gym.logger.warn('render() does nothing without a render mode; pass render_mode="ansi" to gym.make()')
         if self.render_mode == "rgb_array":
             status = f"{self._length} of {self.rules.limit} tokens  {self._result}"
             return draw_frame(self._prompt_text, self.text, status)

@@ -1,7 +1,7 @@
-"""Every error this package raises on purpose: typed, and saying what to do next.
+"""Exceptions of this package.
 
-All of them are a `TextGymError`; each is also the built-in or Gymnasium error that a
-caller who has never heard of this package would catch.
+Every exception is a `TextGymError`. Each also derives from the built-in or Gymnasium exception
+of the same meaning, so that generic code can catch it.
 """
 
 from gymnasium import error as gym_error
@@ -11,16 +11,17 @@ _LEFT_OUT = " [...] "
 
 
 class TextGymError(Exception):
-    """The base of every error raised on purpose.
+    """Base class of the exceptions of this package.
 
-    A message of more than 500 characters loses its middle: what is wrong comes first, and what to do last.
+    Messages are limited to 500 characters. A longer message is cut in the middle, because it begins with what is
+    wrong and ends with what to do.
 
     >>> len(str(TextGymError("a" * 1000)))
     500
     """
 
     def __init__(self, message: str = "") -> None:
-        """Take the message."""
+        """Store the message, shortened if necessary."""
         if len(message) > LONGEST_MESSAGE:
             end = LONGEST_MESSAGE // 3
             message = message[: LONGEST_MESSAGE - len(_LEFT_OUT) - end] + _LEFT_OUT + message[-end:]
@@ -28,60 +29,60 @@ class TextGymError(Exception):
 
 
 class UnknownNameError(TextGymError, ValueError):
-    """A task, a reward or an option that nobody registered."""
+    """Unknown name of a task, reward, agent or module."""
 
 
 class OptionError(TextGymError, ValueError):
-    """An argument whose value is invalid, or does not fit the others."""
+    """Invalid value of an argument, or a value that contradicts another argument."""
 
 
 class UnknownOptionError(OptionError, TypeError):
-    """An argument that nothing takes; a TypeError too, as of any function."""
+    """Unknown keyword argument; also a TypeError, which Python raises for unknown arguments."""
 
 
 class RenderModeError(OptionError, TypeError):
-    """A render mode that is not available; a TypeError too, because Stable-Baselines3 then tries without."""
+    """Unknown render mode; also a TypeError, because Stable-Baselines3 then retries without a render mode."""
 
 
 class DataError(TextGymError, ValueError):
-    """A file that is missing, empty, or does not say what it should."""
+    """A missing or empty file, or data in an unexpected format."""
 
 
 class TaskError(TextGymError, ValueError):
-    """A task that lacks what is asked of it, or whose parts do not fit together."""
+    """A task without a requested method, or with inconsistent parts."""
 
 
 class RewardError(TextGymError, ValueError):
-    """A reward that cannot be called, or that returned something unusable."""
+    """A reward that does not fit the task, raised an exception, or returned invalid scores."""
 
 
 class RewardTimeoutError(RewardError, TimeoutError):
-    """A reward that took longer than reward_timeout."""
+    """A reward exceeded reward_timeout."""
 
 
 class MaskError(TextGymError, ValueError):
-    """A constraint that fails, whose mask has the wrong form, or that allows nothing."""
+    """A constraint raised an exception or returned an invalid mask, or a mask allows no token."""
 
 
 class TrainingError(TextGymError, ArithmeticError):
-    """A model whose numbers are no longer finite."""
+    """A loss, a weight or a logit of a model is not finite."""
 
 
 class RunError(TextGymError, RuntimeError):
-    """A run that failed by itself: a disk that is full, a folder that is gone, an agent of the user's own."""
+    """A run failed for a reason outside its arguments: a full disk, a deleted folder, an error in a custom agent."""
 
 
 class InvalidActionError(TextGymError, gym_error.InvalidAction):
-    """An action outside the action space."""
+    """The action is not in the action space."""
 
 
 class ResetNeededError(TextGymError, gym_error.ResetNeeded):
-    """A step before the first reset, or after the end of an episode."""
+    """The call needs a running episode: reset() was never called, or the episode is over."""
 
 
 class DependencyError(TextGymError, ImportError):
-    """A library that only this feature needs, and that is not installed."""
+    """An optional dependency is not installed."""
 
 
 class SlowRewardWarning(UserWarning):
-    """A reward that takes longer than everything else in learning."""
+    """Most of the training time is spent in the reward."""

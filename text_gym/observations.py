@@ -1,4 +1,4 @@
-"""The forms of an observation: token ids, the same ids as floats, or one-hot vectors."""
+"""Encodings of an observation: token ids, the same ids as floats, or one-hot vectors."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from text_gym.validation import shown
 
 FORMS = ("tokens", "float", "one_hot")
 Observation = AnyArray | dict[str, AnyArray]
-"""The prefix, or {"prompt": ..., "prefix": ...}, as the observation space says; batched in the vector environment."""
+"""The prefix, or {"prompt": ..., "prefix": ...} in tasks with prompts; batched in the vector environment."""
 
 
 class Observer:
-    """Converts prefixes and prompts to observations; `space` is the space of one observation.
+    """Convert prefixes and prompts to observations. `space` is the Gymnasium space of a single observation.
 
     >>> observe = Observer("one_hot", vocab_size=3, max_length=2, prompt_length=0)
     >>> observe(np.array([1, 3]), None)  # token 1, then PAD
@@ -25,13 +25,13 @@ class Observer:
 
     Args:
         form: "tokens", "float" or "one_hot".
-        vocab_size: The number of tokens; PAD is one past the last.
-        max_length: The largest number of tokens of a prefix.
-        prompt_length: The largest number of tokens of a prompt; 0 in tasks without prompts.
+        vocab_size: Number of tokens V; the id of PAD is V.
+        max_length: Maximum number of tokens of a prefix.
+        prompt_length: Maximum number of tokens of a prompt; 0 in tasks without prompts.
     """
 
     def __init__(self, form: str, vocab_size: int, max_length: int, prompt_length: int) -> None:
-        """Check the form, and make the space."""
+        """Create the space; an unknown form raises OptionError."""
         if not isinstance(form, str) or form not in FORMS:
             raise OptionError(f"observation must be one of {', '.join(map(repr, FORMS))}, not {shown(form)}")
         self.form = form
@@ -42,7 +42,7 @@ class Observer:
             self.space = spaces.Dict({"prompt": self._box(prompt_length), "prefix": prefix})
 
     def __call__(self, tokens: IntArray, prompts: IntArray | None) -> Observation:
-        """Convert tokens [..., T], and prompts [..., P] where the task has them; the arrays returned are new."""
+        """Convert tokens [..., T] and, in tasks with prompts, prompts [..., P]; returns new arrays."""
         prefix = self._convert(tokens)
         return prefix if prompts is None else {"prompt": self._convert(prompts), "prefix": prefix}
 

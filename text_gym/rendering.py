@@ -1,4 +1,4 @@
-"""Frames of render_mode="rgb_array": the text so far, and its reward, as an image."""
+"""Frames of render_mode="rgb_array": images of the current text and the reward."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from text_gym.extras import import_extra
 
 Frame = npt.NDArray[np.uint8]
-"""[height, width, 3]."""
+"""RGB image, [height, width, 3]."""
 
 WIDTH, HEIGHT, MARGIN = 640, 240, 16
 FONT_SIZE = 18
@@ -23,7 +23,7 @@ BACKGROUND, INK, FAINT = (255, 255, 255), (20, 20, 20), (120, 120, 120)
 
 
 def describe_reward(reward: float, terms: Mapping[str, float]) -> str:
-    """Describe a reward in a line, with its terms where there are several.
+    """Format a reward as one line; with several terms, each with its score.
 
     >>> describe_reward(0.5, {"bleu": 0.5}), describe_reward(2.0, {"length": 3.0, "validity": 1.0})
     ('reward 0.5 (bleu)', 'reward 2 (length 3, validity 1)')
@@ -33,14 +33,14 @@ def describe_reward(reward: float, terms: Mapping[str, float]) -> str:
 
 
 def draw_frame(prompt: str, text: str, status: str) -> Frame:
-    """Draw a prompt, a text, of which the last lines are shown, and a line below them."""
+    """Draw a prompt, a text and a status line below them; of a long text, draw the last lines."""
     drawing = import_extra("PIL.ImageDraw", 'render_mode="rgb_array"', "render")
     image = import_extra("PIL.Image", 'render_mode="rgb_array"', "render").new("RGB", (WIDTH, HEIGHT), BACKGROUND)
     pen, font = drawing.Draw(image), _font()
     room = (HEIGHT - 3 * MARGIN) // LINE - 1
-    asked = textwrap.wrap(prompt, COLUMNS)[-(room // 2) :]
-    written = textwrap.wrap(text, COLUMNS)[-(room - len(asked)) :]
-    lines = [(line, FAINT) for line in asked] + [(line, INK) for line in written]
+    prompt_lines = textwrap.wrap(prompt, COLUMNS)[-(room // 2) :]
+    text_lines = textwrap.wrap(text, COLUMNS)[-(room - len(prompt_lines)) :]
+    lines = [(line, FAINT) for line in prompt_lines] + [(line, INK) for line in text_lines]
     for i, (line, colour) in enumerate(lines):
         pen.text((MARGIN, MARGIN + i * LINE), line, fill=colour, font=font)
     pen.text((MARGIN, HEIGHT - MARGIN - LINE), textwrap.shorten(status, COLUMNS), fill=FAINT, font=font)

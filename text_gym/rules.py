@@ -1,7 +1,7 @@
-"""What `TextGenEnv` and `TextGenVectorEnv` share: the transition, action masks, reset options and error messages.
+"""Code shared by `TextGenEnv` and `TextGenVectorEnv`: transition, action masks, reset options, error messages.
 
-A sequence is a row of tokens, right-padded with PAD, and its length. `Rules.transition` takes plain numbers
-as well as arrays. Everything else works on batches, and the scalar environment is a batch of one.
+A sequence is represented by a row of tokens, right-padded with PAD, and its length. `Rules.transition`
+accepts ints and arrays. The other methods work on batches; the scalar environment passes a batch of one.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ from text_gym.tasks.task import Task
 from text_gym.validation import shown, suggest, whole_number
 
 Info = dict[str, Any]
-"""Gymnasium's info."""
+"""The info dictionary of reset() and step()."""
 Constraint = Callable[..., npt.ArrayLike]
-"""A function of the columns it names, see CONSTRAINT_COLUMNS; returns true or false for each token, [n, V]."""
+"""A function whose parameters are among CONSTRAINT_COLUMNS; returns true or false for each next token, [n, V]."""
 
 RESET_OPTIONS = ("prefix", "prompt", "prompt_index", "disallowed")
 CONSTRAINT_COLUMNS = ("prefixes", "lengths", "prompts")
-LONGEST = 2**31 - 1
-UNUSED_SEED = np.random.SeedSequence(0)  # for generators whose state is set at once
+LONGEST = 2**31 - 1  # largest max_length
+UNUSED_SEED = np.random.SeedSequence(0)  # for generators whose state is overwritten at once
 
 
 class Start(NamedTuple):
-    """Where an episode starts, read from the options of reset()."""
+    """The starting state of an episode, read from the options of reset()."""
 
     prefix: list[int]
     example: Example | None
-    """The prompt with its references; None samples one in tasks with prompts."""
+    """The prompt with its references; None samples one, in tasks with prompts."""
     disallowed: int
-    """Tokens of the prefix that were taken against the mask."""
+    """Number of tokens of the prefix that the action mask did not allow."""
 
 
 class Outcome(NamedTuple):
-    """Rewards of finished sequences and what info says of them, one row each."""
+    """Rewards of finished sequences, and their results for the info, one row per sequence."""
 
     rewards: FloatArray
     texts: list[str]
@@ -65,7 +65,7 @@ class Outcome(NamedTuple):
 
 
 class Rules:
-    """A task, a reward and the limits of an episode, checked against each other."""
+    """A task, a reward and the limits of an episode, checked to fit together."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Rules:
         reward_timeout: float | None = None,
         **task_options: object,
     ) -> None:
-        """Take the arguments of `TextGenEnv`."""
+        """Create the task and the reward from the arguments of `TextGenEnv`."""
         known = frozenset[str]() if isinstance(task, Task) else option_names(task)
         for name in task_options:
             if known is not None and name not in known:
@@ -119,18 +119,20 @@ class Rules:
         if number >= self.limit:
             raise OptionError(f"min_length={shown(number)} must be below max_length={self.limit}")
         if number and self.eos is None:
-            raise OptionError(f"task {self.task.name!r} has no EOS, so its sequences cannot end before min_length")
+            raise OptionError(
+                f"min_length={shown(number)} has no effect: task {self.task.name!r} has no EOS; leave min_length at 0"
+            )
         return number
 
     def _set_masks(self, banned: Iterable[str | int] | None) -> None:
-        """Set the masks before min_length and from there on, both without the constraint."""
+        """Set early_mask, for prefixes shorter than min_length, and later_mask; neither includes the constraint."""
         if banned is None:
             banned = [] if self.vocab.unk is None or self.vocab.unk == self.eos else [self.vocab.unk]
         self.later_mask: Mask = np.ones(self.size, dtype=np.int8)
         listed: list[object]
         try:
             listed = [banned] if isinstance(banned, str | bytes) else list(banned)
-        except TypeError:  # a number
+        except TypeError:  # a single id
             listed = [banned]
         for token in listed:
             self.later_mask[self._token_id(token)] = 0
@@ -138,46 +140,54 @@ class Rules:
         if self.eos is not None:
             self.early_mask[self.eos] = 0
         if not self.later_mask.any() or (self.min_length and not self.early_mask.any()):
-            raise MaskError("banned and min_length together allow no token at all")
+            raise MaskError("banned and min_length together allow no token; ban fewer tokens")
 
     def _token_id(self, token: object) -> int:
         """Find the id of a banned token, given as text or id."""
         if isinstance(token, str) and token not in self.vocab.ids:
             try:
-                ids = self.vocab.encode(token)  # as a tokenizer of its own would
+                ids = self.vocab.encode(token)  # the tokenizer may write a token in another way than the vocabulary
             except DataError:
                 ids = []
             number = ids[0] if len(ids) == 1 and ids[0] != self.vocab.unk else self.size
         else:
             number = self.vocab.ids[token] if isinstance(token, str) else whole_number("a banned token", token, 0)
         if number >= self.size:
-            raise OptionError(f"banned token {shown(token)} is not in the vocabulary")
+            raise OptionError(
+                f"banned token {shown(token)} is not in the vocabulary; give a token of the task, or an id below "
+                f"{self.size}"
+            )
         return number
 
     def _checked_constraint(self, constraint: str | Constraint | None) -> Constraint | None:
         if isinstance(constraint, str) and constraint == "valid":
             if not self.task.knows("allowed"):
                 raise OptionError(
-                    f"constraint='valid' needs a task that knows its language; {self.task.name!r} does not"
+                    f"constraint='valid' needs a task that knows its language, such as 'grammar'; "
+                    f"{self.task.name!r} does not"
                 )
             constraint = self.task.allowed
         elif isinstance(constraint, str):
             if ":" not in constraint:
-                raise OptionError(f"constraint={shown(constraint)}: give 'valid', 'module:function' or a function")
+                raise OptionError(
+                    f"unknown constraint {shown(constraint)}; give 'valid', 'module:function' or a function"
+                )
             constraint = load_attribute(constraint, trust=True)
         if constraint is None:
             return None
         if not callable(constraint):
-            raise OptionError(f"the constraint {shown(constraint)} is not callable")
+            raise OptionError(f"the constraint {shown(constraint)} is not callable; give a function")
         try:
             self._constraint_columns = tuple(inspect.signature(constraint).parameters)
         except (TypeError, ValueError) as problem:
-            raise OptionError(f"the constraint {constraint!r} has no readable signature") from problem
+            raise OptionError(
+                f"the constraint {constraint!r} has no signature; wrap it in a Python function of prefixes"
+            ) from problem
         self._constraint_name = str(getattr(constraint, "__name__", type(constraint).__name__))
         for column in self._constraint_columns:
             if column not in CONSTRAINT_COLUMNS:
                 raise OptionError(
-                    f"the constraint asks for {column!r}, which it cannot have." + suggest(column, CONSTRAINT_COLUMNS)
+                    f"the constraint has an unknown parameter {column!r}." + suggest(column, CONSTRAINT_COLUMNS)
                 )
         return constraint
 
@@ -192,13 +202,16 @@ class Rules:
     def transition(
         self, flat: IntArray, places: int | IntArray, lengths: int | IntArray, actions: int | IntArray
     ) -> tuple[int | IntArray, bool | BoolArray]:
-        """Append actions to sequences, in place; return the new lengths and which sequences have terminated.
+        """Append actions to sequences in place.
 
         Args:
-            flat: The tokens of all sequences as one flat array.
-            places: Where in `flat` each sequence goes on.
-            lengths: Lengths before the actions.
+            flat: The tokens of all sequences, flattened.
+            places: The index in `flat` of the next token of each sequence.
+            lengths: The length of each sequence before the action.
             actions: Token ids.
+
+        Returns:
+            The new lengths, and whether each sequence is finished.
         """
         flat[places] = actions
         lengths = lengths + 1
@@ -212,10 +225,23 @@ class Rules:
         disallowed: IntArray,
         examples: Sequence[Example] | None,
     ) -> Mask:
-        """Compute which tokens may follow each prefix: [n, V], read-only, a view of one row where all rows are equal.
+        """Compute the action mask of each prefix, [n, V].
 
-        The constraint is called with the live rows. If it leaves no token to a row, that is an error, unless the row
-        has taken a token against the mask before: then the constraint does not apply to the row any more.
+        The constraint is called with the rows that are not finished. It must allow a token in each row. A row with a
+        token that an earlier mask did not allow is an exception: there an empty constraint is ignored.
+
+        Args:
+            tokens: Token ids, [n, T].
+            lengths: Lengths of the prefixes, [n].
+            live: False for finished sequences, whose mask has neither min_length nor the constraint, [n].
+            disallowed: Number of tokens of each prefix that earlier masks did not allow, [n].
+            examples: The example of each row, in tasks with prompts.
+
+        Returns:
+            A read-only array, which may be a view of one row if all rows are equal.
+
+        Raises:
+            MaskError: The constraint fails, returns a wrong shape or type, or allows no token.
         """
         early = (lengths < self.min_length) & live
         if self.constraint is None and (not early.any() or early.all()):
@@ -232,7 +258,7 @@ class Rules:
                 raise MaskError(
                     f"{environment(row, len(tokens))}nothing may follow {text!r}: the constraint, "
                     f"min_length={self.min_length} and the banned tokens together allow no token; "
-                    "let the constraint always leave one"
+                    "the constraint must always allow at least one"
                 )
             masks[rows[possible]] = bound[possible]
         masks.flags.writeable = False
@@ -253,13 +279,13 @@ class Rules:
             given = constraint(**{name: columns[name] for name in self._constraint_columns})
         except TextGymError:
             raise
-        except Exception as problem:  # a constraint is the user's own, and may fail in any way
+        except Exception as problem:  # user code may raise anything
             raise MaskError(
                 f"the constraint {self._constraint_name!r} failed with {type(problem).__name__}: {problem}"
             ) from problem
         try:
             answer = np.asarray(given)
-        except Exception:  # ragged, or a tensor that has no numpy array
+        except Exception:  # a ragged list, or a tensor that cannot be converted to numpy
             answer = np.zeros(0)
         if answer.shape != (len(prefixes), self.size) or answer.dtype.kind not in "biu":
             raise MaskError(
@@ -270,11 +296,11 @@ class Rules:
         return answer.astype(np.bool_)
 
     def observer(self, form: str) -> Observer:
-        """Make what converts prefixes and prompts to observations of this form."""
+        """Create the `Observer` that converts prefixes and prompts to observations of this form."""
         return Observer(form, self.size, self.limit, self.task.prompt_length)
 
     def score(self, tokens: IntArray, lengths: IntArray, examples: Sequence[Example] | None) -> Outcome:
-        """Compute the rewards of finished sequences; the arrays become read-only."""
+        """Compute the rewards of finished sequences; the arrays passed in become read-only."""
         tokens.flags.writeable = False
         lengths.flags.writeable = False
         batch = Batch(tokens, lengths, self.vocab, examples)
@@ -285,7 +311,7 @@ class Rules:
     # Prompts and the options of reset().
 
     def planned(self, random: np.random.Generator) -> np.random.Generator:
-        """Return the generator that a reset samples prompts from: a copy where the constraint may still refuse it."""
+        """Return the generator from which a reset samples prompts: a copy if the constraint may still fail."""
         if self.constraint is None:
             return random
         bits = type(random.bit_generator)(UNUSED_SEED)
@@ -293,12 +319,12 @@ class Rules:
         return np.random.Generator(bits)
 
     def sample_example(self, random: np.random.Generator) -> Example:
-        """Sample a prompt of the split, uniformly."""
+        """Sample an example of the split uniformly."""
         examples = self.task.split(self.split)
         return examples[int(random.integers(len(examples)))]
 
     def start(self, options: Mapping[str, object]) -> Start:
-        """Read the reset options of one episode."""
+        """Read the starting state of one episode from the options of reset()."""
         example = None
         if "prompt" in options:
             example = self.find_example(options["prompt"])
@@ -307,11 +333,14 @@ class Rules:
         prefix = self._prefix(options.get("prefix", ()))
         disallowed = whole_number("disallowed", options.get("disallowed", 0), least=0)
         if disallowed > len(prefix):
-            raise OptionError(f"disallowed={shown(disallowed)} tokens of a prefix that has {len(prefix)}")
+            raise OptionError(
+                f"disallowed={shown(disallowed)} is more than the {len(prefix)} tokens of the prefix; "
+                "give the number of its tokens that the mask did not allow"
+            )
         return Start(prefix, example, disallowed)
 
     def find_example(self, prompt: object) -> Example:
-        """Find the example of a prompt, given as text or ids; one without references if it is not in the split."""
+        """Find the example of a prompt, given as text or ids; without references if the prompt is not in the split."""
         self._check_conditional()
         examples = self.task.split(self.split)
         ids = tuple(self._ids(prompt, "prompt", self.task.prompt_length))
@@ -324,23 +353,25 @@ class Rules:
         number = whole_number("prompt_index", given, least=0)
         if number >= len(examples):
             raise OptionError(
-                f"prompt_index={shown(number)} is not among the {len(examples)} prompts of {self.split!r}"
+                f"prompt_index={shown(number)} is out of range; the split {self.split!r} has {len(examples)} prompts, "
+                f"0..{len(examples) - 1}"
             )
         return examples[number]
 
     def _check_conditional(self) -> None:
         if not self.task.conditional:
-            raise OptionError(f"task {self.task.name!r} takes no prompt")
+            raise OptionError(f"task {self.task.name!r} has no prompts; leave out prompt and prompt_index")
 
     def _prefix(self, given: object) -> list[int]:
-        """Read a prefix, given as text or ids, that leaves room for at least one token."""
+        """Convert a prefix, given as text or ids, to ids; at least one more token must fit."""
         ids = self._ids(given, "prefix", self.limit)
         if len(ids) >= self.limit:
             raise OptionError(
-                f"a prefix of {len(ids)} tokens fills all of max_length={self.limit}; nothing is left to do"
+                f"a prefix of {len(ids)} tokens leaves no room within max_length={self.limit}; "
+                f"give at most {self.limit - 1}"
             )
         if self.eos is not None and self.eos in ids:
-            raise OptionError("the prefix contains EOS, so the sequence has already ended")
+            raise OptionError("the prefix contains EOS, so the sequence is already finished; leave EOS out")
         return ids
 
     def _ids(self, given: object, what: str, longest: int) -> list[int]:
@@ -349,36 +380,36 @@ class Rules:
         else:
             try:
                 array = np.asarray(given)
-            except Exception:  # a ragged list, or a tensor that has no numpy array
+            except Exception:  # a ragged list, or a tensor that cannot be converted to numpy
                 array = np.zeros((0, 0))
             if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-                raise OptionError(f"a {what} is a text or a list of ids, not {shown(given)}")
+                raise OptionError(f"the {what} must be a text or a list of ids, not {shown(given)}")
             real = np.flatnonzero(array != self.pad)
             ids = array[: real[-1] + 1 if len(real) else 0].tolist()
         if self.pad in ids:
-            raise OptionError(f"the {what} has PAD ({self.pad}) between tokens; PAD may only follow the last")
+            raise OptionError(f"the {what} has PAD ({self.pad}) between tokens; PAD may only follow the last token")
         if ids and not 0 <= min(ids) <= max(ids) < self.size:
-            raise OptionError(f"the {what} holds ids outside 0..{self.size - 1}: {min(ids)}..{max(ids)}")
+            raise OptionError(f"ids of the {what} must be in 0..{self.size - 1}, not {min(ids)}..{max(ids)}")
         if len(ids) > longest:
-            raise OptionError(f"a {what} of {len(ids)} tokens is longer than the {longest} allowed")
+            raise OptionError(f"a {what} of {len(ids)} tokens is too long; the maximum is {longest}")
         return ids
 
     def prompt_row(self, example: Example) -> IntArray:
-        """Return a prompt as the observation has it: right-padded, [P]."""
+        """Return the ids of an example's prompt, right-padded with PAD, [P]."""
         row = np.full(self.task.prompt_length, self.pad, dtype=np.int64)
         row[: len(example.prompt)] = example.prompt
         return row
 
     def invalid_action(self, action: object, where: str = "") -> InvalidActionError:
         """Return the error for an action outside the action space."""
-        return InvalidActionError(f"{where}an action is a whole number in 0..{self.size - 1}, not {shown(action)}")
+        return InvalidActionError(f"{where}an action must be a whole number in 0..{self.size - 1}, not {shown(action)}")
 
 
-# Refusals that need no task.
+# Checks that do not depend on the task.
 
 
 def environment(number: int, num_envs: int) -> str:
-    """Name one of several environments at the beginning of an error message.
+    """Return the beginning of an error message that names one of several environments; "" for a single one.
 
     >>> environment(3, 8) + "nothing may follow 'the'"
     "environment 3: nothing may follow 'the'"
@@ -387,7 +418,7 @@ def environment(number: int, num_envs: int) -> str:
 
 
 def no_episode(call: str, ended: Sequence[int] = ()) -> ResetNeededError:
-    """Return the error for a call that needs a running episode; `ended` are environments that have none.
+    """Return the error for a call that needs a running episode; `ended` lists the environments without one.
 
     >>> no_episode("step")
     ResetNeededError('no episode is running; call reset() before step()')
@@ -401,7 +432,7 @@ def no_episode(call: str, ended: Sequence[int] = ()) -> ResetNeededError:
 
 
 def check_render_mode(render_mode: str | None, known: Sequence[str]) -> None:
-    """Refuse a render mode that the environment does not have."""
+    """Raise RenderModeError unless the render mode is None or known."""
     if render_mode is not None and not (isinstance(render_mode, str) and render_mode in known):
         modes = ", ".join(map(repr, known))
         raise RenderModeError(f"render_mode must be {modes} or None, not {shown(render_mode)}")
@@ -410,9 +441,9 @@ def check_render_mode(render_mode: str | None, known: Sequence[str]) -> None:
 def check_reset_options(
     options: Mapping[str, object] | None, known: Sequence[str] = RESET_OPTIONS
 ) -> dict[str, object]:
-    """Copy the options of reset(), refusing unknown ones and two that contradict each other."""
+    """Return a copy of the options of reset(); unknown or contradictory options raise OptionError."""
     if options is not None and not isinstance(options, Mapping):
-        raise OptionError(f"the options of reset() are a dict, not {shown(options)}")
+        raise OptionError(f"the options of reset() must be a dict, not {shown(options)}")
     checked = dict(options or {})
     for name in checked:
         if name not in known:
@@ -423,5 +454,5 @@ def check_reset_options(
 
 
 def check_seed(seed: object, where: str = "") -> int | None:
-    """Return the seed as an int, or None, which keeps the random numbers as they are."""
+    """Return the seed as an int, or None, which does not reseed."""
     return None if seed is None else whole_number(f"{where}seed", seed, least=0)

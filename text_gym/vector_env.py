@@ -1,4 +1,4 @@
-"""TextGen-v0 for many sequences at once, in one process."""
+"""`TextGenVectorEnv`: parallel TextGen-v0 environments in one process."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ MOST_ENVS = 2**31 - 1
 
 @dataclass
 class Episodes:
-    """The current episodes, one row for each environment."""
+    """The current episodes, one row per environment."""
 
     tokens: IntArray  # [n, T]
     lengths: IntArray  # [n]
-    ended: BoolArray  # [n], True until the environment is reset
-    disallowed: IntArray  # [n], tokens taken against the mask
-    examples: list[Example] | None  # in tasks with prompts
-    prompts: IntArray | None  # [n, P], in tasks with prompts
+    ended: BoolArray  # [n], True from the end of an episode to the next reset
+    disallowed: IntArray  # [n], number of tokens that the action mask did not allow
+    examples: list[Example] | None  # in tasks with prompts, else None
+    prompts: IntArray | None  # [n, P] in tasks with prompts, else None
 
     def copy(self) -> Episodes:
-        """Copy all arrays."""
+        """Copy the arrays and the list of examples."""
         return Episodes(
             self.tokens.copy(),
             self.lengths.copy(),
@@ -61,27 +61,53 @@ class Episodes:
 
 
 class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
-    """`num_envs` times `TextGenEnv` in one process, with one array operation for all environments.
+    """Parallel `TextGenEnv` environments in one process, stepped together by array operations.
 
-    Observations, rewards and infos equal those of Gymnasium's `SyncVectorEnv` over scalar
-    environments, token for token. With a seed, environment i samples the same prompts as a scalar
-    environment that is reset with seed + i. The options of reset() take one value for all
-    environments, or a list with one for each (a flat list of ids is one prefix or prompt). Arrays
-    of infos may be read-only; where all environments have the same action mask, it is a view of
-    one row.
+    ## Description
+    Observations, rewards and infos equal those of Gymnasium's `SyncVectorEnv` over `num_envs`
+    scalar environments, token for token. The task and the reward are shared, and a reward is called
+    once for all sequences that finish in the same step.
 
-    If a reward or a constraint fails during a step, all episodes are over without a result, and
-    reset() starts new ones.
+    ## Action Space
+    `MultiDiscrete([V] * num_envs)`: the id of the next token of each environment.
 
+    ## Observation Space
+    The space of `TextGenEnv` with a leading axis of size `num_envs`.
+
+    ## Rewards
+    A float64 array [num_envs]: 0 for an unfinished sequence, else its score.
+
+    ## Starting State
+    As in `TextGenEnv`. With an integer seed, environment i samples the same prompts as a scalar
+    environment that is reset with seed + i. Each option of `reset()` is a single value for all
+    environments, or a list with a value for each; a flat list of ids is a single prefix or prompt.
+    The option `reset_mask`, a boolean array [num_envs], selects the environments to reset.
+
+    ## Episode End
+    As in `TextGenEnv`; `autoreset_mode` says what happens after the end of an episode. If a reward
+    or a constraint fails in `step()`, all episodes are over without a result; call `reset()`.
+
+    ## Information
+    The keys of `TextGenEnv`, each an array with an entry for each environment. As in Gymnasium,
+    `_key` is a boolean array of the environments for which `key` was set. Arrays may be read-only.
+    If all environments have the same action mask, `action_mask` is a view of one row.
+
+    ## Arguments
     Args:
         num_envs: The number of environments.
-        autoreset_mode: "NextStep" (the step after an end ignores its action and resets), "SameStep"
-            (the step with the end resets; the last observation and info are in final_obs and
-            final_info) or "Disabled" (reset by hand with options={"reset_mask": ...}).
-        render_mode: "ansi" (`render()` returns the texts), "rgb_array" (an image of each) or None.
-        observation: "tokens", "float" or "one_hot", as in `TextGenEnv`.
-        rules: The `rules` of another environment, in place of the arguments that follow.
+        autoreset_mode: When an environment is reset after the end of its episode: "NextStep" (by the
+            next step, which ignores the action), "SameStep" (by the same step; the last observation
+            and info are in `final_obs` and `final_info`) or "Disabled" (by
+            `reset(options={"reset_mask": ...})` only).
+        render_mode: "ansi" (`render()` returns the texts), "rgb_array" (`render()` returns an image
+            of each) or None.
+        observation: "tokens", "float" or "one_hot"; see `TextGenEnv`.
+        rules: The `rules` of another environment, to share its task, reward and limits, instead of
+            the arguments below.
         **arguments: task, reward and all other arguments of `TextGenEnv`.
+
+    ## Version History
+    * v0: Initial version.
     """
 
     def __init__(
@@ -93,7 +119,7 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
         rules: Rules | None = None,
         **arguments: Any,
     ) -> None:
-        """Make the task and the reward once, for all environments."""
+        """Create the task and the reward, which all environments share."""
         self.num_envs = whole_number("num_envs", num_envs, least=1)
         if self.num_envs > MOST_ENVS:
             raise OptionError(f"num_envs={shown(num_envs)} must be at most {MOST_ENVS}")
@@ -104,10 +130,10 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
             modes = ", ".join(repr(mode.value) for mode in AutoresetMode)
             raise OptionError(f"autoreset_mode must be one of {modes}, not {shown(autoreset_mode)}") from problem
         if rules is not None and arguments:
-            raise OptionError(f"rules come with a task and a reward; leave {', '.join(arguments)} out")
+            raise OptionError(f"rules already contain the task and the reward; remove {', '.join(arguments)}")
         if rules is not None and not isinstance(rules, Rules):
             raise OptionError(
-                f"rules={shown(rules)} is not what `rules` of another environment are; give env.unwrapped.rules"
+                f"rules={shown(rules)} must be the rules of another environment; give env.unwrapped.rules"
             )
         self.rules = rules or Rules(**arguments)
         self.render_mode = render_mode
@@ -117,14 +143,14 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
         self.single_observation_space = self._observe.space
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self._started = False  # until the first reset, and after an error in a step
+        self._started = False  # False before the first reset, and after an error in a step
         self._episodes = self._no_episodes()
-        self._row_starts = np.arange(self.num_envs) * self.rules.limit  # in the flat array of tokens
-        self._mask: Mask = np.broadcast_to(self.rules.later_mask, (self.num_envs, self.rules.size))  # the current one
-        self._generators: dict[int, np.random.Generator] = {}  # of each environment, in tasks with prompts
+        self._row_starts = np.arange(self.num_envs) * self.rules.limit  # index of each row in the flattened tokens
+        self._mask: Mask = np.broadcast_to(self.rules.later_mask, (self.num_envs, self.rules.size))  # current masks
+        self._generators: dict[int, np.random.Generator] = {}  # one per environment, in tasks with prompts
         self._all = _read_only(np.ones(self.num_envs, dtype=np.bool_))
-        self._quiet = _paired({"action_mask": self._mask, **self._no_results()}, self._all)  # where nothing ends
-        self._described = [""] * self.num_envs  # the rewards of the last episodes in words, for frames
+        self._quiet = _paired({"action_mask": self._mask, **self._no_results()}, self._all)  # infos without an end
+        self._described = [""] * self.num_envs  # after the end of an episode: the reward, as shown by render()
 
     def _no_episodes(self) -> Episodes:
         n = self.num_envs
@@ -140,25 +166,25 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
 
     @property
     def task(self) -> Task:
-        """The task."""
+        """The task, for example for its vocabulary and data."""
         return self.rules.task
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: Mapping[str, object] | None = None
     ) -> tuple[Observation, Info]:
-        """Start all episodes, or those of options["reset_mask"].
+        """Start an episode in every environment, or only where options["reset_mask"] is True.
 
         Args:
-            seed: Seed of the first environment, seed + i of environment i; or a list with one for each.
-            options: Those of `TextGenEnv`, one value for all environments that are reset or a list with one for
-                each; and "reset_mask", a boolean array [n] of the environments to reset.
+            seed: Environment i is seeded with seed + i; a list gives the seed of each environment.
+            options: The options of `TextGenEnv.reset`, each a single value or a list with a value for each
+                environment that is reset; and "reset_mask", a boolean array [n].
         """
         rules = self.rules
         given = check_reset_options(options, (*RESET_OPTIONS, "reset_mask"))
         rows = self._rows_to_reset(given.pop("reset_mask", None))
         own_seed, seeds = self._read_seeds(seed)
         starts = self._read_starts(given, rows.tolist())
-        # All that the reset changes is a copy until the constraint has allowed every prefix.
+        # Change copies only, because the constraint may still fail.
         random = rules.planned(self.np_random)
         generators = self._generators.copy()
         examples = []
@@ -175,7 +201,7 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
                 episodes.lengths[row] = len(start.prefix)
                 episodes.disallowed[row] = start.disallowed
         mask = self._next_masks(episodes)
-        # Nothing has changed so far, and nothing fails from here on.
+        # Everything that can fail is done; only now does the state change.
         self.np_random.bit_generator.state = random.bit_generator.state
         super().reset(seed=own_seed)
         self._generators = generators
@@ -194,28 +220,31 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
         if not isinstance(reset_mask, np.ndarray) or reset_mask.shape != (self.num_envs,) or reset_mask.dtype != bool:
             raise OptionError(f"reset_mask must be a numpy array of {self.num_envs} booleans, not {shown(reset_mask)}")
         if not reset_mask.any():
-            raise OptionError("reset_mask selects no environment; there is nothing to reset")
+            raise OptionError("reset_mask selects no environment; set at least one element to True")
         if not self._started and not reset_mask.all():
-            raise OptionError("the first reset must be of all environments, and so must the one after an error")
+            raise OptionError(
+                "the first reset, and a reset after an error, must include all environments; "
+                "call reset() without reset_mask"
+            )
         return np.flatnonzero(reset_mask)
 
     def _read_seeds(self, seed: int | Sequence[int | None] | None) -> tuple[int | None, list[int | None]]:
-        """Read a seed for this object, and one for each environment; None keeps the random numbers as they are."""
+        """Return the vector environment's own seed and the seed of each environment; None does not reseed."""
         n = self.num_envs
         if _is_list(seed):
             if len(seed) != n:
-                raise OptionError(f"{len(seed)} seeds for {n} environments; give one number, or one for each")
+                raise OptionError(f"{len(seed)} seeds for {n} environments; give one seed, or one for each")
             return None, [check_seed(each, environment(i, n)) for i, each in enumerate(seed)]
         first = check_seed(seed)
         return first, [None if first is None else first + i for i in range(n)]
 
     def _read_starts(self, options: Mapping[str, object], rows: Sequence[int]) -> list[Start]:
-        """Read where each of the rows starts."""
+        """Read the starting state of each row from the reset options."""
         lists = {name: values for name, given in options.items() if (values := _one_for_each(name, given)) is not None}
         for name, values in lists.items():
             if len(values) != len(rows):
                 count = f"{len(values)} values of {name!r} for {len(rows)} environments"
-                raise OptionError(f"{count}; give one, or one for each")
+                raise OptionError(f"{count}; give one value, or one for each")
         if not lists:
             return [self.rules.start(options)] * len(rows)
         starts = []
@@ -228,7 +257,7 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
         return starts
 
     def _plan_generator(self, row: int, seed: int | None, random: np.random.Generator) -> np.random.Generator:
-        """Return what an environment samples prompts with after a reset with this seed."""
+        """Return the generator that samples an environment's prompts after a reset with this seed."""
         if seed is not None:
             return seeding.np_random(seed)[0]
         if row in self._generators:
@@ -236,7 +265,7 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
         return seeding.np_random(int(random.integers(2**63)))[0]
 
     def _start(self, episodes: Episodes, rows: IntArray, examples: Sequence[Example]) -> None:
-        """Start these rows with empty prefixes, and with the prompts of the examples in tasks with prompts."""
+        """Set these rows to empty prefixes and, in tasks with prompts, to the prompts of the examples."""
         episodes.tokens[rows] = self.rules.pad
         episodes.lengths[rows] = 0
         episodes.ended[rows] = False
@@ -247,7 +276,7 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
                 episodes.prompts[row] = self.rules.prompt_row(example)
 
     def _autoreset(self, rows: IntArray) -> None:
-        """Start these rows anew."""
+        """Start new episodes in these rows."""
         examples = []
         if self.rules.task.conditional:
             examples = [self.rules.sample_example(self._generators[row]) for row in rows.tolist()]
@@ -261,12 +290,12 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
         )
 
     def step(self, actions: npt.ArrayLike) -> tuple[Observation, FloatArray, BoolArray, BoolArray, Info]:
-        """Append a token to each sequence."""
+        """Append a token to each sequence; actions are token ids, [n]."""
         rules = self.rules
         episodes = self._episodes
-        waiting = np.flatnonzero(episodes.ended) if episodes.ended.any() else None  # for their reset
+        waiting = np.flatnonzero(episodes.ended) if episodes.ended.any() else None  # rows to reset in this step
         chosen = self._checked(actions, waiting)
-        self._started = False  # until everything has gone well
+        self._started = False  # stays False if the reward or the constraint raises an error
         flat = episodes.tokens.reshape(-1)  # a view
         if waiting is None:
             self._count_disallowed(slice(None), chosen)
@@ -304,11 +333,11 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
         return self._observe(episodes.tokens, episodes.prompts), rewards, done, truncated, infos
 
     def _checked(self, actions: npt.ArrayLike, waiting: IntArray | None) -> IntArray:
-        """Return the actions as an array; those of environments that wait for their reset do not matter."""
-        wanted = f"actions are {self.num_envs} whole numbers, one for each environment"
+        """Return the actions as an array; the actions of environments that are reset in this step are ignored."""
+        wanted = f"actions must be {self.num_envs} whole numbers, one for each environment"
         try:
             chosen = np.asarray(actions)
-        except Exception as problem:  # ragged, or a tensor that has no numpy array
+        except Exception as problem:  # a ragged list, or a tensor that cannot be converted to numpy
             raise InvalidActionError(f"{wanted}, not {shown(actions)}") from problem
         if chosen.shape != (self.num_envs,) or chosen.dtype.kind not in "iu":
             raise InvalidActionError(f"{wanted}, not {chosen.dtype} {chosen.shape}")
@@ -330,14 +359,14 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
             self._episodes.disallowed[live] += self._mask[np.arange(self.num_envs)[live], chosen] == 0
 
     def _score(self, rows: IntArray) -> Outcome:
-        """Score the rows that have ended."""
+        """Score the finished sequences of these rows."""
         episodes = self._episodes
         tokens = episodes.tokens.copy() if len(rows) == self.num_envs else episodes.tokens[rows]
         examples = None if episodes.examples is None else [episodes.examples[row] for row in rows.tolist()]
         return self.rules.score(tokens, episodes.lengths[rows], examples)
 
     def _no_results(self) -> Info:
-        """Return what infos say of episodes that have not ended, as arrays over all environments."""
+        """Return the results in the infos of unfinished episodes: arrays with an entry for each environment."""
         n = self.num_envs
         results: Info = {
             "text": np.full(n, "", dtype=object),
@@ -350,7 +379,7 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
         return results
 
     def _results(self, outcome: Outcome, rows: IntArray) -> Info:
-        """Return what infos say where these rows have ended."""
+        """Return the results in the infos of a step in which these rows have ended."""
         values: dict[str, AnyArray | list[str]] = {
             "text": outcome.texts,
             "length": outcome.lengths,
@@ -364,7 +393,7 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
         return results
 
     def _final(self, results: Info, rows: IntArray, done: BoolArray) -> Info:
-        """Return the last observations and infos of episodes that are reset in the step they end in."""
+        """Return the final_obs and final_info of episodes that are reset in the step in which they end."""
         episodes = self._episodes
         last = self._observe(episodes.tokens[rows], None if episodes.prompts is None else episodes.prompts[rows])
         final_obs = np.full(self.num_envs, None, dtype=object)
@@ -376,25 +405,25 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
         return {"final_obs": final_obs, "_final_obs": here, "final_info": final_info, "_final_info": here}
 
     def action_masks(self) -> BoolArray:
-        """Return which tokens may come next in each environment, [n, V]."""
+        """Return the action masks of the current prefixes as booleans, [n, V]."""
         return self._mask.astype(np.bool_)
 
     def snapshot(self) -> dict[str, object]:
-        """Return the options with which reset() leads back to the current state."""
+        """Return the options with which reset() restores the current state of all environments."""
         episodes = self._episodes
         if not self._started or episodes.ended.any():
             raise no_episode("snapshot", np.flatnonzero(episodes.ended).tolist() if self._started else ())
         options: dict[str, object] = {"prefix": episodes.tokens.copy(), "disallowed": episodes.disallowed.tolist()}
         if episodes.examples is not None:
             numbers = [example.number for example in episodes.examples]
-            if None in numbers:  # a prompt of the caller's own
+            if None in numbers:  # a prompt that is not in the split
                 options["prompt"] = [np.array(example.prompt, dtype=np.int64) for example in episodes.examples]
             else:
                 options["prompt_index"] = numbers
         return options
 
     def render(self) -> tuple[str, ...] | tuple[Frame, ...] | None:
-        """Return the texts so far in mode "ansi", and an image of each in mode "rgb_array"."""
+        """Return the current texts in mode "ansi" and an image of each in mode "rgb_array"."""
         if self.render_mode is None:
             return None
         episodes, vocab = self._episodes, self.rules.vocab
@@ -408,7 +437,7 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
         return tuple(map(draw_frame, prompts, texts, shown_below))
 
     def _describe(self, results: Info | None, rewards: FloatArray) -> None:
-        """Put the rewards of episodes that have just ended into words, for frames."""
+        """Describe the rewards of the episodes that have just ended, for render()."""
         self._described = [""] * self.num_envs
         if results is not None:
             for row in np.flatnonzero(self._episodes.ended).tolist():
@@ -417,7 +446,7 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
 
 
 def _paired(results: Info, here: BoolArray) -> Info:
-    """Put the mask of the environments that it speaks of beside each value of an info; the arrays become read-only."""
+    """Add to each value of an info its Gymnasium mask "_name" of environments; the arrays become read-only."""
     infos: Info = {}
     for name, value in results.items():
         infos[name] = _paired(value, here) if isinstance(value, dict) else _read_only(value)
@@ -426,7 +455,7 @@ def _paired(results: Info, here: BoolArray) -> Info:
 
 
 def _changed(array: AnyArray, rows: IntArray, values: npt.ArrayLike) -> AnyArray:
-    """Copy an array with other values in some rows."""
+    """Return a copy of an array with new values in some rows."""
     copy = array.copy()
     copy[rows] = values
     return copy
@@ -442,7 +471,7 @@ def _is_list(given: object) -> TypeGuard[Sequence[object]]:
 
 
 def _one_for_each(name: str, given: object) -> list[object] | None:
-    """Return the values of a reset option for each environment, or None where one value is for all."""
+    """Return the values of a reset option as a list, one per environment; None if the value is for all of them."""
     is_ids = name in ("prefix", "prompt")
     if isinstance(given, np.ndarray):
         return list(given) if given.ndim == (2 if is_ids else 1) else None

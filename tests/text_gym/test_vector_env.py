@@ -276,7 +276,7 @@ def test_mistakes_are_told(answers):
     envs = TextGenVectorEnv(3, reward="length", autoreset_mode="Disabled")
     with pytest.raises(ResetNeededError):
         envs.step([0, 0, 0])
-    with pytest.raises(OptionError, match="first reset must be of all environments"):
+    with pytest.raises(OptionError, match="must include all environments"):
         envs.reset(options={"reset_mask": np.array([True, False, False])})
     envs.reset()
     envs.step([0, 5, 0])
@@ -346,7 +346,7 @@ def test_a_refused_option_is_told_in_the_words_of_the_scalar_environment(options
     if bad:
         envs.reset()
         fine = {"prefix": "the", "prompt": "the", "prompt_index": 0, "disallowed": 0}[bad]
-        first, second = (0, 0) if "takes no prompt" in words else (1, 2)  # no prompt is fine in this task
+        first, second = (0, 0) if "has no prompts" in words else (1, 2)  # no prompt is fine in this task
         several = {bad: [fine, options[bad], fine]}
         assert refusal(envs.reset, options=several) == (kind, f"environment {first}: {words}")
         several = {bad: [fine, options[bad]], "reset_mask": np.array([True, False, True])}

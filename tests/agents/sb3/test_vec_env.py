@@ -307,10 +307,10 @@ def test_environments_with_the_rules_of_another_one():
             assert_same(a, b)
         assert_same(mine[4]["action_mask"], other[4]["action_mask"])
     assert sum(calls) > 4
-    with pytest.raises(OptionError, match="rules come with a task and a reward; leave task out"):
+    with pytest.raises(OptionError, match="rules already contain the task and the reward; remove task"):
         TextGenVectorEnv(3, rules=rules, task="grammar")
     assert isinstance(TextGenVectorEnv(2).rules, Rules)
-    with pytest.raises(OptionError, match=r"rules='grammar' is not what.*give env.unwrapped.rules"):
+    with pytest.raises(OptionError, match=r"rules='grammar' must be the rules.*give env.unwrapped.rules"):
         TextGenVectorEnv(2, rules="grammar")
 
 
