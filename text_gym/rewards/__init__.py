@@ -1,4 +1,4 @@
-"""Rewards: scores of finished sequences."""
+"""Rewards: functions and classes that score finished sequences."""
 
 from text_gym.rewards.cached import CachedReward
 from text_gym.rewards.functions import FunctionReward

@@ -1,4 +1,4 @@
-"""The rewards that come with the package; each class's options may follow its name: "bleu(n=2)"."""
+"""Built-in rewards. The arguments of each class are options of its name: "bleu(n=2)"."""
 
 from __future__ import annotations
 
@@ -20,26 +20,28 @@ UnsignedArray = npt.NDArray[np.uint64]
 
 
 class _TaskReward(Reward):
-    """A reward that needs its task, and therefore serves one."""
+    """Base class of rewards that depend on the task; an instance works with a single task."""
 
     task: Task | None = None
 
     def prepare(self, task: Task) -> None:
-        """Keep the task."""
+        """Store the task; RewardError if the reward is already used with another task."""
         if self.task is not None and self.task is not task:
-            raise RewardError(f"this {self.name!r} reward already serves {self.task!r}; make another one for {task!r}")
+            raise RewardError(
+                f"this {self.name!r} reward is already used with {self.task!r}; create another one for {task!r}"
+            )
         self.task = task
 
     @property
     def prepared_task(self) -> Task:
-        """The task, after prepare()."""
+        """The task; RewardError before prepare()."""
         if self.task is None:
-            raise RewardError(f"call prepare(task) before score(): {self.name!r} needs its task")
+            raise RewardError(f"reward {self.name!r} does not know its task; call prepare(task) before score()")
         return self.task
 
 
 class BleuReward(_TaskReward):
-    """BLEU against sentences of the task; for tasks with prompts, against the prompt's own references."""
+    """BLEU against sentences of the task; in tasks with prompts, against the references of the prompt."""
 
     name = "bleu"
 
@@ -50,14 +52,15 @@ class BleuReward(_TaskReward):
         smoothing: Smoothing = "method1",
         seed: int = 0,
     ) -> None:
-        """Choose the references; tasks with prompts have their own.
+        """Store the options.
 
         Args:
-            n: The longest n-gram that counts.
-            references: A split's name; or a number, or a share, of sentences sampled from the training
-                split; or a list of texts.
-            smoothing: "method1" or None.
-            seed: Seed of the sampled sentences.
+            n: Length of the longest n-grams.
+            references: The reference sentences: all sentences of a split ("train", "valid" or "test"); an int number
+                or a float share of training sentences, sampled at random; or a list of texts. Leave it at "train" in
+                tasks with prompts, where each prompt has its own references.
+            smoothing: "method1" of NLTK (0.1 instead of a zero count) or None.
+            seed: Seed for sampling the reference sentences.
         """
         check_bleu_options(n, smoothing)
         self.n = n
@@ -66,21 +69,24 @@ class BleuReward(_TaskReward):
         self.seed = whole_number("seed", seed, least=0)
 
     def prepare(self, task: Task) -> None:
-        """Check the options against the task; tables are built at the first score."""
+        """Check `references` against the task; the n-gram tables are built by the first call of score()."""
         super().prepare(task)
         if task.conditional and self.references != "train":
-            raise OptionError("for a task with prompts, bleu scores against each prompt's own references")
+            raise OptionError(
+                f"references={self.references!r} has no effect in a task with prompts, where bleu compares with the "
+                "references of each prompt; leave references out"
+            )
         if isinstance(self.references, str) and self.references not in SPLITS:
-            raise OptionError(f"references={self.references!r} is no split; give 'train', 'valid' or 'test'")
+            raise OptionError(f"references={self.references!r} is not a split; give 'train', 'valid' or 'test'")
         if isinstance(self.references, list | tuple):
             if not all(isinstance(text, str) for text in self.references):
-                raise OptionError("references as a list are texts, not ids")
+                raise OptionError("a list of references must contain texts, not ids")
         elif not isinstance(self.references, str):
             self._amount(len(task.train.references))
 
     @cached_property
     def table(self) -> Bleu:
-        """The references' n-grams."""
+        """N-gram tables of the references."""
         return Bleu(self._sentences(self.prepared_task), self.n, self.smoothing)
 
     def _sentences(self, task: Task) -> list[list[int]]:
@@ -96,15 +102,18 @@ class BleuReward(_TaskReward):
         return [task.encode(text) for text in self.references]
 
     def _amount(self, most: int) -> int:
-        """Convert a number or a share of the training sentences to a number."""
+        """Return the number of training sentences that `references` asks for as an int or a share."""
         amount = finite_number("references", self.references)
         count = round(amount * most) if isinstance(self.references, float) else round(amount)
         if not 1 <= count <= most:
-            raise OptionError(f"references={self.references!r} asks for {count} of {most} training sentences")
+            raise OptionError(
+                f"references={self.references!r} asks for {count} of {most} training sentences; give a number from 1 "
+                f"to {most} or a share up to 1.0"
+            )
         return count
 
     def score(self, batch: Batch) -> FloatArray:
-        """Compute the BLEU of each row."""
+        """Compute the BLEU score of each row, in [0, 1]."""
         if batch.examples is None:
             return self.table.score(batch.tokens, batch.content_lengths)
         return np.array(
@@ -116,16 +125,16 @@ class BleuReward(_TaskReward):
 
 
 class RougeLReward(Reward):
-    """ROUGE-L's F-measure against the prompt's own references, the best of them counting."""
+    """ROUGE-L F-measure against the prompt's references (maximum over the references)."""
 
     name = "rouge_l"
 
     def prepare(self, task: Task) -> None:
-        """Refuse a task without prompts."""
+        """Raise RewardError for a task without prompts."""
         needs_prompts(self.name, task)
 
     def score(self, batch: Batch) -> FloatArray:
-        """Compute the harmonic mean of the longest common subsequence's precision and recall."""
+        """Compute the F-measure of the longest common subsequence of each row and its references, in [0, 1]."""
         return np.array(
             [
                 max(rouge_l(sentence, reference) for reference in references_of(example, self.name))
@@ -135,111 +144,116 @@ class RougeLReward(Reward):
 
 
 class ExactMatchReward(Reward):
-    """1 where the sequence equals one of the prompt's own references, else 0."""
+    """1 if the sequence equals one of the prompt's references, else 0."""
 
     name = "exact_match"
 
     def prepare(self, task: Task) -> None:
-        """Refuse a task without prompts."""
+        """Raise RewardError for a task without prompts."""
         needs_prompts(self.name, task)
 
     def score(self, batch: Batch) -> FloatArray:
-        """Compare token by token."""
+        """Compare the tokens of each row with those of its references."""
         rows = zip(batch.sentences, batch.examples or (), strict=True)
         return np.array([float(tuple(s) in references_of(e, self.name)) for s, e in rows])
 
 
 class ValidityReward(_TaskReward):
-    """1 where the sentence belongs to the task's language, else 0; for tasks that know theirs (grammar)."""
+    """1 if the sentence belongs to the task's language, else 0; for tasks with a known language (grammar)."""
 
     name = "validity"
 
     def prepare(self, task: Task) -> None:
-        """Refuse a task whose source has no is_valid()."""
+        """Raise RewardError for a task whose source has no is_valid()."""
         super().prepare(task)
         if not task.knows("is_valid"):
-            raise RewardError(f"task {task.name!r} cannot say what is valid; 'grammar' can")
+            raise RewardError(
+                f"reward 'validity' needs a task with a known language, and {task.name!r} has none; use task 'grammar'"
+            )
 
     def score(self, batch: Batch) -> FloatArray:
-        """Test each row."""
+        """Call is_valid() of the task's source."""
         return self.prepared_task.is_valid(batch.tokens, batch.lengths).astype(np.float64)
 
 
 class LikelihoodReward(_TaskReward):
-    """Log-probability per token under the task's known source, in nats, and never below `floor`."""
+    """Log-probability in nats per token under the task's known source, clipped from below at `floor`."""
 
     name = "likelihood"
 
     def __init__(self, floor: float = -20.0) -> None:
-        """Take the score of an impossible sequence."""
+        """Store the lower bound of the score, which sequences with probability 0 get."""
         self.floor = finite_number("floor", floor)
 
     def prepare(self, task: Task) -> None:
-        """Refuse a task whose source has no log_prob()."""
+        """Raise RewardError for a task whose source has no log_prob()."""
         super().prepare(task)
         if not task.knows("log_prob"):
-            raise RewardError(f"task {task.name!r} has no known source; 'grammar' and 'oracle' have")
+            raise RewardError(
+                f"reward 'likelihood' needs a task with a known source, and {task.name!r} has none; "
+                "use task 'grammar' or 'oracle'"
+            )
 
     def score(self, batch: Batch) -> FloatArray:
-        """Divide each row's log-probability by its length."""
+        """Divide the log-probability of each row by its length."""
         total = self.prepared_task.log_prob(batch.tokens, batch.lengths)
         return np.maximum(total / np.maximum(batch.lengths, 1), self.floor)
 
 
 class LengthReward(Reward):
-    """The number of tokens, EOS not counted; or with a target, minus the distance from it."""
+    """Number of tokens without EOS; with a target, minus the distance from the target."""
 
     name = "length"
 
     def __init__(self, target: int | None = None) -> None:
-        """Take the target; without one, the reward is the length itself."""
+        """Store the target length; with None the score is the length itself."""
         self.target = None if target is None else whole_number("target", target, least=0)
 
     def score(self, batch: Batch) -> FloatArray:
-        """Count the tokens of each row."""
+        """Compute the score of each row from its number of tokens without EOS."""
         lengths = batch.content_lengths.astype(np.float64)
         return lengths if self.target is None else -np.abs(lengths - self.target)
 
 
 class RepetitionReward(Reward):
-    """Minus the share of n-grams that occurred before in the same sequence: 0 is no repetition."""
+    """Minus the share of repeated n-grams of the sequence; 0 if all its n-grams are distinct."""
 
     name = "repetition"
 
     def __init__(self, n: int = 1) -> None:
-        """Take the length of the n-grams."""
+        """Store the length of the n-grams."""
         self.n = whole_number("n", n, least=1)
 
     def score(self, batch: Batch) -> FloatArray:
-        """Count the distinct n-grams of each row."""
+        """Compute (distinct n-grams / n-grams) - 1 for each row."""
         return np.array([-_repeated(sentence, self.n) for sentence in batch.sentences])
 
 
 class ConstantReward(Reward):
-    """The same number for every sequence: the control that shows what an update rule does without information."""
+    """The same score for every sequence: a control, which shows the effect of the update rule alone."""
 
     name = "constant"
 
     def __init__(self, value: float = 1.0) -> None:
-        """Take the value."""
+        """Store the score."""
         self.value = finite_number("value", value)
 
     def score(self, batch: Batch) -> FloatArray:
-        """Return the value for each row."""
+        """Return the same score for each row."""
         return np.full(len(batch), self.value)
 
 
 class RandomReward(Reward):
-    """A number in [0, 1) hashed from the sequence and the seed: repeatable, and without information."""
+    """Random score in [0, 1), a hash of the sequence and the seed: a control without information."""
 
     name = "random"
 
     def __init__(self, seed: int = 0) -> None:
-        """Take the seed of the hash."""
+        """Store the seed of the hash."""
         self.seed = whole_number("seed", seed, least=0)
 
     def score(self, batch: Batch) -> FloatArray:
-        """Hash each row's tokens; the same sequence always gets the same score."""
+        """Hash the tokens of each row; equal sequences get equal scores."""
         with np.errstate(over="ignore"):
             state = _mixed(np.full(len(batch), self.seed % 2**64, dtype=np.uint64))
             for t in range(int(batch.content_lengths.max(initial=0))):
@@ -250,7 +264,7 @@ class RandomReward(Reward):
 
 
 def rouge_l(sentence: Sequence[Hashable], reference: Sequence[Hashable]) -> float:
-    """Compute the F-measure of the longest common subsequence.
+    """Compute ROUGE-L, the F-measure of the longest common subsequence, in [0, 1].
 
     >>> rouge_l("a b c".split(), "a c d".split())
     0.6666666666666666
@@ -260,10 +274,10 @@ def rouge_l(sentence: Sequence[Hashable], reference: Sequence[Hashable]) -> floa
 
 
 def longest_common_subsequence(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
-    """Compute the length of the longest common subsequence, a column of the table at a time.
+    """Compute the length of the longest common subsequence by the bit-parallel algorithm of Hyyrö.
 
-    A column is a whole number, updated for each token of b. Its bits that are 0 mark where the
-    table grows (Hyyrö 2004, doi:10.1007/11587646).
+    A column of the dynamic-programming table is one int, updated for each token of b. Its zero
+    bits mark the rows where the table increases (Hyyrö 2004, doi:10.1007/11587646).
     """
     where: dict[Hashable, int] = {}
     for i, token in enumerate(a):
@@ -276,19 +290,22 @@ def longest_common_subsequence(a: Sequence[Hashable], b: Sequence[Hashable]) -> 
 
 
 def references_of(example: Example, name: str) -> tuple[tuple[int, ...], ...]:
-    """Return the references of a row's prompt; an error that names the reward if there are none."""
+    """Return the references of an example; RewardError, which names the reward, if it has none."""
     if not example.references:
         raise RewardError(
-            f"reward {name!r} needs references, and a prompt that is not of the task's data has none; "
-            "use one that is, or a reward that needs no references"
+            f"reward {name!r} needs references, and a prompt that is not in the task's data has none; "
+            "use a prompt of the data, or a reward that needs no references"
         )
     return example.references
 
 
 def needs_prompts(name: str, task: Task) -> None:
-    """Refuse a task without prompts."""
+    """Raise RewardError, which names the reward, for a task without prompts."""
     if not task.conditional:
-        raise RewardError(f"reward {name!r} compares with a prompt's own references, and task {task.name!r} has none")
+        raise RewardError(
+            f"reward {name!r} compares with the references of a prompt, and task {task.name!r} has no prompts; "
+            "use a task with prompts, such as 'answers', or another reward"
+        )
 
 
 def _repeated(sentence: Sequence[int], n: int) -> float:
@@ -297,7 +314,7 @@ def _repeated(sentence: Sequence[int], n: int) -> float:
 
 
 def _mixed(values: UnsignedArray) -> UnsignedArray:
-    """SplitMix64's finaliser: every bit of the result depends on every bit of the input."""
+    """Hash by the finalizer of SplitMix64: every bit of the result depends on every bit of the input."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,4 +1,4 @@
-"""A reward that remembers the scores of sequences it has seen."""
+"""A cache of scores around a reward."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ SIZE = 100_000
 
 
 class CachedReward(Reward):
-    """A reward that is asked once for each sequence; what is used least goes when the cache is full.
+    """Cache the scores of a reward, so that each distinct sequence is scored once.
 
-    It is for rewards that say the same of a sequence whenever they are asked, and whatever else is in the batch. After
-    training what the reward scores with, call clear().
+    When the cache is full, the least recently used score is removed. The reward must be deterministic, and the score of
+    a sequence must not depend on the rest of the batch. After the reward has been retrained, call clear().
 
     >>> def slow(completions):
     ...     print("scores", completions)
@@ -33,11 +33,11 @@ class CachedReward(Reward):
 
     Args:
         reward: The reward, or a function of completions.
-        size: The largest number of sequences to remember.
+        size: Maximum number of cached scores.
     """
 
     def __init__(self, reward: Reward | RewardFunction, size: int = SIZE) -> None:
-        """Wrap the reward."""
+        """Start with an empty cache."""
         self.reward = reward if isinstance(reward, Reward) else FunctionReward(reward)
         self.name = self.reward.name or type(self.reward).__name__
         self.size = whole_number("size", size, least=1)
@@ -45,22 +45,24 @@ class CachedReward(Reward):
         self._vocab: Vocabulary | None = None
 
     def prepare(self, task: Task) -> None:
-        """Let the reward check the task; ids of another vocabulary are refused."""
+        """Prepare the reward for the task; RewardError if it was prepared for a task with another vocabulary."""
         if self._vocab is not None and self._vocab is not task.vocab:
-            raise RewardError(f"this cached {self.name!r} reward serves another task; make another one for {task!r}")
+            raise RewardError(
+                f"this cached {self.name!r} reward is already used with another task; create another one for {task!r}"
+            )
         self.reward.prepare(task)
         self._vocab = task.vocab
 
     def clear(self) -> None:
-        """Forget all scores."""
+        """Remove all scores from the cache."""
         self._scores.clear()
 
     def score(self, batch: Batch) -> Scores:
-        """Score the batch."""
+        """Return the cached scores, and compute the missing ones."""
         return finished(self.start(batch))
 
     def start(self, batch: Batch) -> Answer:
-        """Score the sequences that are not known yet, each once."""
+        """Score the distinct sequences that are not in the cache; with an async reward, return an awaitable."""
         keys = batch.keys()
         known: dict[Hashable, float | None] = {}
         new: dict[Hashable, int] = {}
@@ -96,10 +98,10 @@ class CachedReward(Reward):
         known: dict[Hashable, float | None],
         keys: Sequence[Hashable],
     ) -> Scores:
-        """Keep the scores of new sequences, and return those of all."""
+        """Add the scores of the new sequences to the cache, and return the scores of all rows."""
         numbers = checked_scores(self.name, scores, part).tolist()
         if isinstance(scores, list | tuple):
-            numbers = [None if said is None else number for said, number in zip(scores, numbers, strict=True)]
+            numbers = [None if score is None else number for score, number in zip(scores, numbers, strict=True)]
         found = dict(zip(new, numbers, strict=True))
         self._scores.update(found)
         while len(self._scores) > self.size:

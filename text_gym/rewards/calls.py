@@ -1,4 +1,4 @@
-"""How rewards are called: errors that name them, time limits, and async ones together in one event loop."""
+"""Call rewards, with errors that name the reward, time limits, and concurrent async rewards."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from text_gym.sequences import Batch
 from text_gym.validation import shown
 
 T = TypeVar("T")
-GRACE = 1.0  # seconds beyond the time limit in which a cancelled async reward may end
+GRACE = 1.0  # seconds after the time limit for a cancelled async reward to end
 
 
 def call_rewards(rewards: Mapping[str, Reward], batch: Batch, timeout: float | None) -> dict[str, FloatArray]:
-    """Score a batch with each reward, all scores checked to be finite.
+    """Score a batch with each reward; a score that is not finite raises RewardError.
 
-    Plain rewards run one after another, then all async ones concurrently in one event loop. With a timeout, in
-    seconds, they run in a thread of their own, which cannot be stopped and is left behind where time runs out.
+    Synchronous rewards run one after another, then all async rewards run concurrently in one event loop. With a timeout
+    (seconds), rewards run in another thread. Python cannot stop a thread: after a timeout it continues in the
+    background, and its result is ignored.
     """
     answers: dict[str, Scores] = {}
     waiting: dict[str, Awaitable[Scores]] = {}
@@ -42,7 +43,7 @@ def call_rewards(rewards: Mapping[str, Reward], batch: Batch, timeout: float | N
     except BaseException:
         for awaitable in waiting.values():
             if inspect.iscoroutine(awaitable):
-                awaitable.close()  # it has not begun
+                awaitable.close()  # not started yet
         raise
     if waiting:
         together = partial(_run, _finish_all(waiting, batch, timeout))
@@ -53,7 +54,7 @@ def call_rewards(rewards: Mapping[str, Reward], batch: Batch, timeout: float | N
 
 
 def finished(answer: Answer) -> Scores:
-    """Wait for an answer if it is that of an async function."""
+    """Return the scores, waiting for an awaitable."""
 
     async def wait(awaitable: Awaitable[Scores]) -> Scores:
         return await awaitable
@@ -62,20 +63,20 @@ def finished(answer: Answer) -> Scores:
 
 
 def checked_scores(name: str, scores: object, batch: Batch) -> FloatArray:
-    """Convert a reward's answer to finite numbers, [n]; errors name the reward and show the text."""
+    """Convert the return value of a reward to finite float64 scores, [n]; RewardError names the reward and the text."""
     try:
         raw = scores if isinstance(scores, np.ndarray) else np.asarray(_without_tensors(scores))
         if raw.dtype.kind not in "biufO":
-            raise TypeError(f"{raw.dtype} is no number")
+            raise TypeError(f"{raw.dtype} is not a number")
         values = raw.astype(np.float64, copy=False)
-    except Exception as problem:  # tensors and other arrays fail in their own ways
+    except Exception as problem:  # array types of other libraries may raise anything
         raise RewardError(
             f"reward {name!r} must return one number for each sequence, not {shown(scores)} ({problem})"
         ) from problem
     if values.shape != (len(batch),):
         raise RewardError(
             f"reward {name!r} returned scores of shape {values.shape} for {len(batch)} sequences; "
-            "it must return one number for each"
+            "it must return one number for each sequence"
         )
     finite = np.isfinite(values)
     if not finite.all():
@@ -85,7 +86,7 @@ def checked_scores(name: str, scores: object, batch: Batch) -> FloatArray:
 
 
 def _without_tensors(scores: Any) -> Any:
-    """Convert tensors, and lists of tensors, to arrays: on a GPU, sparse, with a gradient or of any type of floats."""
+    """Convert a tensor or a list of tensors to arrays, from any device, with or without gradient, sparse or dense."""
     if isinstance(scores, list | tuple):
         return [0.0 if score is None else _without_tensors(score) for score in scores]
     if not hasattr(scores, "detach"):
@@ -95,18 +96,18 @@ def _without_tensors(scores: Any) -> Any:
 
 
 def _guarded(name: str, reward: Reward, call: Callable[[], T]) -> T:
-    """Call; an exception that is not the package's own becomes one that names the reward."""
+    """Call a reward; exceptions of user code become a RewardError that names the reward."""
     try:
         return call()
     except TextGymError:
         raise
-    except Exception as problem:  # a reward is the user's own, and may fail in any way
+    except Exception as problem:  # user code may raise anything
         words = f"reward {name!r} failed with {type(problem).__name__}: {problem}"
         raise RewardError(words + reward.hint(problem)) from problem
 
 
 def _within(timeout: float | None, names: list[str], batch: Batch, call: Callable[[], T]) -> T:
-    """Call in a thread, and wait for it no longer than the timeout; without one, just call."""
+    """Call in another thread and wait for at most `timeout` seconds; None calls directly."""
     if timeout is None:
         return call()
     results: list[T | BaseException] = []
@@ -114,7 +115,7 @@ def _within(timeout: float | None, names: list[str], batch: Batch, call: Callabl
     def run() -> None:
         try:
             results.append(call())
-        except BaseException as problem:  # raised again where it is waited for
+        except BaseException as problem:  # raised again in the calling thread
             results.append(problem)
 
     thread = Thread(target=contextvars.copy_context().run, args=(run,), daemon=True)
@@ -137,14 +138,14 @@ def _unpacked(result: Scores | BaseException) -> Scores:
 def _too_slow(names: str, batch: Batch, timeout: float) -> RewardTimeoutError:
     return RewardTimeoutError(
         f"reward {names} took longer than reward_timeout={timeout:g} seconds for {len(batch)} sequences; "
-        "raise reward_timeout, or let fewer sequences be scored at once"
+        "increase reward_timeout, or score fewer sequences at once"
     )
 
 
 async def _finish_all(
     waiting: Mapping[str, Awaitable[Scores]], batch: Batch, timeout: float | None
 ) -> list[Scores | BaseException]:
-    """Await all at once; what one of them raises is its result."""
+    """Await all concurrently; the result of an awaitable that raises is its exception."""
 
     async def finish(name: str, awaitable: Awaitable[Scores]) -> Scores:
         task = asyncio.ensure_future(awaitable)
@@ -158,7 +159,7 @@ async def _finish_all(
 
 
 def _run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run an event loop, in a thread of its own where this one runs an event loop already."""
+    """Run a coroutine in an event loop; in another thread if this thread already runs one."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -1,7 +1,7 @@
-"""A sequence classifier as a reward: the probability of a label, of sentiment for example.
+"""A Hugging Face sequence classifier as a reward: the probability of a label, for example positive sentiment.
 
-The classifier is a Hugging Face model, the extra `hf`, and is loaded when an environment is made.
-Rewards with the same model on the same device share it.
+Needs the extra `hf`. The model is loaded when an environment is created. Rewards with the same
+model on the same device share one copy.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 Form = Literal["probability", "logit", "log_odds"]
 POSITIVE = ("positive", "pos")
-LONGEST = 1_000_000  # tokenizers without a limit give a larger number
+LONGEST = 1_000_000  # tokenizers without a maximum length report a larger number
 
 
 class ClassifierReward(Reward):
-    """A text classifier's probability of a label, or its logit or log-odds."""
+    """Probability (or logit, or log-odds) of a label by a Hugging Face text classifier."""
 
     name = "classifier"
 
@@ -45,28 +45,29 @@ class ClassifierReward(Reward):
         max_length: int | None = None,
         device: str = "auto",
     ) -> None:
-        """Choose the classifier, the label and the form of the score.
+        """Store the options; the model is loaded by prepare().
 
         Args:
-            model: A local folder, or a name on the Hugging Face hub, of a model for sequence classification;
-                None, as in a task that waits for one, is refused.
-            label: The label's name or number. If not given, the one called "positive", else number 1 of
-                two, else the only one.
-            form: "probability"; "logit", the model's own number; or "log_odds", log p - log(1 - p).
-            prompts: Whether the prompt is read too: True puts it before the text, "pair" gives
-                both as the model's first and second text. Of what is too long, the prompt's beginning is
-                left out, and the text's own only where no prompt is left.
-            batch_size: Texts that the model reads at once.
-            max_length: Tokens that it reads of a text at most; as many as the model can if not given.
-            device: "cpu", "cuda", or "auto" for a GPU where there is one.
+            model: A local folder, or a name on the Hugging Face Hub, of a model for sequence classification.
+                None, the default of task "imdb" without a classifier, raises RewardError.
+            label: Name or index of the label. By default the label named "positive" or "pos", else the
+                last label of a model with one or two labels.
+            form: The score: "probability" p, "logit" (the output of the model) or "log_odds",
+                log p - log(1 - p).
+            prompts: Whether the input contains the prompt: False, True (the prompt before the text) or
+                "pair" (prompt and text as a pair of segments). An input that is too long is truncated
+                at the beginning of the prompt first.
+            batch_size: Number of texts per forward pass.
+            max_length: Maximum number of tokens of an input; None takes the maximum of the model.
+            device: "cpu", "cuda" or "auto" (a GPU if available, else the CPU).
         """
         if model is None:
             raise RewardError(
-                "the reward is a classifier, and none is named: give classifier(model='folder'), or for task 'imdb' "
-                "name one by imdb(folder=..., classifier='folder'), or choose another reward; see docs/grue.md"
+                "reward 'classifier' needs a model: give classifier(model='folder'), or imdb(folder=..., "
+                "classifier='folder') for task 'imdb', or choose another reward; see docs/grue.md"
             )
         if form not in get_args(Form):
-            raise OptionError(f"form={form!r} is unknown." + suggest(str(form), get_args(Form)))
+            raise OptionError(f"unknown form={form!r}." + suggest(str(form), get_args(Form)))
         if not (isinstance(prompts, bool) or prompts == "pair"):
             raise OptionError(f"prompts must be False, True or 'pair', not {prompts!r}")
         import_extra("transformers", "reward 'classifier'", "hf")
@@ -80,17 +81,20 @@ class ClassifierReward(Reward):
         self._reader: _Reader | None = None
 
     def prepare(self, task: Task) -> None:
-        """Load the classifier once."""
+        """Load the classifier if it is not loaded yet; RewardError if it needs prompts that the task does not have."""
         if self.prompts and not task.conditional:
-            raise RewardError(f"classifier(prompts={self.prompts!r}) reads prompts, and task {task.name!r} has none")
+            raise RewardError(
+                f"classifier(prompts={self.prompts!r}) needs prompts, and task {task.name!r} has none; "
+                "leave prompts out"
+            )
         if self._reader is None:
             self._reader = _Reader.shared(self.model, self.device)
         self._number = self._reader.number_of(self.label)
 
     def score(self, batch: Batch) -> FloatArray:
-        """Read each different text once."""
+        """Classify each row; equal rows are classified once."""
         if self._reader is None:
-            raise RewardError("call prepare(task) before score(): 'classifier' is loaded then")
+            raise RewardError("reward 'classifier' is not loaded; call prepare(task) before score()")
         rows = self._texts(batch)
         different = list(dict.fromkeys(rows))
         logits = self._reader.logits(different, self.batch_size, self.max_length, bool(self.prompts))
@@ -98,7 +102,7 @@ class ClassifierReward(Reward):
         return np.array([scores[row] for row in rows], dtype=np.float64)
 
     def _texts(self, batch: Batch) -> list[tuple[str, ...]]:
-        """Collect the model's input for each row: a text, or two."""
+        """Return the model's input for each row: one text, or a pair of texts."""
         if self.prompts == "pair":
             return list(zip(batch.prompts, batch.texts, strict=True))
         if self.prompts and batch.examples is not None:
@@ -108,10 +112,10 @@ class ClassifierReward(Reward):
 
 
 class _Reader:
-    """A classifier with its tokenizer, on a device."""
+    """A classifier and its tokenizer on a device."""
 
     def __init__(self, name: str, device: str) -> None:
-        """Load both, but no code that comes with them; refuse a model that was not trained to classify."""
+        """Load the model and the tokenizer, never remote code; OptionError if the model has no classification head."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         folder = model_source(name, f"classifier(model={name!r})")
@@ -120,12 +124,15 @@ class _Reader:
                 folder, trust_remote_code=False, output_loading_info=True
             )
             self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except Exception as problem:  # many kinds, from files that are missing to layouts that are unknown
+        except Exception as problem:  # transformers raises many types: missing files, unknown architectures, ...
             said = str(problem).strip().partition("\n")[0]
             raise OptionError(f"classifier(model={name!r}) cannot be loaded: {said}") from problem
         if loaded["missing_keys"]:
             lacking = sorted(loaded["missing_keys"])[0]
-            raise OptionError(f"{name!r} holds no classifier: its weights lack {lacking!r}; train one, or name another")
+            raise OptionError(
+                f"{name!r} is not a classifier: its weights lack {lacking!r}; give a model that was fine-tuned for "
+                "sequence classification"
+            )
         self._set_padding(name)
         self.places = self._places()
         self.side = self.tokenizer.truncation_side
@@ -135,7 +142,7 @@ class _Reader:
 
     @classmethod
     def shared(cls, name: str, device: str) -> _Reader:
-        """Return the reader that is in use already, or a new one."""
+        """Return the loaded reader of this model and device, or load it."""
         folder = Path(name).expanduser()
         files = sorted(folder.glob("*.*")) if folder.is_dir() else []
         stamps = [(file.name, file.stat().st_mtime_ns) for file in files]
@@ -146,22 +153,24 @@ class _Reader:
         return reader
 
     def _set_padding(self, name: str) -> None:
-        """Pad by EOS where there is no token for padding, as for decoders such as GPT-2."""
+        """Use EOS as the padding token if the tokenizer has none, as in GPT-2."""
         if self.tokenizer.pad_token_id is None:
             if self.tokenizer.eos_token_id is None:
-                raise OptionError(f"the tokenizer of {name!r} has neither a pad_token nor an eos_token; give it one")
+                raise OptionError(
+                    f"the tokenizer of {name!r} has neither a pad_token nor an eos_token; set its pad_token"
+                )
             self.tokenizer.pad_token = self.tokenizer.eos_token
         if getattr(self.model.config, "pad_token_id", None) is None:
             self.model.config.pad_token_id = self.tokenizer.pad_token_id
 
     def number_of(self, label: str | int | None) -> int:
-        """Find the index of a label among the model's outputs."""
+        """Return the index of a label in the model's outputs; None chooses the default label."""
         names = {int(number): str(name) for number, name in self.model.config.id2label.items()}
         lowered = {name.lower(): number for number, name in names.items()}
         if label is None:
             found = [lowered[name] for name in POSITIVE if name in lowered]
             if not found and len(names) > 2:
-                raise OptionError(f"{self.name!r} has the labels {', '.join(names.values())}; say which by label=...")
+                raise OptionError(f"{self.name!r} has the labels {', '.join(names.values())}; choose one by label=...")
             return found[0] if found else len(names) - 1
         if isinstance(label, str) and label.lower() in lowered:
             return lowered[label.lower()]
@@ -170,11 +179,11 @@ class _Reader:
         raise OptionError(f"{self.name!r} has no label {label!r}." + suggest(str(label), names.values()))
 
     def logits(self, rows: list[tuple[str, ...]], batch_size: int, max_length: int | None, prompts: bool) -> FloatArray:
-        """Compute the logits of each row, [n, labels]; rows of similar length are read together."""
+        """Compute the logits of each row, [n, labels]; rows of similar length are batched together."""
         import torch
 
         longest = self._longest(max_length)
-        self.tokenizer.truncation_side = "left" if prompts else self.side  # the text stands behind its prompt
+        self.tokenizer.truncation_side = "left" if prompts else self.side  # truncate the prompt before the text
         answers = np.zeros((len(rows), self.model.config.num_labels))
         rows, crowded = self._without_crowded_prompts(rows, longest)
         order = sorted(range(len(rows)), key=lambda i: (crowded[i], sum(map(len, rows[i]))))
@@ -190,7 +199,11 @@ class _Reader:
     def _without_crowded_prompts(
         self, rows: list[tuple[str, ...]], longest: int
     ) -> tuple[list[tuple[str, ...]], list[bool]]:
-        """Remove the prompt of each pair whose second text leaves no room for one; also say which these are."""
+        """Remove the prompt of each pair whose text alone fills the model's input.
+
+        Returns:
+            The rows, and for each row whether its prompt was removed.
+        """
         if not rows or len(rows[0]) == 1:
             return rows, [False] * len(rows)
         texts = [text for _, text in rows]
@@ -199,8 +212,8 @@ class _Reader:
         return [("", row[1]) if full else row for row, full in zip(rows, crowded, strict=True)], crowded
 
     def _encoded(self, rows: list[tuple[str, ...]], longest: int, cut: str) -> BatchEncoding:
-        """Encode rows to ids and an attention mask, on the device."""
-        if not self.tokenizer("")["input_ids"]:  # nothing at all is no input for a model
+        """Encode rows as input ids and an attention mask, on the device."""
+        if not self.tokenizer("")["input_ids"]:  # the model needs at least one token
             names = ("bos_token", "eos_token", "unk_token", "pad_token")
             blank = next(filter(None, (getattr(self.tokenizer, name) for name in names)))
             rows = [row if any(map(str.strip, row)) else (blank, *row[1:]) for row in rows]
@@ -211,24 +224,24 @@ class _Reader:
         return encoded.to(self.device)
 
     def _longest(self, asked: int | None) -> int:
-        """Compute the maximal number of tokens that the model reads."""
+        """Return the maximum number of input tokens: the minimum of all limits."""
         limits = [asked, self.tokenizer.model_max_length, self.places]
         return min([limit for limit in limits if limit is not None and limit < LONGEST], default=LONGEST)
 
     def _places(self) -> int | None:
-        """Compute the number of position embeddings; RoBERTa and its kin count them from behind the padding's."""
+        """Return the number of usable position embeddings; in models like RoBERTa they start at padding_idx + 1."""
         tables = [module for name, module in self.model.named_modules() if name.endswith("position_embeddings")]
         behind = [len(t.weight) - t.padding_idx - 1 for t in tables if getattr(t, "padding_idx", None) is not None]
         stated = getattr(self.model.config, "max_position_embeddings", None)
         return min([*behind, *([] if stated is None else [stated])], default=None)
 
     def formed(self, logits: FloatArray, number: int, form: Form) -> FloatArray:
-        """Convert logits to the probability, logit or log-odds of a label, [n]."""
+        """Convert logits [n, labels] to the probability, logit or log-odds of a label, [n]."""
         logit = logits[:, number]
         if form == "logit":
             return logit
         several = getattr(self.model.config, "problem_type", None) == "multi_label_classification"
-        if several or logits.shape[1] == 1:  # each label is a question of its own
+        if several or logits.shape[1] == 1:  # sigmoid: labels are independent
             odds = logit
         else:
             odds = logit - np.logaddexp.reduce(np.delete(logits, number, axis=1), axis=1)
@@ -246,4 +259,4 @@ def _device(name: str) -> torch.device:
     try:
         return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
     except (RuntimeError, TypeError) as problem:
-        raise OptionError(f"device={name!r} is none: give 'auto', 'cpu' or 'cuda'") from problem
+        raise OptionError(f"unknown device={name!r}; give 'auto', 'cpu' or 'cuda'") from problem

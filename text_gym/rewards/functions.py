@@ -1,8 +1,10 @@
-"""Plain functions as rewards, called with the columns that they name, as TRL's trainers call theirs.
+"""Plain functions as rewards.
+
+A reward function is called with keyword arguments, the columns that its parameters name, as in TRL:
 
     def polite(completions, prompts, **columns) -> list[float]: ...
 
-A function written for TRL is a reward as it is: it may be async, and ask for what trainers pass.
+Reward functions written for TRL work unchanged, including async functions.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from text_gym.tasks.task import Task
 from text_gym.validation import suggest
 
 RewardFunction = Callable[..., Any]
-"""Called with columns by their names; returns a number for each row, or an awaitable of these."""
+"""Takes columns as keyword arguments; returns a number for each row, or an awaitable of that."""
 
 COLUMNS: dict[str, Callable[[Batch], object]] = {
     "completions": lambda batch: list(batch.texts),
@@ -30,10 +32,10 @@ COLUMNS: dict[str, Callable[[Batch], object]] = {
     "tokens": lambda batch: batch.tokens,
     "lengths": lambda batch: batch.lengths,
 }
-"""Columns that a reward function may name, beside the fields of the task's own data."""
+"""Columns of every task. A reward function may also name the other fields of the task's data."""
 
 TRAINER: dict[str, object] = {"trainer_state": None, "log_extra": lambda *_: None, "log_metric": lambda *_: None}
-"""Arguments that TRL's trainers pass beside columns, with placeholders for use without a trainer."""
+"""Arguments that TRL's trainers pass in addition to columns, with placeholders for use without a trainer."""
 
 
 TEXT_READ_AS_MESSAGES = (
@@ -41,58 +43,62 @@ TEXT_READ_AS_MESSAGES = (
     "string index out of range",
     "'str' object has no attribute",
 )
-"""What Python says where completion[0]["content"] meets a text."""
+"""Python's error messages for completion[0]["content"] if the completion is a string."""
 
 
 class FunctionReward(Reward):
-    """A plain function, called with the columns that its signature names."""
+    """A plain function as a reward, called with the columns that its parameters name."""
 
     def __init__(self, function: RewardFunction, name: str | None = None) -> None:
-        """Read the function's signature."""
+        """Read the function's signature; `name` is the function's own name if not given."""
         self.function = function
         self.name = name or _name_of(function)
         try:
             parameters = inspect.signature(function).parameters.values()
         except (TypeError, ValueError) as problem:
-            raise RewardError(f"reward {self.name!r} has no readable signature: {problem}") from problem
+            raise RewardError(
+                f"reward {self.name!r} has no signature ({problem}); wrap it in a Python function of completions"
+            ) from problem
         named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
         if any(p.kind is p.POSITIONAL_ONLY for p in named):
-            raise RewardError(f"reward {self.name!r} takes positional-only arguments; columns are passed by name")
+            raise RewardError(
+                f"reward {self.name!r} has positional-only parameters; columns are passed by name, so remove the '/'"
+            )
         self._wanted = {p.name: p.default is p.empty for p in named}
         self._wants_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
 
     def prepare(self, task: Task) -> None:
-        """Refuse a function that names an unknown column."""
+        """Raise RewardError if a required parameter of the function is not a column of the task."""
         known = {*COLUMNS, *TRAINER, *(task.train.columns if task.conditional else ())}
         for name, required in self._wanted.items():
             if required and name not in known:
                 raise RewardError(
-                    f"reward {self.name!r} asks for {name!r}, which is no column of task {task.name!r}."
+                    f"reward {self.name!r} has the parameter {name!r}, which is not a column of task {task.name!r}."
                     + suggest(name, known)
                 )
 
     def score(self, batch: Batch) -> Scores:
-        """Call the function with its columns, and wait for it if it is async."""
+        """Call the function with its columns, and wait for the result of an async function."""
         return finished(self.start(batch))
 
     def start(self, batch: Batch) -> Answer:
-        """Call the function with its columns."""
+        """Call the function with its columns; an async function returns an awaitable."""
         wanted = dict.fromkeys([*COLUMNS, *batch.columns, *self._wanted]) if self._wants_all else self._wanted
         known = {*COLUMNS, *batch.columns, *TRAINER}
         answer: Answer = self.function(**{name: self.column(name, batch) for name in wanted if name in known})
         return answer
 
     def hint(self, problem: Exception) -> str:
-        """Say how a function of conversations is wrapped, where it looks as if it has been given texts."""
+        """Suggest from_trl() if the error looks like that of a function of conversations called with texts."""
         if any(words in str(problem) for words in TEXT_READ_AS_MESSAGES):
             return (
-                ". If it expects conversations, not texts, give "
+                ". If the function expects conversations instead of texts, pass "
                 "text_gym.rewards.trl.from_trl(function, conversational=True)"
             )
         return ""
 
     def column(self, name: str, batch: Batch) -> object:
-        """Return the argument of this name."""
+        """Return the value of the parameter with this name."""
         if name in COLUMNS:
             return COLUMNS[name](batch)
         return batch.columns[name] if name in batch.columns else TRAINER[name]

@@ -1,7 +1,8 @@
-"""Rewards that compare texts with the prompt's own references, as published libraries compute them.
+"""Rewards that compare texts with the references of the prompt: metrics of sacreBLEU, rouge-score and NLTK.
 
-The libraries are the extra `metrics`; each is imported when its reward is made. Texts are what
-the vocabulary decodes, so the libraries' own ways of cutting up words and ignoring case hold.
+The libraries are optional dependencies, the extra `metrics`. A library is imported when a reward
+that needs it is created. The metrics get decoded texts, and tokenize and lowercase them in the
+way of the library.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from text_gym.validation import finite_number, whole_number
 
 
 class _ComparingReward(Reward):
-    """A score of a text against the references of its prompt, computed once for rows that are equal."""
+    """Base class of metrics of a text and its references; equal rows are scored once."""
 
     def prepare(self, task: Task) -> None:
-        """Refuse a task without prompts."""
+        """Raise RewardError for a task without prompts."""
         needs_prompts(self.name, task)
 
     def _library(self, module: str) -> ModuleType:
@@ -34,19 +35,19 @@ class _ComparingReward(Reward):
 
     @abstractmethod
     def compare(self, text: str, references: list[str]) -> float:
-        """Score one text."""
+        """Compute the score of one text."""
 
     def score(self, batch: Batch) -> FloatArray:
-        """Compare each different pair of a text and its references."""
+        """Score each row; equal pairs of a text and its references are scored once."""
         for example in batch.examples or ():
-            references_of(example, self.name)  # refuses a prompt without any
+            references_of(example, self.name)  # raises an error for a prompt without references
         rows = [(text, tuple(references)) for text, references in zip(batch.texts, batch.references, strict=True)]
         scores = {row: self.compare(row[0], list(row[1])) for row in dict.fromkeys(rows)}
         return np.array([scores[row] for row in rows], dtype=np.float64)
 
 
 class ChrfReward(_ComparingReward):
-    """sacreBLEU's chrF in [0, 1]: n-grams of characters shared with the references; chrF++ with word_order=2."""
+    """chrF of sacreBLEU in [0, 1]: F-score of character n-grams; word_order=2 gives chrF++."""
 
     name = "chrf"
 
@@ -59,15 +60,15 @@ class ChrfReward(_ComparingReward):
         whitespace: bool = False,
         eps_smoothing: bool = False,
     ) -> None:
-        """Take sacreBLEU's options, with its defaults.
+        """Create the metric; options and defaults are those of sacreBLEU.
 
         Args:
-            char_order: The longest n-gram of characters.
-            word_order: The longest n-gram of words; 0 leaves words out.
-            beta: How many times as much recall counts as precision.
-            lowercase: Whether case is ignored.
-            whitespace: Whether spaces are characters.
-            eps_smoothing: Whether short texts are smoothed as in NLTK and Moses.
+            char_order: Length of the longest character n-grams.
+            word_order: Length of the longest word n-grams; 0 uses no word n-grams.
+            beta: Weight of recall relative to precision.
+            lowercase: Whether to ignore case.
+            whitespace: Whether whitespace counts as characters.
+            eps_smoothing: Whether to use epsilon smoothing, as NLTK and Moses do.
         """
         self._metric = self._library("sacrebleu.metrics").CHRF(
             char_order=whole_number("char_order", char_order, least=1),
@@ -79,12 +80,12 @@ class ChrfReward(_ComparingReward):
         )
 
     def compare(self, text: str, references: list[str]) -> float:
-        """Compare with all references as sacreBLEU does: the best counts."""
+        """Compute the sentence-level chrF, which is the maximum over the references."""
         return float(self._metric.sentence_score(text, references).score) / 100
 
 
 class TerReward(_ComparingReward):
-    """1 - TER, sacreBLEU's translation edit rate: 1 for a reference itself, negative where more is wrong than right."""
+    """1 - TER (translation edit rate of sacreBLEU): 1 for an exact match, negative for many edits."""
 
     name = "ter"
 
@@ -96,14 +97,14 @@ class TerReward(_ComparingReward):
         asian_support: bool = False,
         case_sensitive: bool = False,
     ) -> None:
-        """Take sacreBLEU's options, with its defaults.
+        """Create the metric; all options but `floor`, and their defaults, are those of sacreBLEU.
 
         Args:
-            floor: The least that a text is worth, for example 0; no such limit if None.
-            normalized: Whether texts are tokenized and normalized first.
-            no_punct: Whether punctuation is left out.
-            asian_support: Whether Asian characters are words.
-            case_sensitive: Whether case matters.
+            floor: Lower bound of the score, for example 0; None sets no bound.
+            normalized: Whether to tokenize and normalize the texts.
+            no_punct: Whether to remove punctuation.
+            asian_support: Whether to split Asian characters into words.
+            case_sensitive: Whether to distinguish case.
         """
         self._floor = -np.inf if floor is None else finite_number("floor", floor)
         self._metric = self._library("sacrebleu.metrics").TER(
@@ -111,49 +112,48 @@ class TerReward(_ComparingReward):
         )
 
     def compare(self, text: str, references: list[str]) -> float:
-        """Count the edits to the nearest reference, over the references' mean length, as sacreBLEU does."""
+        """Compute 1 - TER: edits to the nearest reference, divided by the mean length of the references."""
         return max(1 - float(self._metric.sentence_score(text, references).score) / 100, self._floor)
 
 
 class RougeReward(_ComparingReward):
-    """ROUGE's F-measure by rouge-score, which ignores case and punctuation; the best of the references counts."""
+    """ROUGE F-measure of rouge-score, ignoring case and punctuation (maximum over the references)."""
 
     name = "rouge"
 
     def __init__(self, variant: str = "rougeL", use_stemmer: bool = False) -> None:
-        """Choose the variant.
+        """Create the metric.
 
         Args:
-            variant: "rougeL", "rouge1" to "rouge9", or "rougeLsum", which compares line by line.
-            use_stemmer: Whether words are compared by their stems (English).
+            variant: "rougeL", "rouge1" to "rouge9", or "rougeLsum" (ROUGE-L with lines as sentences).
+            use_stemmer: Whether to compare the stems of words (English).
         """
         if not (isinstance(variant, str) and re.fullmatch(r"rouge(?:[1-9]|L|Lsum)", variant)):
-            raise OptionError(f"variant={variant!r} is none of rouge-score's: give 'rougeL', 'rouge1' or 'rougeLsum'")
+            raise OptionError(f"unknown variant={variant!r}; give 'rougeL', 'rougeLsum', or 'rouge1' to 'rouge9'")
         self.variant = variant
         self._scorer = self._library("rouge_score.rouge_scorer").RougeScorer([variant], use_stemmer=use_stemmer)
 
     def compare(self, text: str, references: list[str]) -> float:
-        """Compare with each reference alone: the best counts."""
+        """Compute the maximum F-measure over the references."""
         return max(float(self._scorer.score(reference, text)[self.variant].fmeasure) for reference in references)
 
 
 class MeteorReward(_ComparingReward):
-    """NLTK's METEOR in [0, 1]: words and stems shared with the best of the references, and in what order."""
+    """METEOR of NLTK in [0, 1]: matched words and stems, with a word-order penalty (maximum over the references)."""
 
     name = "meteor"
 
     def __init__(self, alpha: float = 0.9, beta: float = 3.0, gamma: float = 0.5, synonyms: bool = False) -> None:
-        """Take NLTK's weights, with its defaults.
+        """Create the metric; the defaults are those of NLTK.
 
         Args:
-            alpha: How much recall counts against precision: recall alone at 1, precision alone at 0.
-            beta: The power of the penalty for words out of order.
-            gamma: The most that this penalty takes.
-            synonyms: Whether synonyms match too, as in the published METEOR. They are WordNet's, which
-                NLTK reads from a download of its own; without it the score depends on no data.
+            alpha: Weight of recall relative to precision: 1 is recall alone, 0 is precision alone.
+            beta: Exponent of the fragmentation penalty.
+            gamma: Weight of the fragmentation penalty.
+            synonyms: Whether synonyms match, as in the published METEOR. Needs NLTK's download of WordNet.
         """
         self._score = self._library("nltk.translate.meteor_score").meteor_score
-        self._cut_up = self._library("nltk.tokenize").wordpunct_tokenize
+        self._tokenize = self._library("nltk.tokenize").wordpunct_tokenize
         self._unknown: str | None = None
         self._options = {
             "alpha": finite_number("alpha", alpha),
@@ -163,20 +163,20 @@ class MeteorReward(_ComparingReward):
         }
 
     def score(self, batch: Batch) -> FloatArray:
-        """Score with the vocabulary's token for unknown words as one word."""
+        """Score each row; the vocabulary's token for unknown words counts as one word."""
         self._unknown = None if batch.vocab.unk is None else batch.vocab.tokens[batch.vocab.unk]
         return super().score(batch)
 
     def compare(self, text: str, references: list[str]) -> float:
-        """Compare words and punctuation marks with those of each reference: the best counts."""
+        """Compute the maximum METEOR over the references."""
         return float(self._score([self._words(r) for r in references], self._words(text), **self._options))
 
     def _words(self, text: str) -> list[str]:
-        """Split a text into NLTK's words and punctuation marks, of which `<unk>` alone would be three."""
+        """Split a text by NLTK's wordpunct_tokenize, which would split `<unk>` into three tokens, and keep `<unk>`."""
         first, *rest = text.split(self._unknown) if self._unknown else [text]
-        words = list(self._cut_up(first))
+        words = list(self._tokenize(first))
         for part in rest:
-            words += [str(self._unknown), *self._cut_up(part)]
+            words += [str(self._unknown), *self._tokenize(part)]
         return words
 
 
@@ -184,12 +184,12 @@ class _NoSynonyms:
     """A WordNet in which no word has a synonym."""
 
     def synsets(self, word: str) -> list[object]:
-        """List the synonyms of a word: none."""
+        """Return an empty list."""
         return []
 
 
 def _wordnet() -> object:
-    """Load WordNet, where it has been downloaded."""
+    """Load WordNet; DependencyError if it has not been downloaded."""
     wordnet = import_extra("nltk.corpus", "reward 'meteor'", "metrics").wordnet
     try:
         wordnet.ensure_loaded()

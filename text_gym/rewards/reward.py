@@ -1,4 +1,4 @@
-"""The reward protocol: a score for each finished sequence."""
+"""Abstract base class of rewards: a score for each finished sequence."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from text_gym.sequences import Batch
 from text_gym.tasks.task import Task
 
 Scores = Sequence[float | None] | AnyArray
-"""A number for each row of a batch; None where the reward does not apply, which counts as 0."""
+"""A number for each row of a batch; None means that the reward does not apply to the row, and counts as 0."""
 Answer = Scores | Awaitable[Scores]
-"""Scores, or those of an async function."""
+"""Scores, or an awaitable of scores from an async reward."""
 
 
 class Reward(ABC):
-    """A score for each finished sequence of a batch. Subclass it and write score().
+    """Base class of rewards. A subclass implements score(), which scores the finished sequences of a batch.
 
-    A reward is shared and never copied, so that one which learns (a discriminator) may go on
-    being trained while environments use it.
+    Rewards are shared between environments and never copied: a reward with trainable weights, such as a
+    discriminator, can be trained while environments use it.
 
     >>> class Shout(Reward):
     ...     name = "shout"
@@ -28,23 +28,26 @@ class Reward(ABC):
     """
 
     name: str = ""
-    """The name in info["reward_terms"] and error messages; the class's name if empty."""
+    """Key in info["reward_terms"], and the name in error messages; if empty, the name of the class."""
 
     def prepare(self, task: Task) -> None:  # noqa: B027 - most rewards need no preparation
-        """Refuse a task that lacks what score() needs; called once when an environment is made."""
+        """Prepare for a task, and raise RewardError if score() cannot work with it.
+
+        Called when an environment is created with the reward.
+        """
 
     @abstractmethod
     def score(self, batch: Batch) -> Scores:
-        """Return one number for each row of the batch; None or 0 where the reward does not apply."""
+        """Return one number for each row of the batch; None or 0 if the reward does not apply to the row."""
 
     def start(self, batch: Batch) -> Answer:
-        """Return the scores of the batch; of an async reward something to await, so that several run concurrently."""
+        """Return the scores of the batch, or an awaitable of them; awaitables of several rewards run concurrently."""
         return self.score(batch)
 
     def hint(self, problem: Exception) -> str:
-        """Return what to add to the error message of an exception that score() raised."""
+        """Return a text to append to the error message for an exception that score() raised."""
         return ""
 
     def __deepcopy__(self, memo: dict[int, object]) -> Reward:
-        """Return the reward itself: Gymnasium copies what an EnvSpec holds, and a trained reward must stay one."""
+        """Return the reward itself: Gymnasium deep-copies the arguments in an EnvSpec, and rewards are shared."""
         return self

@@ -1,6 +1,6 @@
-"""Rewards by name, and how they combine.
+"""Registry of rewards, and weighted sums of rewards.
 
-The built-in ones are in `builtin`, `reference_metrics` and `classifier`; `register_reward` adds a name of your own.
+The built-in rewards are in `builtin`, `reference_metrics` and `classifier`; `register_reward` adds another one.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ REWARDS: Registry[RewardFunction] = Registry(
 
 
 class Score(NamedTuple):
-    """The scores of a batch."""
+    """Scores of a batch."""
 
     total: FloatArray
-    """The weighted sum, [n]."""
+    """Weighted sum of the rewards, [n]."""
     terms: dict[str, FloatArray]
-    """Each reward's own score before weighting, [n]."""
+    """Score of each reward before weighting, [n], by name."""
 
 
 class Scorer:
-    """One or more weighted rewards, which an environment calls on finished sequences.
+    """Weighted sum of one or more rewards for finished sequences.
 
     >>> from text_gym.tasks import make_task
     >>> task = make_task("grammar")
@@ -67,13 +67,14 @@ class Scorer:
     (['length', 'validity'], True)
 
     Args:
-        spec: The reward or rewards.
+        spec: The reward or rewards, see `RewardSpec`.
         task: The task whose sequences are scored.
-        trust: Whether names may be of code, as "module:attribute" is; False where a file gave them.
+        timeout: Maximum seconds per batch, for each reward; None sets no limit.
+        trust: Whether "module:attribute" may import code; pass False for names that are read from a file.
     """
 
     def __init__(self, spec: RewardSpec, task: Task, timeout: float | None = None, trust: bool = True) -> None:
-        """Resolve the names, and let each reward check the task; `timeout` is in seconds, for each reward and batch."""
+        """Create the rewards and prepare them for the task."""
         self.task = task
         if timeout is not None and finite_number("reward_timeout", timeout) <= 0:
             raise OptionError(f"reward_timeout={shown(timeout)} must be a number of seconds above 0, or None")
@@ -87,11 +88,11 @@ class Scorer:
             self.rewards[name] = reward
 
     def prepare(self, reward: Reward) -> None:
-        """Let a reward check the task."""
+        """Prepare a reward for the task."""
         reward.prepare(self.task)
 
     def __call__(self, batch: Batch) -> Score:
-        """Score a batch: the total and every term, all checked to be finite."""
+        """Score a batch; a score that is not finite raises RewardError."""
         terms = call_rewards(self.rewards, batch, self.timeout)
         total = np.zeros(len(batch))
         with np.errstate(over="ignore"):
@@ -101,9 +102,9 @@ class Scorer:
 
 
 def make_reward(spec: OneReward, **options: object) -> Reward:
-    """Make one reward from a name with options, "module:attribute", a function, or a Reward.
+    """Create one reward from a name with options, "module:attribute", a function, or a `Reward`.
 
-    The option cached=True works with all of them, see `CachedReward`.
+    The option cached=True wraps any of them in a `CachedReward`.
 
     >>> make_reward("bleu", n=2).name
     'bleu'
@@ -126,25 +127,25 @@ def _make_reward(spec: OneReward, options: dict[str, object], trust: bool) -> Re
 def _make_one(spec: Reward | RewardFunction, label: str | None, options: Options) -> Reward:
     if inspect.isclass(spec) and issubclass(spec, Reward):
         if inspect.isabstract(spec):
-            raise OptionError(f"{spec.__name__} has no score() method")
+            raise OptionError(f"{spec.__name__} is abstract; define score() in it")
         check_options(f"reward {label or spec.__name__!r}", spec, options)
         return spec(**options)
     if options:
         raise OptionError(
-            f"{label or shown(spec)} takes no options but cached; only a Reward class does, or the name of one"
+            f"{label or shown(spec)} takes no options but cached; only a Reward class takes options, or the name of one"
         )
     if isinstance(spec, Reward):
         return spec
     if callable(spec):
         return FunctionReward(spec, label)
     raise OptionError(
-        f"{shown(spec)} is no reward: give a name, a function of completions, a text_gym.Reward, "
-        "a list of these, or a dict from these to weights"
+        f"{shown(spec)} is not a reward; give a name, a function of completions, a text_gym.Reward, "
+        "a list of these, or a dict {reward: weight}"
     )
 
 
 def register_reward(name: str, reward: type[Reward] | RewardFunction, replace: bool = False) -> None:
-    """Give a name to a Reward class, which may take options, or to a plain reward function.
+    """Register a `Reward` class, whose arguments become options, or a reward function under a name.
 
     >>> register_reward("shortness", lambda completions: [-len(c) for c in completions], replace=True)
     >>> make_reward("shortness").name
@@ -154,12 +155,12 @@ def register_reward(name: str, reward: type[Reward] | RewardFunction, replace: b
 
 
 def registered_rewards() -> dict[str, str]:
-    """List the registered names, each with a line about it."""
+    """Return the registered names, each with a one-line description."""
     return dict(sorted(REWARDS.describe().items()))
 
 
 def _weighted(spec: RewardSpec, trust: bool) -> Iterator[tuple[Reward, object, str]]:
-    """Make the rewards of a spec, each with its weight and, where it was given by name, that name."""
+    """Yield each reward of a spec with its weight and its registered name, "" if it was not given by name."""
     pairs: Collection[tuple[OneReward, object]]
     if isinstance(spec, Mapping):
         pairs = spec.items()
@@ -168,7 +169,7 @@ def _weighted(spec: RewardSpec, trust: bool) -> Iterator[tuple[Reward, object, s
     else:
         pairs = [(spec, 1.0)]
     if not pairs:
-        raise OptionError("a list or a dict of rewards needs at least one")
+        raise OptionError("the list or dict of rewards is empty; give at least one reward")
     for part, weight in pairs:
         label = part if isinstance(part, str) and ":" not in part else ""
         yield _make_reward(part, {}, trust), weight, label

@@ -1,9 +1,13 @@
-"""Rewards to and from TRL: any reward of this package in TRL, any of TRL's reward functions here.
+"""Conversion of rewards to and from TRL.
 
-TRL calls a reward as r(prompts=..., completions=..., completion_ids=..., **columns of the data set),
-where prompts and completions are texts or conversations, lists of {"role": ..., "content": ...}.
-Plain functions of texts in that signature are rewards as they are; `from_trl` is for the others.
-TRL itself is not imported here.
+TRL calls a reward function as r(prompts=..., completions=..., completion_ids=..., **columns of the dataset).
+Prompts and completions are texts or conversations (lists of {"role": ..., "content": ...}).
+
+- `trl_reward` makes a TRL reward function of any reward of this package.
+- `from_trl` makes a reward of a TRL function of conversations. A TRL function of texts needs no conversion.
+- `trl_records` converts a task's data to a dataset for TRL.
+
+This module does not import TRL.
 """
 
 from __future__ import annotations
@@ -35,15 +39,15 @@ REFERENCE_COLUMNS = ("references", "reference")
 def trl_reward(
     spec: RewardSpec, task: str | Task | None = None, references: str | None = None, name: str | None = None
 ) -> TrlReward:
-    """Make a function that TRL's trainers call of any reward.
+    """Create a reward function for TRL's trainers from any reward of this package.
 
     Args:
-        spec: Any reward: a name, a function, a `Reward`, a list, or a dict of weights.
-        task: Whose vocabulary the completions are read with, and whose prompts have references.
-            Without one, words are what white space separates, and references come from the data set.
-        references: The data set's column of references, texts or lists of texts. If not given, it is
-            "references" or "reference" where the data set has one of them.
-        name: What TRL's logs call it; the rewards' names if not given.
+        spec: A name, a function, a `Reward`, a list of these, or a dict {reward: weight}.
+        task: The task whose vocabulary encodes the completions, and whose data has the references of prompts.
+            Without a task, texts are split at whitespace, and references come from the dataset.
+        references: The dataset column with the references: texts or lists of texts. By default the column
+            "references" or "reference", if the dataset has one.
+        name: Name in TRL's logs; by default the names of the rewards.
 
     >>> reward = trl_reward("exact_match")
     >>> reward(completions=["four", " 4"], prompts=["2 + 2 =", "2 + 2 ="], reference=["4", "4"])
@@ -55,13 +59,13 @@ def trl_reward(
 def from_trl(
     function: RewardFunction, conversational: bool = False, system: str | None = None, name: str | None = None
 ) -> Reward:
-    """Make a reward of one of TRL's functions; only functions of conversations need it.
+    """Create a reward from a reward function of TRL; only functions of conversations need this conversion.
 
     Args:
-        function: In TRL's signature, plain or async.
-        conversational: Whether it expects conversations in place of texts.
-        system: A system message that conversations begin with.
-        name: What info["reward_terms"] calls it; the function's name if not given.
+        function: A function with TRL's signature, plain or async.
+        conversational: Whether the function expects conversations instead of texts.
+        system: System message at the beginning of each conversation.
+        name: Key in info["reward_terms"]; by default the function's name.
 
     >>> def polite(completions, **columns):
     ...     return [float("please" in messages[0]["content"]) for messages in completions]
@@ -69,19 +73,21 @@ def from_trl(
     'polite'
     """
     if system is not None and not conversational:
-        raise OptionError("a system message is part of a conversation; pass conversational=True with it")
+        raise OptionError("a system message needs conversations; pass conversational=True with it")
     return ConversationReward(function, system, name) if conversational else FunctionReward(function, name)
 
 
 def trl_records(task: str | Task, split: str = "train", conversational: bool = False) -> list[dict[str, object]]:
-    """List a split's prompts with their references and columns, for `datasets.Dataset.from_list`.
+    """Return the prompts of a split with their references and columns, for `datasets.Dataset.from_list`.
 
     >>> trl_records("answers")[1]
     {'prompt': 'anna has a red lamp . lucy has a green kite . who has a red lamp ?', 'references': ['anna']}
     """
     task = make_task(task)
     if not task.conditional:
-        raise OptionError(f"TRL's trainers answer prompts, and task {task.name!r} has none; 'answers' has")
+        raise OptionError(
+            f"TRL's trainers need prompts, and task {task.name!r} has none; use a task with prompts, such as 'answers'"
+        )
     records = []
     for example in map(task.split(split).__getitem__, range(len(task.split(split)))):
         prompt = task.decode(example.prompt)
@@ -92,15 +98,15 @@ def trl_records(task: str | Task, split: str = "train", conversational: bool = F
 
 
 class ConversationReward(FunctionReward):
-    """A function of conversations: the prompt is the user's message, the text the assistant's."""
+    """A reward function of conversations: the prompt is the user's message, the completion the assistant's."""
 
     def __init__(self, function: RewardFunction, system: str | None = None, name: str | None = None) -> None:
-        """Take the function, and a system message to begin with."""
+        """Read the function's signature; `system` is the first message of each conversation."""
         super().__init__(function, name)
         self._opening = [] if system is None else [{"role": "system", "content": system}]
 
     def column(self, name: str, batch: Batch) -> object:
-        """Return texts as conversations, and other columns unchanged."""
+        """Return the value of a parameter: completions and prompts as conversations, other columns unchanged."""
         if name == "completions":
             return [[{"role": "assistant", "content": text}] for text in batch.texts]
         if name == "prompts":
@@ -109,14 +115,14 @@ class ConversationReward(FunctionReward):
 
 
 class TrlReward:
-    """A function that TRL calls with its columns, and that returns a number for each completion."""
+    """A reward function for TRL: takes the columns of a batch, returns a score for each completion."""
 
     def __init__(self, spec: RewardSpec, task: Task | None, references: str | None, name: str | None) -> None:
-        """Make the rewards, and let them check the task."""
+        """Create the rewards and prepare them for the task; see `trl_reward` for the arguments."""
         self.task = _task_of_words() if task is None else task
         self.scorer = _DataSetScorer(spec, self.task)
         self._references = references
-        self.__name__ = name or "+".join(self.scorer.rewards)  # TRL's logs show it
+        self.__name__ = name or "+".join(self.scorer.rewards)  # TRL reads the name for its logs
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.__name__!r}, {self.task!r})"
@@ -128,9 +134,16 @@ class TrlReward:
         completion_ids: object = None,
         **columns: object,
     ) -> list[float | None]:
-        """Score completions, each with its prompt; the ids are those of TRL's tokenizer, and not used.
+        """Score the completions.
 
-        None, TRL's word for a reward that does not apply, is the answer where all of the rewards say it.
+        Args:
+            completions: The completions, texts or conversations.
+            prompts: The prompt of each completion.
+            completion_ids: Ignored; these ids are of TRL's tokenizer, not of the task.
+            **columns: The other columns of the dataset, and arguments of TRL's trainer.
+
+        Returns:
+            The score of each completion; None (does not apply) if all rewards returned None for it.
         """
         _check_lengths(len(completions), {"prompts": prompts} | columns)
         if isinstance(self.task.vocab, HashedWords):
@@ -161,23 +174,23 @@ class TrlReward:
         return TextBatch(tokens, lengths, vocab, examples, texts, prompts, given, columns)
 
     def _given_references(self, n: int, columns: Mapping[str, object]) -> list[list[str]] | None:
-        """Find each row's references in the data set, if it has them."""
+        """Return the references of each row from the dataset; None if the dataset has no column of references."""
         names = REFERENCE_COLUMNS if self._references is None else (self._references,)
         found = [columns[name] for name in names if name in columns]
         if not found:
             if self._references is None:
                 return None
-            raise DataError(f"the data set has no column {self._references!r}." + suggest(self._references, columns))
+            raise DataError(f"the dataset has no column {self._references!r}." + suggest(self._references, columns))
         column = found[0]
         rows = list(column) if isinstance(column, Iterable) and not isinstance(column, str) else []
         references = [[row] if isinstance(row, str) else row for row in rows]
         texts = all(isinstance(row, list) and all(isinstance(text, str) for text in row) for row in references)
         if len(references) != n or not texts:
-            raise DataError("a column of references holds a text or a list of texts for each completion")
+            raise DataError("the column of references must have a text or a list of texts for each completion")
         return references
 
     def _example(self, prompt: str, references: list[str] | None) -> Example:
-        """Make an example of the prompt and its references: the data set's, or else the task's."""
+        """Return an example with these references, or else with the references of the prompt in the task's data."""
         ids = tuple(_ids(self.task.vocab, prompt.strip()))
         if references is not None:
             return Example(ids, tuple(tuple(_ids(self.task.vocab, text.strip())) for text in references), {})
@@ -189,26 +202,26 @@ class TrlReward:
 
 @dataclass(frozen=True, eq=False)
 class TextBatch(Batch):
-    """A batch that came as texts, which rewards of texts read unchanged, unknown words included."""
+    """A batch with the original texts, so that rewards of texts also see words outside the vocabulary."""
 
     texts: list[str] = field(default_factory=list)
-    """The original text of each row."""
+    """Original text of each row."""
     prompts: list[str] = field(default_factory=list)
-    """The prompt of each row."""
+    """Prompt of each row."""
     references: list[list[str]] = field(default_factory=list)
-    """The references of each row."""
+    """References of each row."""
     columns: dict[str, object] = field(default_factory=dict)
-    """The data set's columns, a list each, and whatever else TRL passed."""
+    """Columns of the dataset, one list each, and the other arguments of TRL."""
 
     def keys(self) -> list[Hashable]:
-        """Return what each row's score depends on: the texts as they were written, and the row of each column."""
+        """Return a cache key for each row: the original texts, and the row's value in each column."""
         columns = [(name, column) for name, column in self.columns.items() if isinstance(column, list | tuple)]
         given = [repr([(name, column[i]) for name, column in columns]) for i in range(len(self))]
         references = map(tuple, self.references)
         return list(zip(self.texts, self.prompts, references, given, strict=True))
 
     def take(self, rows: npt.ArrayLike) -> TextBatch:
-        """Select rows by their numbers or a mask."""
+        """Select rows by indices or a boolean mask."""
         part = super().take(rows)
         chosen = np.arange(len(self))[np.asarray(rows)].tolist()
         columns = dict(self.columns)
@@ -222,7 +235,7 @@ class TextBatch(Batch):
 
 
 class HashedWords(Vocabulary):
-    """A vocabulary of all words: a word's id is its hash, so that no list of words is needed.
+    """An open vocabulary: the id of a word is its hash, so that every word can be encoded.
 
     >>> words = HashedWords()
     >>> words.decode(words.encode("any words  at all")), words.encode("any") == HashedWords().encode("any")
@@ -230,22 +243,22 @@ class HashedWords(Vocabulary):
     """
 
     def __init__(self) -> None:
-        """Start with EOS alone."""
+        """Start with EOS as the only listed token."""
         super().__init__([EOS], eos=0)
         self._words: dict[int, str] = {}
 
     @property
     def pad(self) -> int:
-        """An id larger than any word's."""
+        """Padding id, larger than the id of any word."""
         return 2**31 - 1
 
     @cached_property
     def ids(self) -> dict[str, int]:
-        """The listed words: none."""
+        """An empty dict: words are not listed."""
         return {}
 
     def encode_tokens(self, tokens: Iterable[str]) -> list[int]:
-        """Hash each word, and remember it."""
+        """Hash each word, and store it for decoding."""
         known = {self._number(word): word for word in tokens}
         self._words |= known
         return [self._number(word) for word in tokens]
@@ -255,7 +268,7 @@ class HashedWords(Vocabulary):
         return [self._join(row[:end]) for row, end in zip(tokens.tolist(), ends.tolist(), strict=True)]
 
     def forget(self) -> None:
-        """Forget all words; their ids stay the same."""
+        """Remove the stored words, to free memory; encoding gives the same ids again."""
         self._words.clear()
 
     def _join(self, ids: list[int]) -> str:
@@ -267,46 +280,46 @@ class HashedWords(Vocabulary):
 
 
 class _DataSetScorer(Scorer):
-    """A scorer whose functions may name any column: the data set's columns are not known yet."""
+    """A scorer whose reward functions may name any column, because the columns of the dataset are not known yet."""
 
     def __init__(self, spec: RewardSpec, task: Task) -> None:
-        """Wrap the rewards, to record where they apply."""
+        """Wrap each reward to record for which rows it returns None."""
         super().__init__(spec, task)
         self.recorded = {name: _Recorded(reward) for name, reward in self.rewards.items()}
         self.rewards |= self.recorded
 
     @property
     def applied(self) -> list[bool]:
-        """Whether any reward was not None, for each row of the last batch."""
+        """For each row of the last batch, whether any reward returned a number."""
         return [any(row) for row in zip(*(reward.applied for reward in self.recorded.values()), strict=True)]
 
     def prepare(self, reward: Reward) -> None:
-        """Let a reward check the task, unless it is a function of columns."""
+        """Prepare a reward for the task; skip functions, whose columns cannot be checked yet."""
         inner = reward.reward if isinstance(reward, CachedReward) else reward
         if not isinstance(inner, FunctionReward):
             super().prepare(reward)
 
 
 class _Recorded(Reward):
-    """A reward that records where it applies: where its score is not None."""
+    """Wraps a reward and records for which rows its score is not None."""
 
     def __init__(self, reward: Reward) -> None:
-        """Wrap the reward."""
+        """Wrap the reward; `applied` holds the rows of the last batch."""
         self.reward = reward
         self.name = reward.name
         self.applied: list[bool] = []
 
     def score(self, batch: Batch) -> Scores:
-        """Score the batch."""
+        """Call the reward and record its scores."""
         return finished(self.start(batch))
 
     def start(self, batch: Batch) -> Answer:
-        """Score the batch."""
+        """Call the reward and record its scores, or return an awaitable that does."""
         answer = self.reward.start(batch)
         return self._record_later(answer, batch) if isinstance(answer, Awaitable) else self._record(answer, batch)
 
     def hint(self, problem: Exception) -> str:
-        """Return the reward's own hint."""
+        """Return the hint of the wrapped reward."""
         return self.reward.hint(problem)
 
     async def _record_later(self, answer: Awaitable[Scores], batch: Batch) -> Scores:
@@ -319,20 +332,20 @@ class _Recorded(Reward):
 
 
 def _check_lengths(n: int, columns: Mapping[str, object]) -> None:
-    """Refuse prompts and columns that have another length than the completions."""
+    """Raise RewardError unless prompts and columns have as many rows as the completions."""
     for name, column in columns.items():
         if isinstance(column, list | tuple) and len(column) != n:
-            raise RewardError(f"{name!r} has {len(column)} rows for {n} completions; there must be one for each")
+            raise RewardError(f"{name!r} has {len(column)} rows for {n} completions; give one row for each completion")
 
 
 def _task_of_words() -> Task:
-    """Make a task of prompts without data, in which every word is known."""
+    """Create a task with prompts, an open vocabulary and no data."""
     nothing = Sequences.from_lists([])
     return Task("trl", HashedWords(), 1, dict.fromkeys(SPLITS, Examples(nothing, nothing)), prompt_length=1)
 
 
 def text_of(message: str | Conversation, role: str) -> str:
-    """Return a text, or the content of the last message of this role in a conversation.
+    """Return a text unchanged; of a conversation, return the content of the last message with this role.
 
     >>> text_of([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}], "user")
     'Who?'
@@ -343,14 +356,16 @@ def text_of(message: str | Conversation, role: str) -> str:
         said = [part for part in message if part.get("role", role) == role]
         content = said[-1]["content"] if said else ""
     except (AttributeError, TypeError, KeyError) as problem:
-        raise DataError(f"a text or a list of messages with role and content is needed, not {message!r}") from problem
-    if isinstance(content, str | None):  # None where a tool is called
+        raise DataError(
+            f"{role}: give a text or a list of messages with 'role' and 'content', not {message!r}"
+        ) from problem
+    if isinstance(content, str | None):  # None for tool calls
         return content or ""
-    return "".join(part.get("text") or "" for part in content)  # blocks, of which some may be images
+    return "".join(part.get("text") or "" for part in content)  # content blocks; images have no text
 
 
 def _ids(vocab: Vocabulary, text: str) -> list[int]:
-    """Encode a text; unknown words become UNK or else EOS, which no other sequence has inside."""
+    """Encode a text; unknown words become UNK, or EOS if the vocabulary has no UNK."""
     try:
         return vocab.encode(text)
     except DataError:

@@ -545,7 +545,7 @@ def test_random_weights_are_told_before_they_learn(capsys, here):
         (["uniform", *TINY, "--out", "one.txt"], "one.txt is not a folder"),
         (["uniform", *TINY, "--out", "one.txt/below"], "one.txt is not a folder"),
         (["uniform", *TINY, "--out", "x" * 300], "name too long"),
-        (["pg-bleu", *TINY, "--reward", "validity", "--out", "o"], "cannot say what is valid"),
+        (["pg-bleu", *TINY, "--reward", "validity", "--out", "o"], "needs a task with a known language"),
     ],
 )  # fmt: skip
 def test_mistakes_in_train_are_one_line_and_leave_no_folder(capsys, here, write, words, said):

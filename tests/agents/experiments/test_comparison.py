@@ -148,7 +148,7 @@ def test_what_is_compared_is_what_was_named():
         ({"task": "orcale"}, "Did you mean 'oracle'"),
         ({"task": ["a b", "b a"]}, "give its name or its path as a string, and not a list. Texts from Python are such"),
         ({"reward": "bleux"}, "Did you mean 'bleu'"),
-        ({"agents": ("pg-bleu(reward='validity')",), "options": {}}, "cannot say what is valid"),
+        ({"agents": ("pg-bleu(reward='validity')",), "options": {}}, "needs a task with a known language"),
         ({"metrics": replace(SMALL, also=("lenght",))}, "Did you mean 'length'"),
         ({"agents": (MINE + "Nobody",), "options": {}}, "has no 'Nobody'"),
         ({"agents": (MINE + "OnlySamples(tims=2)",), "options": {}}, "no option 'tims'"),

@@ -97,7 +97,7 @@ def test_labels_by_name_number_and_default(three, folder, sentences):
 
 def test_several_labels_without_a_positive_one_must_be_chosen_from(tmp_path, sentences):
     folder = save_bert(tmp_path, num_labels=3)
-    with pytest.raises(OptionError, match=r"has the labels LABEL_0, LABEL_1, LABEL_2; say which by label="):
+    with pytest.raises(OptionError, match=r"has the labels LABEL_0, LABEL_1, LABEL_2; choose one by label="):
         scores(sentences, TEXTS, model=folder)
 
 
@@ -131,7 +131,7 @@ def test_prompts_before_the_text_or_beside_it(folder, asked, sentences):
         expected = own_logits(folder, *read).softmax(-1)[:, 1]
         assert answers[prompts_option] == pytest.approx(expected.numpy(), abs=1e-6), prompts_option
     assert len({round(float(answer[0]), 5) for answer in answers.values()}) == 3
-    with pytest.raises(RewardError, match="reads prompts, and task 'lines' has none"):
+    with pytest.raises(RewardError, match="needs prompts, and task 'lines' has none"):
         scores(sentences, TEXTS, model=folder, prompts=True)
 
 
@@ -245,7 +245,7 @@ def test_what_is_no_classifier_is_refused_in_one_line(tmp_path, sentences):
     broken = save_bert(tmp_path / "broken")
     (tmp_path / "broken" / "config.json").write_text("{")
     for name, words in [
-        (encoder, "holds no classifier: its weights lack 'classifier.bias'"),
+        (encoder, "is not a classifier: its weights lack 'classifier.bias'"),
         (str(tmp_path / "nowhere"), "there is no such folder"),
         (str(tmp_path / "empty"), "cannot be loaded"),
         (broken, "cannot be loaded"),
@@ -271,7 +271,7 @@ def test_options_that_make_no_sense(options, words):
 
 
 def test_a_device_that_there_is_not(folder, sentences):
-    with pytest.raises(OptionError, match="device='gpu' is none"):
+    with pytest.raises(OptionError, match="unknown device='gpu'"):
         scores(sentences, TEXTS, model=folder, device="gpu")
 
 

@@ -158,33 +158,36 @@ def test_bad_rewards_are_refused_before_anything_is_played(grammar, answers):
         ("bleu(n=two)", OptionError, "cannot read"),
         ("bleu(n=True)", OptionError, "n must be"),
         ("bleu(references=None)", OptionError, "references must be a finite number"),
-        ("bleu(references=[5])", OptionError, "are texts"),
+        ("bleu(references=[5])", OptionError, "must contain texts"),
         ("length(target='a')", OptionError, "target must be"),
         ("random(seed='a')", OptionError, "seed must be"),
         ("likelihood(floor=None)", OptionError, "floor must be"),
-        (text_gym.Reward, OptionError, "has no score"),
-        ("json:dumps", RewardError, "asks for 'obj'"),
+        (text_gym.Reward, OptionError, "is abstract; define score"),
+        ("json:dumps", RewardError, "has the parameter 'obj'"),
         ("bleu(2)", OptionError, "key=value"),
-        ("bleu(references='tests')", OptionError, "is no split"),
+        ("bleu(references='tests')", OptionError, "is not a split"),
         ("nowhere:reward", UnknownNameError, "cannot import 'nowhere'"),
         ("tests.helpers.own_rewards:leters", UnknownNameError, "Did you mean 'letters'"),
         ("tests/absent.py:reward", UnknownNameError, "no file"),
-        (3, OptionError, "is no reward"),
+        (3, OptionError, "is not a reward"),
         ({}, OptionError, "at least one"),
         ([], OptionError, "at least one"),
         ({"length": "much"}, OptionError, "weight of reward 'length'"),
         ({"length": float("inf")}, OptionError, "weight of reward 'length'"),
-        (lambda completion: [1.0], RewardError, "asks for 'completion'.*Did you mean 'completions'"),
-        (lambda completions, level: [1.0], RewardError, "asks for 'level'"),
-        ("exact_match", RewardError, "has none"),
-        ("rouge_l", RewardError, "has none"),
+        (lambda completion: [1.0], RewardError, "has the parameter 'completion'.*Did you mean 'completions'"),
+        (lambda completions, level: [1.0], RewardError, "has the parameter 'level'"),
+        ("exact_match", RewardError, "has no prompts"),
+        ("rouge_l", RewardError, "has no prompts"),
     ]:
         with pytest.raises(error, match=words):
             gym.make("TextGen-v0", task=grammar, reward=spec)
-    for spec, words in [("validity", "cannot say what is valid"), ("likelihood", "no known source")]:
+    for spec, words in [
+        ("validity", "needs a task with a known language"),
+        ("likelihood", "needs a task with a known source"),
+    ]:
         with pytest.raises(RewardError, match=words):
             Scorer(spec, answers)
-    with pytest.raises(OptionError, match="prompt's own references"):
+    with pytest.raises(OptionError, match="no effect in a task with prompts"):
         Scorer("bleu(references='test')", answers)
 
 
@@ -192,7 +195,7 @@ def test_a_task_reward_serves_one_task(grammar, answers):
     reward = text_gym.make_reward("bleu")
     Scorer(reward, grammar)
     Scorer(reward, grammar)
-    with pytest.raises(RewardError, match="already serves"):
+    with pytest.raises(RewardError, match="already used with"):
         Scorer(reward, answers)
 
 
@@ -438,7 +441,7 @@ def test_a_cache_tells_prompts_and_tasks_apart(questions, grammar):
     assert seen == [("me", "who is there", 1), ("me", "what is it", 2)]
     cached = text_gym.make_reward("length(cached=True)")
     Scorer(cached, grammar)
-    with pytest.raises(RewardError, match="'length' reward serves another task"):
+    with pytest.raises(RewardError, match="'length' reward is already used with another task"):
         Scorer(cached, questions)
 
 

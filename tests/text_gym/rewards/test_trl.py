@@ -198,11 +198,11 @@ def test_the_mean_of_each_of_several_rewards_is_logged(asked):
 
 
 def test_what_does_not_fit_is_refused_when_the_function_is_made(grammar, asked):
-    with pytest.raises(RewardError, match="task 'grammar' has none"):
+    with pytest.raises(RewardError, match="task 'grammar' has no prompts"):
         trl_reward("exact_match", grammar)
-    with pytest.raises(OptionError, match="is no reward"):
+    with pytest.raises(OptionError, match="is not a reward"):
         trl_reward(None)
-    with pytest.raises(OptionError, match="has none; 'answers' has"):
+    with pytest.raises(OptionError, match="has none; use a task with prompts"):
         trl_records(grammar)
 
 

@@ -158,7 +158,7 @@ def test_imdb(tmp_path):
 def test_imdb_asks_for_a_classifier_and_pays_what_it_says(tmp_path):
     imdb_files(tmp_path / "imdb")
     folder = str(tmp_path / "imdb")
-    with pytest.raises(RewardError, match=r"name one by imdb\(folder=\.\.\., classifier='folder'\)"):
+    with pytest.raises(RewardError, match=r"needs a model.* imdb\(folder=\.\.\., classifier='folder'\)"):
         gym.make("TextGen-v0", task="imdb", folder=folder, prompt_words=3)
     assert gym.make("TextGen-v0", task="imdb", folder=folder, prompt_words=3, reward="length")
     model = save_bert(tmp_path / "bert")
