@@ -1,8 +1,8 @@
-"""Command lines to settings: every hyper-parameter of every agent is a flag.
+"""Flags of `train` and `compare`: every hyper-parameter of every agent is a flag.
 
-The words are read twice. The first time tells which agents are meant, and which preset; the second time
-knows their hyper-parameters, with the values of the preset as defaults, so that --help shows both.
-Help without agents imports none of them.
+The command line is parsed twice. The first pass finds the agents and the preset. The second pass adds the flags of
+their hyper-parameters, with the preset's values as defaults, so that --help shows both.
+Without agents on the command line, no agent is imported.
 """
 
 from __future__ import annotations
@@ -24,49 +24,58 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 S = TypeVar("S", bound="DataclassInstance")
-Flat = tyro.conf.arg(name="")  # fields of a settings class, as flags without a prefix
+Flat = tyro.conf.arg(name="")  # the fields of a settings class become flags without a prefix
 HELP = ("-h", "--help")
-TRAIN = "Train one agent, measure it, and keep everything in a folder. Name the agent first: its flags are listed too."
-COMPARE = (
-    "Train several agents from the same start with their controls, over several seeds, and write a report. "
-    "Name the agents first: their hyper-parameters are listed too. Example: "
-    "text-gym compare mle seqgan --task grammar --preset demo --seqgan.rounds 5"
-)
+TRAIN = """\
+Train one agent, evaluate it, and save everything in a folder.
+
+To list the hyper-parameters of an agent, too:
+  text-gym train seqgan --help"""
+COMPARE = """\
+Train agents and controls over several seeds, and write a report.
+
+Every agent that supports it starts from the same trained policy (warm start).
+
+To list the hyper-parameters of the agents, too:
+  text-gym compare mle seqgan --help
+
+Example:
+  text-gym compare mle seqgan --task grammar --preset demo --seqgan.rounds 5"""
 
 
 @dataclass(frozen=True)
 class Training:
-    """What `text-gym train` is asked for."""
+    """Settings of `text-gym train`."""
 
     agent: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="AGENT")]
-    """A name, name(option=value), or module:attribute."""
+    """Agent: a name, name(option=value), or module:attribute."""
     task: str | None = None
-    """A name, name(option=value), or the path of a corpus; if not given, that of --start, or grammar."""
+    """Task: a name, name(option=value), or the path of a corpus; None for the task of --start, or grammar."""
     reward: str | None = None
-    """A name, name(option=value), or module:attribute; the task's own if not given."""
+    """Reward: a name, name(option=value), or module:attribute; None for the task's default reward."""
     preset: str | None = None
-    """A set of hyper-parameters."""
+    """Preset of hyper-parameters; text-gym agents AGENT lists the presets."""
     seed: int = 0
-    """Decides everything random."""
+    """Random seed."""
     out: Path | None = None
-    """The folder of the run; runs/<agent> if not given. The same command goes on where it stopped."""
+    """Folder of the run; None for runs/AGENT. To resume a run that was stopped, run the same command again."""
     start: Path | None = None
-    """The folder of a run whose policy this one begins with; random weights, or what the agent does, if not given."""
+    """Run folder of a warm start, whose policy is the initial policy; None for the agent's own initial policy."""
     steps: int | None = None
-    """Epochs, updates or rounds; as many as the agent's settings say if not given."""
+    """Training steps: epochs, updates or rounds; None for the agent's default."""
     device: str = "auto"
-    """cpu, cuda, or auto for a GPU where there is one."""
+    """Device: cpu, cuda, or auto (cuda if available)."""
     threads: int = 1
-    """Of torch on a CPU."""
+    """Number of torch threads. The last digits of the results depend on it."""
     trust: bool = False
-    """Let the run to start from name modules and files of your own, which are then run."""
+    """Allow the run of --start to load Python code that it names as module:attribute."""
     config: Path | None = None
-    """A TOML file with any of these settings and hyper-parameters; flags go before it."""
-    metrics: Annotated[MetricSettings, Flat] = field(default_factory=MetricSettings)
-    """What is measured when it has learned."""
+    """TOML file with any of these settings and hyper-parameters; flags override it."""
+    metrics: Annotated[MetricSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=MetricSettings)
+    """Settings of the evaluation."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that make no sense."""
+        """Raise an OptionError if a number is out of range."""
         whole_number("seed", self.seed, least=0)
         whole_number("threads", self.threads, least=1)
         if self.steps is not None:
@@ -75,44 +84,44 @@ class Training:
 
 @dataclass(frozen=True)
 class Comparing(Comparison):
-    """What `text-gym compare` is asked for."""
+    """Settings of `text-gym compare`."""
 
-    agents: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="AGENT ...")] = Comparison.agents
-    """Names, name(option=value), or module:attribute; label=agent calls one otherwise."""
-    metrics: Annotated[MetricSettings, Flat] = field(default_factory=MetricSettings)
-    """What is measured of each model, and on how much."""
+    agents: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[AGENT ...]")] = Comparison.agents
+    """Agents: names, name(option=value), or module:attribute; write label=agent to choose the label."""
+    metrics: Annotated[MetricSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=MetricSettings)
+    """Settings of the evaluation."""
     options: tyro.conf.Suppress[Mapping[str, Mapping[str, object]]] = field(default_factory=dict)
     config: Path | None = None
-    """A TOML file with any of these settings, and a table of hyper-parameters for each label; flags go before it."""
+    """TOML file with any of these settings, and a table of hyper-parameters for each label; flags override it."""
 
 
 def read_training(words: Sequence[str]) -> tuple[Training, Values]:
-    """Read what `train` is asked for, and the hyper-parameters that differ from the preset's."""
+    """Parse the command line of `train`: its settings, and the hyper-parameters that differ from the preset."""
     words = _joined(words)
     known, hyper = split_config(Training, read_config(words))
-    first = _first_reading(Training, words, {"agent": "", **known})
+    first = _first_pass(Training, words, {"agent": "", **known})
     if not first.agent:
-        return _parse(Training, words), {}  # says what is missing, or helps
-    from agents.common.settings import difference, merged  # with the agents comes torch
+        return _parse(Training, words), {}  # shows the help, or that the agent is missing
+    from agents.common.settings import difference, merged  # imports torch
     from agents.experiments.recipes import find_agent
 
-    name, written = parse_call(first.agent)
-    preset = written.pop("preset", first.preset)
-    options = merged(written, hyper)
+    name, agent_options = parse_call(first.agent)
+    preset = agent_options.pop("preset", first.preset)
+    options = merged(agent_options, hyper)
     recipe = find_agent(name, preset, **options)
     recipe.check_preset(preset)
     defaults = replace(recipe, options={}).settings(preset)
     if defaults is not None:
-        _check_file(name, defaults, hyper)
+        _check_config(name, defaults, hyper)
     settings = recipe.settings(preset)
     if settings is None or defaults is None:
         plain = _parse(Training, words, first)
-        _check_place(plain.agent, first.agent)
+        _check_agents([plain.agent], [first.agent])
         return replace(plain, agent=name, preset=preset), options
     taken = {field.name for field in fields(Training)} | {field.name for field in fields(MetricSettings)}
     prefix = "hyper" if taken & {field.name for field in fields(settings)} else ""
     run, given = _parse_parts(Training, words, first, {prefix: settings})
-    _check_place(run.agent, first.agent)
+    _check_agents([run.agent], [first.agent])
     run = replace(run, agent=name, preset=preset, steps=recipe.steps if run.steps is None else run.steps)
     changes = difference(given[prefix], defaults)
     if "reward" in options:
@@ -121,7 +130,7 @@ def read_training(words: Sequence[str]) -> tuple[Training, Values]:
 
 
 def read_comparison(words: Sequence[str]) -> Comparing:
-    """Read what `compare` is asked for, with the hyper-parameters of each agent."""
+    """Parse the command line of `compare`: its settings, with the hyper-parameters of each agent."""
     words = _joined(words)
     if list(words) in (["--help"], ["-h"]):
         return _parse(Comparing, words)
@@ -130,11 +139,11 @@ def read_comparison(words: Sequence[str]) -> Comparing:
     for label, table in tables.items():
         if not isinstance(table, dict):
             raise OptionError(
-                f"the file has a setting {label!r}, which compare does not." + suggest(label, names_of(Comparing))
+                f"unknown setting {label!r} in the configuration file." + suggest(label, names_of(Comparing))
             )
         options[label] = table
-    first = replace(_first_reading(Comparing, words, known), options=options)
-    from agents.common.settings import difference, merged  # with the agents comes torch
+    first = replace(_first_pass(Comparing, words, known), options=options)
+    from agents.common.settings import difference, merged  # imports torch
     from agents.experiments.comparison import recipe_of
 
     before = {}
@@ -144,7 +153,7 @@ def read_comparison(words: Sequence[str]) -> Comparing:
         if settings is not None:
             before[split_label(named)[0]] = settings
     run, given = _parse_parts(Comparing, words, first, before)
-    _check_place(run.agents, first.agents)
+    _check_agents(run.agents, first.agents)
     for label, settings in before.items():
         new = difference(given[label], settings)
         if new:
@@ -153,7 +162,7 @@ def read_comparison(words: Sequence[str]) -> Comparing:
 
 
 def _joined(words: Sequence[str]) -> list[str]:
-    """Join the values of `--also a --also b`, of which the parser would keep the last alone, to `--also a b`."""
+    """Join `--also a --also b` to `--also a b`: the parser would keep the last value only."""
     groups: list[list[str]] = [[]]
     for word in words:
         if word.startswith("--"):
@@ -168,12 +177,12 @@ def _joined(words: Sequence[str]) -> list[str]:
 
 
 def _parse(kind: type[S], words: Sequence[str], default: S | None = None) -> S:
-    """Parse the flags of a command alone."""
-    prog, about = _command(kind)
+    """Parse the flags of a command without hyper-parameters."""
+    prog, description = _command(kind)
     if default is None:
-        return tyro.cli(kind, args=list(words), prog=prog, description=about)
+        return tyro.cli(kind, args=_help_first(words), prog=prog, description=description)
     parsed, unknown = tyro.cli(
-        kind, args=list(words), default=default, prog=prog, description=about, return_unknown_args=True
+        kind, args=_help_first(words), default=default, prog=prog, description=description, return_unknown_args=True
     )
     _check_all_read(unknown, names_of(kind))
     return parsed
@@ -182,15 +191,15 @@ def _parse(kind: type[S], words: Sequence[str], default: S | None = None) -> S:
 def _parse_parts(
     kind: type[S], words: Sequence[str], default: S, parts: Mapping[str, DataclassInstance]
 ) -> tuple[S, dict[str, DataclassInstance]]:
-    """Parse the flags of a command, and those of hyper-parameters behind a prefix for each agent."""
-    names = {prefix: f"part_{i}" for i, prefix in enumerate(parts)}  # prefixes may be no names for Python
+    """Parse the flags of a command and of hyper-parameters, which have a prefix for each agent."""
+    names = {prefix: f"part_{i}" for i, prefix in enumerate(parts)}  # prefixes need not be Python names
     hyper = [(names[prefix], Annotated[type(part), tyro.conf.arg(name=prefix)]) for prefix, part in parts.items()]
     whole = make_dataclass("Whole", [("run", Annotated[kind, Flat]), *hyper], frozen=True)
-    from agents.common.settings import flattened  # with the agents comes torch
+    from agents.common.settings import flattened  # imports torch
 
-    prog, about = _command(kind)
+    prog, description = _command(kind)
     parsed, unknown = tyro.cli(
-        whole, args=list(words), default=whole(default, *parts.values()), prog=prog, description=about,
+        whole, args=_help_first(words), default=whole(default, *parts.values()), prog=prog, description=description,
         return_unknown_args=True,
     )  # fmt: skip
     hyper_names = {f"{prefix}.{name}".lstrip(".") for prefix, part in parts.items() for name, _ in flattened(part)}
@@ -198,26 +207,31 @@ def _parse_parts(
     return parsed.run, {prefix: getattr(parsed, name) for prefix, name in names.items()}
 
 
+def _help_first(words: Sequence[str]) -> list[str]:
+    """Move --help to the front: the parser leaves positional arguments before it out of the help."""
+    return sorted(words, key=lambda word: word not in HELP)
+
+
 def _check_all_read(unknown: Sequence[str], names: Iterable[str]) -> None:
-    """Refuse words that are no flag; the usual names of other libraries find the flag that is meant."""
+    """Raise an OptionError for unknown arguments; suggest flags, also for their names in other libraries."""
     if not unknown:
         return
     flag = next((word for word in unknown if word.startswith("--")), None)
     if flag is None:
-        raise OptionError(f"{unknown[0]!r} is one word too many; name agents first (train takes one), then --flags")
+        raise OptionError(f"unexpected argument {unknown[0]!r}; name agents first (train takes one), then the flags")
     flag, _, _ = flag.partition("=")
     near = similar(flag.removeprefix("--").replace("-", "_"), names)
     meant = " or ".join("--" + name.replace("_", "-") for name in near)
-    raise OptionError(f"there is no flag {flag}.{f' Did you mean {meant}?' if meant else ''} --help lists all flags")
+    raise OptionError(f"unknown flag {flag}.{f' Did you mean {meant}?' if meant else ''} --help lists all flags")
 
 
 def _command(kind: type[DataclassInstance]) -> tuple[str, str]:
-    """Name and describe the command that settings are of."""
+    """Return the name and the description of the command with these settings."""
     return ("text-gym train", TRAIN) if kind is Training else ("text-gym compare", COMPARE)
 
 
-def _first_reading(kind: type[S], words: Sequence[str], known: Mapping[str, object]) -> S:
-    """Read the words as far as they are not hyper-parameters, whose flags have all that follows up to the next."""
+def _first_pass(kind: type[S], words: Sequence[str], known: Mapping[str, object]) -> S:
+    """Parse the command line without hyper-parameters: their flags, and all words up to the next flag, are skipped."""
     names = {*names_of(kind), "config"}
     kept: list[str] = []
     ours = True
@@ -232,20 +246,23 @@ def _first_reading(kind: type[S], words: Sequence[str], known: Mapping[str, obje
     return parsed
 
 
-def _check_file(agent: str, settings: DataclassInstance, hyper: Mapping[str, object]) -> None:
-    """Refuse what a file says that is neither a setting of the run nor a hyper-parameter of the agent."""
+def _check_config(agent: str, settings: DataclassInstance, hyper: Mapping[str, object]) -> None:
+    """Raise an OptionError if a configuration file sets anything but settings of train and hyper-parameters."""
     known = {"reward", *(field.name for field in fields(settings))}
     for name, value in hyper.items():
         if isinstance(value, dict) and not is_dataclass(getattr(settings, name, None)):
-            raise OptionError(f"the file has a table [{name}], and {agent} has no such group of hyper-parameters")
+            raise OptionError(
+                f"the configuration file has a table [{name}], but {agent} has no such group of hyper-parameters"
+            )
         if name not in known:
             raise OptionError(
-                f"the file has a setting {name!r}, which neither train nor {agent} does."
+                f"unknown setting {name!r} for {agent} in the configuration file."
                 + suggest(name, known | names_of(Training))
             )
 
 
-def _check_place(read: object, first: object) -> None:
-    """Refuse an agent that stands behind a hyper-parameter, whose flags were not known before it was."""
-    if read != first:
-        raise OptionError(f"{read!r} is read as an agent behind hyper-parameters; name agents first, then --flags")
+def _check_agents(parsed: Sequence[str], first: Sequence[str]) -> None:
+    """Raise an OptionError if agents come after a hyper-parameter, where the first pass cannot find them."""
+    if [*parsed] != [*first]:
+        named = ", ".join(map(repr, parsed))
+        raise OptionError(f"{named} comes after the flag of a hyper-parameter; name agents first, then the flags")

@@ -78,7 +78,7 @@ def _run(words: list[str]) -> int:
         sys.stdout.write(f"text_gym {__version__}\n")
         return 0
     if name not in COMMANDS:
-        raise UnknownNameError(f"there is no command {name!r}." + suggest(name, COMMANDS))
+        raise UnknownNameError(f"unknown command {name!r}." + suggest(name, COMMANDS))
     return _run_command(name, words[1:]) or 0
 
 

@@ -1,4 +1,4 @@
-"""A comparison on the terminal: what is being run, how far it is, and how long it will take."""
+"""Progress of a comparison on the terminal: finished and running runs, and the estimated time left."""
 
 from __future__ import annotations
 
@@ -19,55 +19,55 @@ from text_gym.terminal import printable
 
 
 class Display:
-    """Shows the progress of a comparison: bars on a terminal; elsewhere lines.
+    """Shows the progress of a comparison: progress bars on a terminal, otherwise lines.
 
-    There is a line for each run that ends, and one as soon as the first steps of a model tell how long its runs take.
+    A line is printed when a run ends, and when the duration of another model's runs becomes known.
 
     Args:
-        console: Where to.
-        silence: Seconds after which there is a line in any case, where there is no terminal.
+        console: Console to print on.
+        silence: Seconds after which a line is printed in any case, if the console is not a terminal.
     """
 
     def __init__(self, console: Console, silence: float = 60.0) -> None:
-        """Begin the clock."""
+        """Start the clock."""
         self.console, self.silence = console, silence
         self.begin = self._last = time.monotonic()
-        self._said: set[Path] | None = None  # runs that have ended; None before the first line
-        self._timed = 0  # models that the last line could take into account
+        self._printed: set[Path] | None = None  # runs whose end was printed; None before the first line
+        self._timed = 0  # models with a known duration at the last line
         self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> Display:
-        """Begin to show."""
+        """Start the live display."""
         if self._live is not None:
             self._live.start()
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        """Leave the terminal as it was."""
+        """Stop the live display."""
         if self._live is not None:
             self._live.stop()
 
     def __call__(self, progress: Progress) -> None:
-        """Show how far it is."""
+        """Update the display."""
         last = self._last
-        if self._said is None:
-            self._said = set()
+        if self._printed is None:
+            self._printed = set()
             self._print(_plan(progress))
         for folder in [*progress.finished[progress.finished_before :], *progress.failed]:
-            if folder not in self._said:
-                self._said.add(folder)
-                self._say(progress, folder)
+            if folder not in self._printed:
+                self._printed.add(folder)
+                self._print_end(progress, folder)
         if self._live is not None:
-            self._live.update(self._picture(progress))
+            self._live.update(self._bars(progress))
         elif (
             progress.running
             and self._last == last
             and (progress.timed > self._timed or time.monotonic() - last >= self.silence)
         ):
-            doing = ", ".join(
-                f"{_name(progress, folder)}: {_doing(state)}" for folder, state in progress.running.items()
+            running = ", ".join(
+                f"{_name(progress, folder)}: {_activity(state)}" for folder, state in progress.running.items()
             )
-            self._print(f"{self._count(progress)}  {doing}{_left(progress)}")
+            self._print(f"{self._count(progress)}  {running}{_left(progress)}")
         self._timed = progress.timed
 
     def _print(self, line: str) -> None:
@@ -75,16 +75,17 @@ class Display:
         self.console.print(escape(printable(line)), highlight=False, soft_wrap=True)
 
     def _count(self, progress: Progress) -> str:
-        """The time, and how many runs have ended."""
+        """Format the elapsed time and the number of runs that have ended."""
         ended = len(progress.finished) + len(progress.failed)
         return f"{_clock(time.monotonic() - self.begin)}  {ended}/{len(progress.folders)}"
 
-    def _say(self, progress: Progress, folder: Path) -> None:
-        why = progress.failed.get(folder)
-        failed = "" if why is None else f" FAILED: {why}"
-        self._print(f"{self._count(progress)}  {_name(progress, folder)}{failed}{_left(progress)}")
+    def _print_end(self, progress: Progress, folder: Path) -> None:
+        """Print a line for a run that has ended."""
+        reason = progress.failed.get(folder)
+        result = "finished" if reason is None else f"FAILED: {reason}"
+        self._print(f"{self._count(progress)}  {_name(progress, folder)}: {result}{_left(progress)}")
 
-    def _picture(self, progress: Progress) -> RenderableType:
+    def _bars(self, progress: Progress) -> RenderableType:
         ended = len(progress.finished) + len(progress.failed)
         rows = Table.grid(padding=(0, 2))
         rows.add_row(
@@ -96,20 +97,20 @@ class Display:
             rows.add_row(
                 Text(printable(f"  {_name(progress, folder)}")),
                 ProgressBar(total=max(state.of, 1), completed=state.step, width=30),
-                Text(printable(_doing(state))),
+                Text(printable(_activity(state))),
             )
         return Group(rows)
 
 
 def _plan(progress: Progress) -> str:
-    """Say how many runs there are, and how long they take as far as that is known before the first begins."""
+    """Describe the number of runs, and the time left if finished runs tell how long others take."""
     specs = progress.specs.values()
     models, seeds = len({spec.label for spec in specs}), len({spec.seed for spec in specs})
-    line = f"{len(specs)} runs ({models} models, {seeds} seed{'s' * (seeds != 1)}), {progress.jobs} at a time"
-    line += f", of which {progress.finished_before} are finished" if progress.finished_before else ""
+    line = f"{len(specs)} runs ({models} models, {seeds} seed{'s' * (seeds != 1)}), {progress.jobs} in parallel"
+    line += f", {progress.finished_before} finished before" if progress.finished_before else ""
     if not progress.waiting:
         return line
-    return line + (_left(progress) or "; the first steps of each will tell how long that takes")
+    return line + (_left(progress) or "; the time left is estimated after the first steps of each model")
 
 
 def _name(progress: Progress, folder: Path) -> str:
@@ -117,12 +118,12 @@ def _name(progress: Progress, folder: Path) -> str:
     return f"{spec.label}, seed {spec.seed}"
 
 
-def _doing(state: State) -> str:
-    return f"{state.step} of {state.of}" if state.doing == "learning" else state.doing
+def _activity(state: State) -> str:
+    return f"step {state.step} of {state.of}" if state.doing == "learning" else state.doing
 
 
 def _left(progress: Progress) -> str:
-    """Say how long it will take from now on, if that is known."""
+    """Format the estimated time left; "" if it is not known."""
     left = progress.left if progress.waiting or progress.running else None
     if left is None:
         return ""
@@ -131,7 +132,7 @@ def _left(progress: Progress) -> str:
 
 
 def _clock(seconds: float) -> str:
-    """Seconds as hours, minutes and seconds.
+    """Format seconds as hours, minutes and seconds.
 
     >>> _clock(3725), _clock(65)
     ('1:02:05', '1:05')

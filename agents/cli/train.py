@@ -1,4 +1,4 @@
-"""What `text-gym train`, `compare` and `evaluate` do once their flags are read."""
+"""Implementation of `text-gym train`, `compare` and `evaluate`, after their flags are parsed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from text_gym.validation import whole_number
 
 
 def train_agent(asked: Training, options: dict[str, object], command: str) -> None:
-    """Train one agent, and print its headline figures."""
+    """Train one agent, and print its headline metrics and the commands to continue with."""
     label, _ = split_label(asked.agent)
     folder = asked.out or Path("runs") / label
     task = asked.task
@@ -67,60 +67,63 @@ def train_agent(asked: Training, options: dict[str, object], command: str) -> No
         report_reward=asked.reward is not None,
         command=command,
     )
-    env, start = _check(spec, asked.trust)
+    env, start = _prepare(spec, asked.trust)
     check_folder(folder, spec)
     with alone_in(folder):
         prepare_run(folder, spec)
         if recipe.takes_start and spec.begins_with == RANDOM_WEIGHTS and not has_checkpoint(folder):
             sys.stderr.write(
-                f"{label} begins with {RANDOM_WEIGHTS}; to begin with a trained policy, train one "
-                f"(text-gym train mle --task {shlex.quote(task)} --out runs/mle) and say --start runs/mle\n"
+                f"{label} starts from {RANDOM_WEIGHTS}; for a warm start, train a policy first "
+                f"(text-gym train mle --task {shlex.quote(task)} --out runs/mle) and add --start runs/mle\n"
             )
         _execute(folder, env, start)
     console = Console()
     run = read_run(folder)
-    told = [f"{c.title} {c.show(run.figures[c.key])}" for c in in_order(set(run.figures)) if c.headline]
-    console.print(escape(printable(f"{run.label}, seed {run.seed}: " + ", ".join(told))), highlight=False)
-    for follow in ("sample", "evaluate", "report"):
-        console.print(f"  text-gym {follow} {escape(printable(str(folder)))}", highlight=False)
+    headline = [f"{c.title} {c.show(run.figures[c.key])}" for c in in_order(set(run.figures)) if c.headline]
+    console.print(escape(printable(f"{run.label}, seed {run.seed}: " + ", ".join(headline))), highlight=False)
+    console.print("Next steps:", highlight=False)
+    for command in ("sample", "evaluate", "report"):
+        console.print(f"  text-gym {command} {escape(printable(str(folder)))}", highlight=False)
 
 
-def _check(spec: RunSpec, trust: bool) -> tuple[gym.Env[object, object], Sampler | None]:
-    """Refuse what cannot be run before there is a folder; return the environment of the run, and what it starts from.
+def _prepare(spec: RunSpec, trust: bool) -> tuple[gym.Env[object, object], Sampler | None]:
+    """Return the environment and the warm start of a run, and raise errors before its folder is created.
 
-    The user named what is to be run, and vouches for it; whoever made the folder to start from did not.
+    The specification comes from the command line and is trusted; the folder of the warm start is trusted only if
+    `trust` is true.
     """
     recipe = find_agent(spec.agent, spec.preset, **spec.options)
     find_device(spec.device)
     start = None
-    if spec.start_folder is not None:  # before the task is made, which that folder may have named
+    if spec.start_folder is not None:  # check its trust first: the folder may have named the task
         if not recipe.takes_start:
-            raise OptionError(f"{spec.label} does not begin with another agent's policy; leave --start out")
+            raise OptionError(f"{spec.label} cannot use a warm start; leave out --start")
         start = load_model(Path(spec.start_folder), trust)
     env = make_env(spec, trust=True)
     task = rules_of(env).task
     Metrics(task, spec.metrics, spec.reward if spec.report_reward else None)
     if start is not None and start.task.vocab.tokens != task.vocab.tokens:
         raise OptionError(
-            f"{spec.start_folder} is a run of task {RunSpec.read(Path(str(spec.start_folder))).task!r}, whose "
-            f"tokens are others than those of {spec.task!r}; leave --task out, or begin with a run of that task"
+            f"the warm start {spec.start_folder} was trained on task "
+            f"{RunSpec.read(Path(str(spec.start_folder))).task!r}, whose vocabulary differs from that of "
+            f"{spec.task!r}; leave out --task, or use a run of the same task"
         )
     return env, start
 
 
 def _execute(folder: Path, env: gym.Env[object, object], start: Sampler | None) -> None:
-    """Execute a run; what a user's own agent or reward raises is kept in the folder, and told in a line."""
+    """Execute a run; save the traceback of an exception of the user's own agent or reward, and raise a RunError."""
     try:
         execute(folder, progress=True, env=env, start=start, trust=True)
     except TextGymError:
         raise
-    except Exception as problem:  # the user's own code, a disk that is full, a folder that is gone
-        kept = f". The traceback is in {folder / ERROR}" if keep_error(folder, traceback.format_exc()) else ""
-        raise RunError(f"{type(problem).__name__}: {problem}{kept}") from problem
+    except Exception as problem:  # the user's own code, a full disk, a folder that was removed
+        where = f". The traceback is in {folder / ERROR}" if keep_error(folder, traceback.format_exc()) else ""
+        raise RunError(f"{type(problem).__name__}: {problem}{where}") from problem
 
 
 def compare_agents(asked: Comparing, command: str) -> int:
-    """Run a comparison, write its report and print its summary; return 1 if some runs have no results, else 0."""
+    """Run a comparison, write its report and print a summary; return 1 if runs failed or are unfinished, else 0."""
     console = Console() if sys.stdout.isatty() else Console(width=110)
     with Display(console) as display:
         results = compare(asked, display, command)
@@ -128,10 +131,10 @@ def compare_agents(asked: Comparing, command: str) -> int:
     console.print(terminal_table(results, console.width))
     for line in summaries(results):
         console.print(escape(printable(line)), highlight=False)
-    console.print(f"The report: {escape(printable(str(page)))}", highlight=False, soft_wrap=True)
+    console.print(f"Report: {escape(printable(str(page)))}", highlight=False, soft_wrap=True)
     for run in results.failures:
-        why = (run.error or "").strip().rpartition("\n")[2]
-        line = f"FAILED: {run.label}, seed {run.seed}: {why} ({run.folder / ERROR})"
+        reason = (run.error or "").strip().rpartition("\n")[2]
+        line = f"FAILED: {run.label}, seed {run.seed}: {reason} ({run.folder / ERROR})"
         console.print(escape(printable(line)), highlight=False)
     return 1 if results.failures or results.unfinished else 0
 
@@ -147,7 +150,7 @@ def measure_run(
     device: str | None = None,
     threads: int | None = None,
 ) -> dict[str, float]:
-    """Measure the agent in a folder; what is None is as its run says."""
+    """Evaluate the agent of a run; arguments that are None take the settings of the run."""
     spec = RunSpec.read(folder)
     torch.set_num_threads(spec.threads if threads is None else whole_number("threads", threads, least=1))
     model = load_model(folder, trust, device)
@@ -157,9 +160,9 @@ def measure_run(
         references=spec.metrics.references if references is None else references,
         also=tuple(also) or spec.metrics.also,
     )
-    named_here = trust or bool(also)
+    trusted = trust or bool(also)  # the user has named the additional rewards
     with refusing_damage(folder):
-        metrics = Metrics(model.task, settings, spec.reward if spec.report_reward else None, named_here)
+        metrics = Metrics(model.task, settings, spec.reward if spec.report_reward else None, trusted)
         return _measure(metrics, model, spec, seed, temperature)
 
 
@@ -168,6 +171,6 @@ def _measure(metrics: Metrics, model: Sampler, spec: RunSpec, seed: int | None, 
     if temperature == 1:
         return metrics.figures(model, seed)
     if not knows_temperature(model):
-        raise OptionError(f"{spec.label} cannot be drawn from at a temperature; leave --temperature out")
-    drawn = draw(model, max(metrics.settings.samples, metrics.size), seed, "test", temperature=temperature)
-    return metrics.of_samples(model, drawn, metrics.test, temperature) | metrics.of_texts(drawn)
+        raise OptionError(f"{spec.label} cannot be sampled at another temperature; leave out --temperature")
+    samples = draw(model, max(metrics.settings.samples, metrics.size), seed, "test", temperature=temperature)
+    return metrics.of_samples(model, samples, metrics.test, temperature) | metrics.of_texts(samples)

@@ -1,4 +1,4 @@
-"""What is to be run and measured: settings of the metrics, of one run, and of a comparison. Imports no torch."""
+"""Settings of the metrics, of a run, and of a comparison. Does not import torch."""
 
 from __future__ import annotations
 
@@ -16,38 +16,37 @@ from text_gym.registry import parse_call
 from text_gym.validation import LARGEST_SIZE, finite_number, whole_number
 from text_gym.vocab import HUGGING_FACE
 
-MOST_THREADS = 1024
-INPUTS = "inputs"  # in run.json: digests of the files that a run was made from
+MAX_THREADS = 1024
+INPUTS = "inputs"  # key in run.json: digests of the files that the run reads
 LABEL = re.compile(r"[\w+-][\w.+-]*")
 CODE = re.compile(r"\s*(?:[^()]*\.py|[\w.]+):[\w.]+\s*(?:\(|$)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class MetricSettings:
-    """What is measured of each model, and on how much."""
+    """Settings of the evaluation."""
 
     samples: int = 4_000
-    """Sequences that likelihoods and shares are measured on."""
+    """Samples for likelihoods, divergences, validity, coverage and rewards."""
     references: int = 1_000
-    """Held-out sequences that BLEU compares with, and sequences of the model in BLEU, self-BLEU and the shares of
-    duplicates; fewer where the test split is smaller."""
+    """References of BLEU, and samples for BLEU, self-BLEU and diversity; at most the size of the test split."""
     temperatures: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.4)
-    """Those of the sweep; none for no sweep."""
+    """Temperatures of the temperature sweep; give no values to skip the sweep."""
     sweep_samples: int = 2_000
-    """Sequences that the sweep is measured on, and real ones."""
+    """Samples, and held-out sequences, for each temperature of the sweep."""
     also: tuple[str, ...] = ()
-    """Rewards whose means are reported beside the rest: names, or module:attribute."""
+    """Additional rewards to report: names, name(option=value), or module:attribute."""
     shown: int = 6
-    """Samples of each model in the report."""
+    """Samples of each model that the report shows."""
     credit_rollouts: int = 16
-    """Completions of each of their prefixes, from which each token's credit is."""
+    """Rollouts from each prefix of these samples, which estimate the credit of each token; 0 for no credit."""
     points: int = 20
-    """Evaluations while a model learns, for its learning curve."""
+    """Evaluations during training, for the learning curve; 0 for no curve."""
     curve_samples: int = 1_000
-    """Sequences drawn for each of them."""
+    """Samples for each evaluation of the learning curve."""
 
     def __post_init__(self) -> None:
-        """Check every value."""
+        """Raise an OptionError if a number is out of range."""
         for name in ("samples", "references", "sweep_samples", "curve_samples"):
             whole_number(name, getattr(self, name), 2, LARGEST_SIZE)
         for name in ("shown", "credit_rollouts", "points"):
@@ -61,78 +60,79 @@ class MetricSettings:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What is to be run: one agent with one seed."""
+    """Specification of a run: one agent with one seed."""
 
     label: str
     """Name of the model in reports."""
     agent: str
-    """A name, or module:attribute."""
+    """Agent: a name, name(option=value), or module:attribute."""
     seed: int = 0
-    """Seed of everything random."""
+    """Random seed."""
     task: str = "grammar"
-    """A name, name(option=value), or the path of a corpus."""
+    """Task: a name, name(option=value), or the path of a corpus."""
     reward: str | None = None
-    """Reward of the environment; None for the task's own."""
+    """Reward of the environment; None for the task's default reward."""
     preset: str | None = None
-    """Preset of hyper-parameters, for agents that have one of this name."""
+    """Preset of hyper-parameters, ignored by agents without a preset of this name."""
     options: Mapping[str, object] = field(default_factory=dict)
-    """Single hyper-parameters."""
+    """Hyper-parameters that differ from the preset."""
     start: str | None = None
-    """Label of the model, of the same seed, whose policy this one starts from."""
+    """Label of the warm start: the model of the same comparison and seed that provides the initial policy."""
     start_folder: str | None = None
-    """Folder of the run that it starts from, if that is none of the same comparison."""
+    """Run folder of the warm start, if it is not part of the same comparison."""
     begins_with: str = ""
-    """What its policy begins with, in words: a label, a folder, "random weights"."""
+    """Description of the initial policy: a label, a folder, "random weights"."""
     steps: int | None = None
-    """Steps that it learns; None for as many as its settings say."""
+    """Training steps; None for the agent's default."""
     device: str = "auto"
-    """See `Agent`."""
+    """Device: "cpu", "cuda", or "auto" (cuda if available)."""
     threads: int = 1
-    """Threads of torch. Results depend on it in the last digits, and so it is not left to the machine."""
+    """Number of torch threads. It is fixed because the last digits of the results depend on it."""
     metrics: MetricSettings = field(default_factory=MetricSettings)
-    """What is measured when it has learned."""
+    """Settings of the evaluation."""
     report_reward: bool = False
-    """Whether the environment's reward is measured too."""
+    """Whether the evaluation includes the environment's reward."""
     kind: str = "agent"
-    """Also "control" and "reference"."""
+    """Kind of model: "agent", "control" or "reference"."""
     order: int = 0
-    """Place in reports."""
+    """Position in reports."""
     baseline: str | None = None
-    """Label of the model that others are compared with."""
+    """Label of the model that the report compares others with."""
     controls_for: tuple[str, ...] = ()
-    """Labels of the models that a control puts to the test."""
+    """Labels of the agents that this control belongs to."""
     trivial: bool = False
-    """Whether being better than this control shows nothing."""
+    """Whether an agent that beats this control has shown nothing by it."""
     words: str = ""
-    """What a sentence calls it."""
+    """Name of the model in the sentences of a report, for example "a constant reward"."""
     command: str = ""
-    """The command that was typed."""
+    """Command line that created the run."""
 
     def __post_init__(self) -> None:
-        """Refuse a task that cannot be written down."""
+        """Raise an OptionError if the task is not a string, which run.json could not store."""
         if not isinstance(self.task, str):
             raise OptionError(
-                f"a run names its task, for other processes to make it: give its name or its path as a string, and "
-                f"not a {type(self.task).__name__}. Texts from Python are such a task once they are written to a file "
-                'that ends in .jsonl: {"text": ...} or {"prompt": ..., "references": [...]} in each line'
+                f"the task of a run must be a string, a name or a path, not a {type(self.task).__name__}; write texts "
+                'from Python to a .jsonl file, one {"text": ...} or {"prompt": ..., "references": [...]} per line, '
+                "and give its path"
             )
 
     def as_json(self) -> Json:
-        """Return the content of run.json, with digests of the files that it names."""
+        """Return the content of run.json, with digests of the files that the run reads."""
         content: Json = json.loads(json.dumps({"format": FORMAT, **asdict(self), INPUTS: self.inputs()}))
         return content
 
     def inputs(self) -> dict[str, str]:
-        """Digest the content of each file that the task, the agent and the rewards are read from."""
+        """Compute the digest of each file that the task, the agent and the rewards are read from."""
         named = [self.task, self.agent, self.reward, self.options.get("reward"), *self.metrics.also]
         paths = {path for name in named if name is not None for path in _files_in(str(name))}
         return {path: blake2b(Path(path).read_bytes(), digest_size=8).hexdigest() for path in sorted(paths)}
 
     def code(self) -> list[str]:
-        """List the code that it names, as "module:attribute" or "file.py:attribute", at whatever depth.
+        """List the Python code that the run names as "module:attribute" or "file.py:attribute".
 
-        An agent, a task and a reward may be code; so may what their options name, in lists, in dicts and in brackets
-        within brackets. Everything else is data: numbers, texts, paths, and names of models, whose code is never run.
+        The agent, the task and the rewards may be code, and so may the values of their options, nested in lists,
+        dicts and brackets at any depth. Everything else is data: numbers, strings, paths, and names of Hugging Face
+        models, which are loaded without their code.
         """
         named = [self.agent, self.task, self.reward, self.options, self.metrics.also]
         return [text for text in _texts_in(named) if CODE.match(text) and not text.startswith(HUGGING_FACE)]
@@ -143,9 +143,9 @@ class RunSpec:
         content = read_spec(folder)
         known = {field.name for field in fields(cls)}
         if content["agent"] is None:
-            raise DataError(f"{folder / RUN} is damaged: it names no agent")
+            raise DataError(f"{folder / RUN} is damaged: there is no agent in it")
         try:
-            whole_number("threads", content.get("threads", 1), 1, MOST_THREADS)
+            whole_number("threads", content.get("threads", 1), 1, MAX_THREADS)
             metrics = MetricSettings(**_tupled(content.pop("metrics", {})))
             return cls(**_tupled({k: v for k, v in content.items() if k in known}), metrics=metrics)
         except (TypeError, ValueError) as problem:
@@ -153,28 +153,28 @@ class RunSpec:
 
 
 def _tupled(content: Json) -> Json:
-    """Replace the lists that JSON was read as by tuples."""
+    """Convert the lists of a JSON object to tuples."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
 
 
 def _texts_in(value: object) -> Iterator[str]:
-    """Yield every text in a value: in lists and dicts, their keys among them, and in options in brackets."""
-    left = [value]
-    for value in left:  # which grows meanwhile
+    """Yield every string in a value: in lists, in keys and values of dicts, and in options in brackets."""
+    queue = [value]
+    for value in queue:  # the queue grows during the loop
         if isinstance(value, str):
             yield value
             try:
-                left.append(parse_call(value)[1])
+                queue.append(parse_call(value)[1])
             except OptionError:
-                continue  # it stands for nothing, since it cannot be read
+                continue  # not of the form name(option=value)
         elif isinstance(value, Mapping):
-            left += [*value, *value.values()]
+            queue += [*value, *value.values()]
         elif isinstance(value, list | tuple | set | frozenset):
-            left += value
+            queue += value
 
 
 def _files_in(name: str) -> list[str]:
-    """List the files that a name stands for, as captions.txt(valid='more.txt') or mine.py:Mine does."""
+    """List the existing files in a name such as captions.txt(valid='more.txt') or mine.py:Mine."""
     plain, options = (name, {}) if name.endswith(SUFFIXES) else parse_call(name)
     texts = [plain, plain.rpartition(":")[0], *(str(value) for value in options.values())]
     return [text for text in texts if text and Path(text).is_file()]
@@ -182,40 +182,39 @@ def _files_in(name: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared, and how."""
+    """Settings of a comparison."""
 
     agents: tuple[str, ...] = ("mle", "ss", "pg-bleu", "seqgan")
-    """Names, name(option=value), or module:attribute; with label= before it to call it otherwise."""
+    """Agents: names, name(option=value), or module:attribute; write label=agent to choose the label."""
     task: str = "grammar"
-    """A name, name(option=value), or the path of a corpus."""
+    """Task: a name, name(option=value), or the path of a corpus."""
     seeds: int = 3
-    """How many: each model is trained with seeds 0, 1, ..."""
+    """Number of seeds: every model is trained with seeds 0, 1, ..."""
     out: Path = Path("runs/compare")
-    """The folder of the comparison. The same command goes on where it stopped."""
+    """Folder of the comparison. To resume a comparison that was stopped, run the same command again."""
     preset: str | None = None
-    """A set of hyper-parameters for all agents that have it: "paper", "fast", "demo"."""
+    """Preset of hyper-parameters for all agents that have it, for example paper, fast or demo."""
     reward: str | None = None
-    """The environment's reward; the task's own if not given."""
+    """Reward: a name, name(option=value), or module:attribute; None for the task's default reward."""
     options: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
-    """Single hyper-parameters by label."""
+    """Hyper-parameters of the agents, by label."""
     controls: bool = True
-    """Whether to run the controls: a constant and a random reward under each agent's update rule, likelihood
-    stopped early, uniform tokens, and real data."""
+    """Whether to add the controls (constant and random rewards, early-stopped MLE, uniform tokens) and real data."""
     baseline: str | None = None
-    """The label that others are measured against; the start, if not given."""
+    """Label of the model that the report compares others with; None for the warm start."""
     metrics: MetricSettings = field(default_factory=MetricSettings)
-    """What is measured of each model, and on how much."""
+    """Settings of the evaluation."""
     jobs: int | None = None
-    """Runs at a time; as many as there are cores for if not given."""
+    """Number of runs executed in parallel; None for the number of cores divided by --threads, or 1 on a GPU."""
     threads: int = 1
-    """Torch threads of each run. Other threads give other last digits; other jobs give the same numbers."""
+    """Number of torch threads per run. The last digits of the results depend on it, but not on --jobs."""
     device: str = "auto"
-    """"cpu", "cuda", or "auto" for a GPU where there is one."""
+    """Device: cpu, cuda, or auto (cuda if available)."""
     ray: str | None = None
-    """The address of a Ray cluster that executes the runs; "local" starts one here."""
+    """Address of a Ray cluster that executes the runs; local starts a cluster on this machine."""
 
     def __post_init__(self) -> None:
-        """Check every number, and that there is an agent."""
+        """Raise an OptionError if a number is out of range or there is no agent."""
         whole_number("seeds", self.seeds, least=1)
         whole_number("threads", self.threads, least=1)
         if self.jobs is not None:
@@ -225,7 +224,7 @@ class Comparison:
 
 
 def split_label(named: str) -> tuple[str, str]:
-    """Split "label=agent" into the label and the agent; without a label it is the agent's own name.
+    """Split "label=agent" into the label and the agent; the default label is the agent's name.
 
     >>> split_label("strong=mle(preset='strong')"), split_label("mine.py:Plain(hidden=32)"), split_label("seqgan")
     (('strong', "mle(preset='strong')"), ('Plain', 'mine.py:Plain(hidden=32)'), ('seqgan', 'seqgan'))
@@ -236,6 +235,6 @@ def split_label(named: str) -> tuple[str, str]:
         label = parse_call(agent)[0].rpartition(":")[2]
     if not LABEL.fullmatch(label):
         raise OptionError(
-            f"{label!r} is no name for a folder; write label=agent, with letters, digits and _ . + - in the label"
+            f"{label!r} is not a valid folder name; write label=agent with a label of letters, digits and _ . + -"
         )
     return label, agent

@@ -36,18 +36,20 @@ def test_without_a_terminal_there_is_a_plan_a_line_for_each_end_and_one_in_every
     progress = Progress(folders)
     progress.jobs = 2
     assert said(display, progress) == [
-        "4 runs (2 models, 2 seeds), 2 at a time; the first steps of each will tell how long that takes"
+        "4 runs (2 models, 2 seeds), 2 in parallel; the time left is estimated after the first steps of each model"
     ]
     progress.begin(folders[0])
     write_json(folders[0] / NOW, {"doing": "learning", "step": 3, "of": 60})
     progress.look()
-    assert said(display, progress) == ["0:00  0/4  mle, seed 0: 3 of 60"]
+    assert said(display, progress) == ["0:00  0/4  mle, seed 0: step 3 of 60"]
     progress.end(folders[0], None)
-    assert said(display, progress, progress) == ["0:00  1/4  mle, seed 0; about 0:00 left (1 model not timed yet)"]
+    assert said(display, progress, progress) == [
+        "0:00  1/4  mle, seed 0: finished; about 0:00 left (1 model not timed yet)"
+    ]
     progress.begin(folders[1])
     progress.end(folders[1], "out of luck")
     (line,) = said(display, progress)
-    assert line.startswith("0:00  2/4  seqgan, seed 0 FAILED: out of luck; about ")
+    assert line.startswith("0:00  2/4  seqgan, seed 0: FAILED: out of luck; about ")
     display.silence = 60.0
     progress.begin(folders[2])
     assert said(display, progress) == []
@@ -67,7 +69,7 @@ def test_the_first_steps_of_a_model_tell_at_once_how_long_it_takes(folders, monk
         found += said(display, progress)
         now += 1
     # Two seconds of steps at one a second, 58 of which are left; then each run of mle takes 60, and so may seqgan.
-    assert found == ["0:02  0/4  mle, seed 0: 3 of 61; about 3:58 left (1 model not timed yet)"]
+    assert found == ["0:02  0/4  mle, seed 0: step 3 of 61; about 3:58 left (1 model not timed yet)"]
 
 
 def test_what_finished_before_tells_how_long_the_rest_takes(folders):
@@ -76,10 +78,10 @@ def test_what_finished_before_tells_how_long_the_rest_takes(folders):
         (folder / RESULTS).write_text(json.dumps(times), encoding="utf-8")
     progress = Progress(folders)
     assert said(Display(Console(file=io.StringIO())), progress) == [
-        "4 runs (2 models, 2 seeds), 1 at a time, of which 2 are finished; about 20:00 left"
+        "4 runs (2 models, 2 seeds), 1 in parallel, 2 finished before; about 20:00 left"
     ]
     for folder in folders[2:]:
         (folder / RESULTS).write_text(json.dumps(times), encoding="utf-8")
     assert said(Display(Console(file=io.StringIO())), Progress(folders)) == [
-        "4 runs (2 models, 2 seeds), 1 at a time, of which 4 are finished"
+        "4 runs (2 models, 2 seeds), 1 in parallel, 4 finished before"
     ]
