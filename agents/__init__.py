@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from agents.common.agent import Agent
+    from agents.experiments.comparison import compare
     from agents.mle import MLE
     from agents.nlpo import NLPO
     from agents.ppo import A2C, PPO, MaskablePPO
     from agents.reinforce import Reinforce
+    from agents.report.results import Results
     from agents.scheduled_sampling import ScheduledSampling
     from agents.seqgan import SeqGAN
 
@@ -24,13 +26,15 @@ _HOMES = {
     "NLPO": "agents.nlpo",
     "PPO": "agents.ppo",
     "Reinforce": "agents.reinforce",
+    "Results": "agents.report.results",
     "ScheduledSampling": "agents.scheduled_sampling",
     "SeqGAN": "agents.seqgan",
+    "compare": "agents.experiments.comparison",
 }
 
 
 def __getattr__(name: str) -> object:
-    """Import a learner, and with it torch, when it is first asked for."""
+    """Import a name, and with it torch, when it is first used."""
     if name not in _HOMES:
         raise AttributeError(f"module 'agents' has no attribute {name!r}")
     import importlib
@@ -38,4 +42,16 @@ def __getattr__(name: str) -> object:
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 
-__all__ = ["A2C", "MLE", "NLPO", "PPO", "Agent", "MaskablePPO", "Reinforce", "ScheduledSampling", "SeqGAN"]
+__all__ = [
+    "A2C",
+    "MLE",
+    "NLPO",
+    "PPO",
+    "Agent",
+    "MaskablePPO",
+    "Reinforce",
+    "Results",
+    "ScheduledSampling",
+    "SeqGAN",
+    "compare",
+]

@@ -40,7 +40,7 @@ AGENTS = {
     "experiments": "networks common report",
     "bench": "networks common sb3",
     "cli": "common experiments report bench",
-    "__init__": "common mle scheduled_sampling reinforce seqgan ppo nlpo",
+    "__init__": "common mle scheduled_sampling reinforce seqgan ppo nlpo experiments report",
 }
 
 

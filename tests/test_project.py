@@ -128,7 +128,8 @@ def blocks(page, language):
     "ignore:.* is deprecated and will be removed in v6:FutureWarning:transformers"
 )  # by TRL's use
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_programs_in_the_documentation_run(page):
+def test_programs_in_the_documentation_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some leave a folder runs/
     namespace = {"__name__": "__main__"}
     for program in blocks(page, "python"):
         exec(compile(program, str(page), "exec"), namespace)

@@ -193,12 +193,11 @@ def report(
         runs: Folders of runs or comparisons.
         out: Folder for report.html, report.md, report.csv and the pictures; None for the first folder given.
     """
-    from agents.report.run_files import read_results
-    from agents.report.write import write_report
+    from agents.report.results import Results
 
     if not runs:
         raise OptionError("name the folder of a run, for example: text-gym report runs/compare")
-    _say(str(write_report(read_results(runs), out or runs[0])))
+    _say(str(Results.load(*runs).write_report(out)))
 
 
 def score(

@@ -21,7 +21,7 @@ from agents.common.checkpoint import has_checkpoint
 from agents.common.evaluation import Sampler, draw
 from agents.common.generation import find_device, rules_of
 from agents.common.training import alone_in
-from agents.experiments.comparison import compare
+from agents.experiments.comparison import run_comparison
 from agents.experiments.metrics import Metrics, knows_temperature
 from agents.experiments.recipes import find_agent
 from agents.experiments.run import (
@@ -36,7 +36,7 @@ from agents.experiments.settings import Comparison, RunSpec, split_label
 from agents.report.columns import in_order
 from agents.report.run_files import ERROR, keep_error, read_run
 from agents.report.verdicts import summaries
-from agents.report.write import terminal_table, write_report
+from agents.report.write import terminal_table
 from text_gym.errors import OptionError, RunError, TextGymError
 from text_gym.terminal import printable
 from text_gym.validation import whole_number
@@ -126,8 +126,8 @@ def compare_agents(asked: Comparing, command: str) -> int:
     """Run a comparison, write its report and print a summary; return 1 if runs failed or are unfinished, else 0."""
     console = Console() if sys.stdout.isatty() else Console(width=110)
     with Display(console) as display:
-        results = compare(asked, display, command)
-    page = write_report(results, asked.out)
+        results = run_comparison(asked, display, command)
+    page = results.write_report()
     console.print(terminal_table(results, console.width))
     for line in summaries(results):
         console.print(escape(printable(line)), highlight=False)

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, NoReturn
+
+from tqdm import tqdm
 
 from agents.common.generation import find_device
 from agents.common.settings import flattened, merged
@@ -20,23 +24,93 @@ from agents.experiments.metrics import Metrics
 from agents.experiments.recipes import Recipe, find_agent
 from agents.experiments.run import check_folder, make_env, prepare_run, write_json
 from agents.experiments.scheduler import Progress, make_pool, run_all
-from agents.experiments.settings import Comparison, RunSpec, split_label
+from agents.experiments.settings import Comparison, MetricSettings, RunSpec, split_label
 from agents.networks.policies import PolicySettings
-from agents.report.run_files import COMPARISON, Results, read_run
+from agents.report.results import Results
+from agents.report.run_files import COMPARISON, read_run
 from text_gym.errors import OptionError, TextGymError
 from text_gym.registry import parse_call
 from text_gym.rewards import Scorer
 from text_gym.tasks import Task, make_task
-from text_gym.validation import suggest
+from text_gym.validation import check_options, suggest
 
 START = "mle"  # agent that provides the initial policy if no agent of the comparison does
 
 
-def compare(comparison: Comparison, watch: Callable[[Progress], None] | None = None, command: str = "") -> Results:
-    """Run a comparison and return its results.
+def compare(
+    agents: Sequence[str],
+    task: str = Comparison.task,
+    *,
+    seeds: int = Comparison.seeds,
+    out: str | Path = Comparison.out,
+    preset: str | None = Comparison.preset,
+    reward: str | None = Comparison.reward,
+    options: Mapping[str, Mapping[str, object]] | None = None,
+    controls: bool = Comparison.controls,
+    baseline: str | None = Comparison.baseline,
+    metrics: Mapping[str, Any] | None = None,
+    jobs: int | None = Comparison.jobs,
+    threads: int = Comparison.threads,
+    device: str = Comparison.device,
+    ray: str | None = Comparison.ray,
+    progress: bool = True,
+) -> Results:
+    """Train agents on a task with their controls, over several seeds, and return the results.
 
-    Call it under `if __name__ == "__main__":` in your own program, because the runs are executed in processes
-    that import the program again.
+    The same call resumes where it stopped; finished runs are not repeated. Models are trained in processes of their
+    own, and the results do not depend on their number.
+
+    Args:
+        agents: Names, name(option=value), module:attribute or file.py:attribute; label=agent renames one.
+        task: Name, name(option=value), or path of a corpus.
+        seeds: Number of seeds: each model is trained with seeds 0, 1, ...
+        out: Folder of the comparison.
+        preset: Preset of hyper-parameters for all agents that have it: "paper", "fast" or "demo".
+        reward: Reward of the environment, by name; the task's own if None.
+        options: Hyper-parameters by label: {"seqgan": {"rounds": 5}}.
+        controls: Whether to run the controls.
+        baseline: Label that the others are compared with; the warm start if None.
+        metrics: Fields of `MetricSettings` that differ from the defaults: {"samples": 1000, "also": ["length"]}.
+        jobs: Number of runs at a time; one for each core if None.
+        threads: Torch threads of each run.
+        device: "cpu", "cuda", or "auto" for a GPU where there is one.
+        ray: Address of a Ray cluster that executes the runs; "local" starts one here.
+        progress: Whether to show a progress bar on a terminal.
+    """
+    given = dict(metrics or {})
+    check_options("metrics", MetricSettings, given)
+    comparison = Comparison(
+        agents=(agents,) if isinstance(agents, str) else tuple(agents),
+        task=task,
+        seeds=seeds,
+        out=Path(out),
+        preset=preset,
+        reward=reward,
+        options=options or {},
+        controls=controls,
+        baseline=baseline,
+        metrics=MetricSettings(**given),
+        jobs=jobs,
+        threads=threads,
+        device=device,
+        ray=ray,
+    )
+    with tqdm(desc="runs", disable=not progress or None) as bar:
+        return run_comparison(comparison, partial(_show, bar))
+
+
+def _show(bar: tqdm[NoReturn], progress: Progress) -> None:
+    """Show on a bar how many runs have ended, and what the others are doing."""
+    bar.total, bar.n = len(progress.folders), len(progress.finished) + len(progress.failed)
+    names = [progress.specs[folder] for folder in progress.running]
+    bar.set_postfix_str(", ".join(f"{spec.label} seed {spec.seed}" for spec in names), refresh=False)
+    bar.refresh()
+
+
+def run_comparison(
+    comparison: Comparison, watch: Callable[[Progress], None] | None = None, command: str = ""
+) -> Results:
+    """Run a comparison and return its results.
 
     Args:
         comparison: Settings of the comparison.
@@ -51,7 +125,7 @@ def compare(comparison: Comparison, watch: Callable[[Progress], None] | None = N
         progress = Progress(folders)
         resources = comparison.jobs, comparison.threads, comparison.device, comparison.ray
         run_all(progress, lambda: make_pool(*resources), watch or (lambda progress: None))
-        return Results(map(read_run, folders))
+        return Results(map(read_run, folders), comparison.out)
 
 
 def plan(comparison: Comparison, command: str = "") -> list[PlannedModel]:

@@ -13,7 +13,7 @@ from agents.report.run_files import FORMAT, RUN, Json, read_spec
 from text_gym.corpus.readers import SUFFIXES
 from text_gym.errors import DataError, OptionError
 from text_gym.registry import parse_call
-from text_gym.validation import LARGEST_SIZE, finite_number, whole_number
+from text_gym.validation import LARGEST_SIZE, finite_number, shown, whole_number
 from text_gym.vocab import HUGGING_FACE
 
 MAX_THREADS = 1024
@@ -221,6 +221,12 @@ class Comparison:
             whole_number("jobs", self.jobs, least=1)
         if not self.agents:
             raise OptionError("name the agents to compare, for example: mle seqgan")
+        for what, value in [*(("agent", agent) for agent in self.agents), ("reward", self.reward or "")]:
+            if not isinstance(value, str):
+                raise OptionError(
+                    f"a comparison names each {what}, for other processes to make it: give a registered name, "
+                    f'"module:attribute" or "file.py:attribute", not {shown(value)}'
+                )
 
 
 def split_label(named: str) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tqdm import tqdm
@@ -92,7 +93,7 @@ class LocalPool:
         if idle is None:
             idle, theirs = self._context.Pipe()
             process = self._context.Process(target=_work, args=(theirs, dict(os.environ)))
-            with _safe_path():
+            with _safe_path(), _without_main():
                 process.start()
             theirs.close()
             self._workers[idle] = (process, None)
@@ -223,6 +224,20 @@ def _safe_path() -> Iterator[None]:
             del os.environ[SAFE_PATH]
         else:
             os.environ[SAFE_PATH] = before
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Let a process start without importing the program that calls compare(), so that a plain script may call it.
+
+    Nothing of the program is needed: a run names its agent, its task and its reward by module or by file.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")  # of which there is no file to import
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _work(connection: Connection, environment: dict[str, str]) -> None:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from agents.report.columns import column_of
-from agents.report.run_files import Results, Run
+from agents.report.run_files import Run, Runs
 from agents.report.sweeps import far_end, plane_axes
 
 # Told apart by the colour-blind too; each has a contrast of 3 and more, the first on white and the second on black.
@@ -33,6 +33,15 @@ PALETTE = [
 MARKERS = "osD^vPX*"
 DASHES = {"agent": "none", "control": "5 2.5", "reference": "1 2.5"}
 CURVES = ("nll_oracle", "nll_valid", "nll_test", "js", "validity", "reward", "entropy", "bleu4")
+
+
+class Chart(Figure):
+    """A figure that no pyplot keeps, and that a notebook shows once, as the value of a cell."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        png(self, file, dpi=100)
+        return file.getvalue()
 
 
 class Style(NamedTuple):
@@ -79,7 +88,12 @@ def title(key: str) -> str:
     return "NLL-valid" if key == "nll_valid" else column_of(key).title
 
 
-def styles(results: Results) -> dict[str, Style]:
+def better(key: str) -> str:
+    """Direction that is better, of the validation split's likelihood too."""
+    return "lower" if key == "nll_valid" else column_of(key).better
+
+
+def styles(results: Runs) -> dict[str, Style]:
     """Choose every model's colour, dash and marker."""
     found = {}
     for i, label in enumerate(results.labels):
@@ -89,19 +103,19 @@ def styles(results: Results) -> dict[str, Style]:
     return found
 
 
-def curve_keys(results: Results) -> list[str]:
+def curve_keys(results: Runs) -> list[str]:
     """List the figures that were evaluated during learning, the most telling first."""
     seen = {key for run in results.runs.values() for row in run.curve for key in row}
     return [key for key in CURVES if key in seen]
 
 
-def curves(results: Results, *keys: str, legend: bool = True) -> Figure | None:
+def curves(results: Runs, *keys: str, legend: bool = True) -> Chart | None:
     """Draw learning curves, one panel for each key; None if no model's curve has them."""
     lines = {key: {label: _series(results, label, key) for label in results.labels} for key in keys}
     shown = [key for key in keys if any(line.x for line in lines[key].values())]
     if not shown:
         return None
-    figure = Figure(figsize=(4.5 * len(shown), 3.7 if legend else 3.1), layout="constrained")
+    figure = Chart(figsize=(4.5 * len(shown), 3.7 if legend else 3.1), layout="constrained")
     for key, axes in zip(shown, figure.subplots(1, len(shown), squeeze=False)[0], strict=True):
         _draw_curves(axes, results, key, lines[key])
     if legend:
@@ -114,7 +128,7 @@ def curves(results: Results, *keys: str, legend: bool = True) -> Figure | None:
     return figure
 
 
-def _draw_curves(axes: Axes, results: Results, key: str, lines: dict[str, Series]) -> None:
+def _draw_curves(axes: Axes, results: Runs, key: str, lines: dict[str, Series]) -> None:
     for label, style in styles(results).items():
         line = lines[label]
         gid = f"line-{style.number}"
@@ -136,7 +150,7 @@ def _draw_curves(axes: Axes, results: Results, key: str, lines: dict[str, Series
     _name_axes(axes, "\n".join(notes), _axis_title(key))
 
 
-def _series(results: Results, label: str, key: str) -> Series:
+def _series(results: Runs, label: str, key: str) -> Series:
     """A model's line, where every seed has a value; a point is left out if one seed's is infinite."""
     runs = [run for run in results.of(label) if run.finished] or results.of(label)
     rows = [{_before(results, run) + row["step"]: row[key] for row in run.curve if key in row} for run in runs]
@@ -148,7 +162,7 @@ def _series(results: Results, label: str, key: str) -> Series:
     return Series(x, mean, low, high, len(shared) - len(x))
 
 
-def _before(results: Results, run: Run) -> float:
+def _before(results: Runs, run: Run) -> float:
     """Count the steps before a model's own: those of the model that it started from."""
     passed, seen = 0.0, {run.label}
     start = results.runs.get((str(run.spec.get("start")), run.seed))
@@ -159,7 +173,7 @@ def _before(results: Results, run: Run) -> float:
     return passed
 
 
-def _mark_pretraining(axes: Axes, results: Results) -> None:
+def _mark_pretraining(axes: Axes, results: Runs) -> None:
     ends = {_before(results, run) for run in results.runs.values() if run.curve} - {0.0}
     for end in sorted(ends):
         axes.axvline(end, color="black", linewidth=0.9, linestyle=(0, (3, 3)))
@@ -168,13 +182,13 @@ def _mark_pretraining(axes: Axes, results: Results) -> None:
         axes.text(min(ends), 1.02, "end of pretraining", transform=place, ha="center", va="bottom", fontsize=8.5)
 
 
-def plane(results: Results, legend: bool = True) -> Figure | None:
+def plane(results: Runs, legend: bool = True) -> Chart | None:
     """Draw quality against diversity, a line for each model through its temperatures; None if none were swept."""
     keys = plane_axes(results)
     if keys is None:
         return None
     lines = {label: _points(results, label, keys) for label in results.labels}
-    figure = Figure(figsize=(5.2, 4.6) if legend else (4.7, 3.8), layout="constrained")
+    figure = Chart(figsize=(5.2, 4.6) if legend else (4.7, 3.8), layout="constrained")
     axes = figure.subplots()
     for label, style in styles(results).items():
         points, missing = lines[label]
@@ -193,7 +207,7 @@ def plane(results: Results, legend: bool = True) -> Figure | None:
     return figure
 
 
-def _points(results: Results, label: str, keys: tuple[str, str]) -> tuple[list[Point], int]:
+def _points(results: Runs, label: str, keys: tuple[str, str]) -> tuple[list[Point], int]:
     """List a model's points by temperature, and count the infinite ones; its own figures are those at temperature 1."""
     rows: dict[float, list[dict[str, float]]] = {}
     for run in results.of(label):
@@ -252,11 +266,10 @@ def _name_axes(axes: Axes, x: str, y: str) -> None:
 
 
 def _axis_title(key: str) -> str:
-    better = "lower" if key == "nll_valid" else column_of(key).better
-    return title(key) if better == "neither" else f"{title(key)} ({better} is better)"
+    return title(key) if better(key) == "neither" else f"{title(key)} ({better(key)} is better)"
 
 
-def _is_reference(label: str, results: Results) -> bool:
+def _is_reference(label: str, results: Runs) -> bool:
     return results.kind(label) == "reference"
 
 
@@ -264,7 +277,7 @@ def _finite(values: Iterable[float]) -> list[float]:
     return [value for value in values if math.isfinite(value)]
 
 
-def _legend(figure: Figure, results: Results, labels: Sequence[str], markers: bool) -> None:
+def _legend(figure: Figure, results: Runs, labels: Sequence[str], markers: bool) -> None:
     looks = [(label, styles(results)[label]) for label in labels]
     handles = [
         Line2D([], [], color=its.colour, linestyle=its.line, marker=its.marker if markers else "", label=_name(label))
@@ -278,11 +291,11 @@ def _name(label: str) -> str:
     return (" " if label.startswith("_") else "") + label.replace("$", r"\$")
 
 
-def png(figure: Figure, file: BinaryIO) -> None:
+def png(figure: Figure, file: BinaryIO, dpi: int = 180) -> None:
     """Write the chart as a picture on white."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a label in letters that matplotlib lacks
-        figure.savefig(file, format="png", dpi=180, facecolor="white")
+        figure.savefig(file, format="png", dpi=dpi, facecolor="white")
 
 
 def svg(figure: Figure, name: str) -> str:

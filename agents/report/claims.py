@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from agents.report.columns import Column
-from agents.report.run_files import Results
+from agents.report.run_files import Runs
 from agents.report.statistics import Difference, Test, paired
 
 Outcome = Literal["gain", "control", "uncontrolled", "none", "loss", "one seed"]
@@ -43,7 +43,7 @@ class Verdict(NamedTuple):
 class Claim:
     """One agent and one figure, about to be judged."""
 
-    results: Results
+    results: Runs
     baseline: str
     column: Column
     test: Test

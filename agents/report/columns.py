@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Set
 from typing import Literal, NamedTuple
 
 
@@ -142,6 +143,6 @@ def column_of(key: str) -> Column:
     return Column(key, f"reward {name}", "neither", f"the mean of the reward {name}", True)
 
 
-def in_order(keys: set[str]) -> list[Column]:
+def in_order(keys: Set[str]) -> list[Column]:
     """List the columns of these keys, in the order of tables, the asked-for ones last."""
     return [COLUMNS[key] for key in COLUMNS if key in keys] + [column_of(key) for key in sorted(keys - COLUMNS.keys())]

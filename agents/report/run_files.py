@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -138,7 +138,7 @@ class Run(NamedTuple):
         return bool(self.figures)
 
 
-class Results:
+class Runs:
     """Runs of one comparison, or of several comparisons on the same task.
 
     Args:
@@ -232,31 +232,22 @@ class Results:
         return [run for run in self.runs.values() if run.error is None and not run.finished]
 
 
-def read_results(folders: Sequence[str | Path]) -> Results:
-    """Read the runs in and below these folders.
-
-    Args:
-        folders: Folders of comparisons or runs.
-
-    Returns:
-        All runs; of a comparison, the runs that its comparison.json lists.
+def read_runs(folder: Path) -> list[Run]:
+    """Read the runs in and below a folder; of a comparison, the runs that its comparison.json lists.
 
     Raises:
-        DataError: If a folder does not exist, holds no run, or holds a damaged file.
+        DataError: If there is no such folder, it holds no run, or it holds a damaged file.
     """
-    found: list[Path] = []
-    for folder in map(Path, folders):
-        if not folder.is_dir():
-            raise DataError(f"there is no folder {str(folder)!r}; check the path")
-        here = _runs_in(folder)
-        if not here and (old := next(folder.rglob(OLD_RUN), None)):
-            raise _other_version(old)
-        if not here:
-            raise DataError(
-                f"there is no {RUN} in or below {str(folder)!r}; name the output folder of text-gym train or compare"
-            )
-        found += here
-    return Results(map(read_run, found))
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {str(folder)!r}; check the path")
+    found = _runs_in(folder)
+    if not found and (old := next(folder.rglob(OLD_RUN), None)):
+        raise _other_version(old)
+    if not found:
+        raise DataError(
+            f"there is no {RUN} in or below {str(folder)!r}; name the output folder of text-gym train or compare"
+        )
+    return list(map(read_run, found))
 
 
 def _runs_in(folder: Path) -> list[Path]:

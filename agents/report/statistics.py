@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from agents.report.run_files import Results
+from agents.report.run_files import Runs
 from text_gym.errors import OptionError
 from text_gym.validation import suggest
 
@@ -184,7 +184,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def against(results: Results, baseline: str) -> list[Test]:
+def against(results: Runs, baseline: str) -> list[Test]:
     """Every other agent and control against the baseline, in every headline figure that can be better and both have.
 
     Two figures that differ by a constant of the task are one test. Holm's correction is over all tests together.

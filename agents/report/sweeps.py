@@ -8,7 +8,7 @@ from statistics import fmean, quantiles
 from typing import NamedTuple
 
 from agents.report.columns import column_of
-from agents.report.run_files import Results
+from agents.report.run_files import Runs
 
 ROUNDING = 1e-9  # in steps: an end of the range that is a round number is one of them
 PLANES = [("nll_oracle", "nll_test"), ("bleu4", "self_bleu4")]  # quality and diversity
@@ -27,7 +27,7 @@ class Best(NamedTuple):
     """Number of seeds that were swept."""
 
 
-def plane_axes(results: Results) -> tuple[str, str] | None:
+def plane_axes(results: Runs) -> tuple[str, str] | None:
     """Choose the figures of quality and of diversity that the sweep has, both finite somewhere; None without one."""
     sweeps = [row for run in results.runs.values() for row in run.sweep]
     for quality, diversity in PLANES:
@@ -36,7 +36,7 @@ def plane_axes(results: Results) -> tuple[str, str] | None:
     return None
 
 
-def best_under(results: Results, limits: Sequence[float] | None = None) -> list[Best]:
+def best_under(results: Runs, limits: Sequence[float] | None = None) -> list[Best]:
     """Find the best NLL-oracle at an NLL-test no higher than each limit; without a source, BLEU-4 and self-BLEU-4.
 
     Args:

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from agents.report.columns import Column, column_of
-from agents.report.run_files import Results, Run, Sample
+from agents.report.run_files import Run, Runs, Sample
 from agents.report.statistics import Difference, Summary, Test, against, summarize
 from agents.report.sweeps import Best, best_under, plane_axes
 from agents.report.verdicts import summaries, verdicts
@@ -30,11 +30,11 @@ OUTCOMES = {  # a sign, and what it says
 Plain = dict[str, Any]
 
 
-def context(results: Results) -> Plain:
+def context(results: Runs) -> Plain:
     """Collect all that a report says, but for its pictures."""
     tests = against(results, results.baseline) if results.baseline else []
     return {
-        "title": _title(results),
+        "title": comparison_title(results),
         "line": _line(results),
         "baseline": results.baseline,
         "summaries": summaries(results),
@@ -53,13 +53,14 @@ def context(results: Results) -> Plain:
     }
 
 
-def _title(results: Results) -> str:
+def comparison_title(results: Runs) -> str:
+    """Name the agents and the task."""
     agents = [label for label in results.labels if results.kind(label) == "agent"] or results.labels
     names = " and ".join([*([", ".join(agents[:-1])] if len(agents) > 1 else []), agents[-1]])
     return f"{names} on the task {results.task}"
 
 
-def _line(results: Results) -> str:
+def _line(results: Runs) -> str:
     """Say what was measured, and when."""
     kinds = [results.kind(label) for label in results.labels]
     counts = [f"{n} {kind}{'s' * (n != 1)}" for kind in ("agent", "control", "reference") if (n := kinds.count(kind))]
@@ -82,7 +83,7 @@ def _unknown(shares: Plain | None) -> str:
     return "unknown words (<unk>): " + ", ".join(f"{100 * share:.2g} % of {split}" for split, share in shares.items())
 
 
-def _verdicts(results: Results, tests: Sequence[Test]) -> list[Plain]:
+def _verdicts(results: Runs, tests: Sequence[Test]) -> list[Plain]:
     """The verdicts by agent."""
     certain = {(test.label, test.key) for test in tests if test.significant}
     groups: dict[str, list[Plain]] = {}
@@ -95,7 +96,7 @@ def _verdicts(results: Results, tests: Sequence[Test]) -> list[Plain]:
     return [{"label": label, "items": items} for label, items in groups.items()]
 
 
-def main_table(results: Results) -> Plain:
+def main_table(results: Runs) -> Plain:
     """The main table: columns, and groups of rows of cells."""
     rows = {label: [_figure(results, label, column) for column in results.columns] for label in results.labels}
     ranked = [rows[label] for label in results.labels if _is_ranked(results, label)]
@@ -124,7 +125,7 @@ def _heading(column: Column) -> Plain:
     }
 
 
-def _row(results: Results, label: str, cells: list[Plain]) -> Plain:
+def _row(results: Runs, label: str, cells: list[Plain]) -> Plain:
     done, due = sum(run.finished for run in results.of(label)), len(results.of(label))
     words = results.of(label)[0].spec.get("words") or ""
     seeds = str(done) if done == due else f"{done} of {due}"
@@ -132,7 +133,7 @@ def _row(results: Results, label: str, cells: list[Plain]) -> Plain:
     return {"label": label, "words": words, "begun": begun, "done": done, "seeds": seeds, "cells": cells}
 
 
-def _figure(results: Results, label: str, column: Column) -> Plain:
+def _figure(results: Runs, label: str, column: Column) -> Plain:
     """A model's figure: its mean as text and in full, its interval, and each seed's value."""
     values = results.values(label, column.key)
     its = summarize(list(values.values()))
@@ -164,7 +165,7 @@ def _odd(values: Sequence[float]) -> str:
     return f"infinite in {infinite} of {len(values)}" if 0 < infinite < len(values) else ""
 
 
-def _is_ranked(results: Results, label: str) -> bool:
+def _is_ranked(results: Runs, label: str) -> bool:
     """Whether a model can be the best: not real data, nor noise, which has most variety."""
     return results.kind(label) != "reference" and not results.is_trivial(label)
 
@@ -208,7 +209,7 @@ def _p(p: float) -> str:
     return "—" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _best_table(results: Results) -> Plain | None:
+def _best_table(results: Runs) -> Plain | None:
     keys = plane_axes(results)
     rows = best_under(results)
     if keys is None or not rows:
@@ -235,7 +236,7 @@ def _best_cell(row: Best, column: Column) -> Plain:
     return {"text": text, "seeds": seeds, "summary": its, "complete": row.n == row.seeds, "best": False}
 
 
-def _samples(results: Results, label: str) -> Plain | None:
+def _samples(results: Runs, label: str) -> Plain | None:
     """A model's samples of the first seed that has any, with each token's credit."""
     run = next((run for run in results.of(label) if run.samples), None)
     if run is None:
@@ -261,7 +262,7 @@ def _tokens(sample: Sample, largest: float) -> list[Plain]:
     return tokens
 
 
-def _settings(results: Results, label: str) -> Plain:
+def _settings(results: Runs, label: str) -> Plain:
     """Describe a model, with all its hyper-parameters."""
     runs = results.of(label)
     spec = runs[0].spec

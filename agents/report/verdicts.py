@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from agents.report.claims import Claim, Verdict, join_words
 from agents.report.columns import column_of
-from agents.report.run_files import Results
+from agents.report.run_files import Runs
 from agents.report.statistics import Test, against
 
 
@@ -27,17 +27,17 @@ class Skipped(NamedTuple):
     """Why: where a figure is infinite, there is no difference to measure."""
 
 
-def verdicts(results: Results) -> list[Verdict]:
+def verdicts(results: Runs) -> list[Verdict]:
     """A verdict on every agent but the baseline, in every headline figure that both have."""
     return [claim.verdict() for claim in _claims(results) if not claim.trouble]
 
 
-def skipped(results: Results) -> list[Skipped]:
+def skipped(results: Runs) -> list[Skipped]:
     """The figures that would have had a verdict, were they finite."""
     return [Skipped(claim.label, claim.column.key, claim.trouble) for claim in _claims(results) if claim.trouble]
 
 
-def summaries(results: Results) -> list[str]:
+def summaries(results: Runs) -> list[str]:
     """A line for every agent but the baseline, and one for the seeds that are missing."""
     agents = [label for label in results.labels if results.kind(label) == "agent" and label != results.baseline]
     said, left_out = verdicts(results), skipped(results)
@@ -54,7 +54,7 @@ def summaries(results: Results) -> list[str]:
     return lines + ([f"Missing: {'; '.join(missing)}."] if missing else [])
 
 
-def _origin(results: Results, label: str) -> str:
+def _origin(results: Runs, label: str) -> str:
     """Say what an agent began with."""
     begun = results.begins_with(label)
     return f" (from {begun})" if begun else ""
@@ -94,7 +94,7 @@ def _count(its: Sequence[Verdict], strong: set[tuple[str, str]]) -> str:
     return text
 
 
-def _missing(results: Results) -> list[str]:
+def _missing(results: Runs) -> list[str]:
     """Each agent's and control's seeds without results, and why."""
     found = []
     for label in results.labels:
@@ -111,11 +111,11 @@ def _missing(results: Results) -> list[str]:
     return found
 
 
-def _tests(results: Results) -> list[Test]:
+def _tests(results: Runs) -> list[Test]:
     return [] if results.baseline is None else against(results, results.baseline)
 
 
-def _claims(results: Results) -> Iterator[Claim]:
+def _claims(results: Runs) -> Iterator[Claim]:
     """Yield what there is to judge."""
     tests = _tests(results)
     family = sum(not math.isnan(test.p) for test in tests)

@@ -17,8 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from agents.report import charts
-from agents.report.run_files import Results
-from agents.report.tables import OUTCOMES, Plain, context, main_table
+from agents.report.run_files import Runs
+from agents.report.tables import OUTCOMES, Plain, comparison_title, context, main_table
+from agents.report.verdicts import summaries
 from text_gym.files import replace_file
 from text_gym.terminal import printable
 
@@ -37,7 +38,7 @@ IN_TERMINAL = (
 MODEL_WIDTH, FIGURE_WIDTH = 20, 18  # columns of a terminal
 
 
-def write_report(results: Results, folder: Path) -> Path:
+def write_report(results: Runs, folder: Path) -> Path:
     """Write report.html, report.md, report.csv and the charts as pictures into the folder; the path of the page."""
     folder.mkdir(parents=True, exist_ok=True)
     found = context(results)
@@ -88,7 +89,7 @@ def _no_formula(text: str) -> str:
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\n")) else text
 
 
-def as_html(results: Results, found: Plain) -> str:
+def as_html(results: Runs, found: Plain) -> str:
     """The page, with its charts."""
     loader = jinja2.PackageLoader("agents.report", ".")
     templates = jinja2.Environment(
@@ -111,9 +112,37 @@ def as_html(results: Results, found: Plain) -> str:
     return templates.get_template("report.html").render(found | pictures)
 
 
-def _legend(results: Results, drawn: str) -> list[tuple[str, charts.Style]]:
+def _legend(results: Runs, drawn: str) -> list[tuple[str, charts.Style]]:
     """The models that have a line in these charts."""
     return [(label, style) for label, style in charts.styles(results).items() if f'-line-{style.number}"' in drawn]
+
+
+def html_summary(results: Runs) -> str:
+    """The headline figures of all models as an HTML table, for a notebook."""
+    found = main_table(results)
+    shown = [i for i, column in enumerate(found["columns"]) if column["headline"]]
+    titles = [f"{column['title']} {column['arrow']}" for column in found["columns"]]
+    head = Markup("").join(Markup("<th>{}</th>").format(titles[i]) for i in shown)
+    rows = Markup("").join(
+        Markup("<tr><th>{}</th><td>{}</td><td>{}</td>{}</tr>").format(
+            row["label"], group["kind"], row["seeds"], Markup("").join(_html_cell(row["cells"][i]) for i in shown)
+        )
+        for group in found["groups"]
+        for row in group["rows"]
+    )
+    lines = Markup("").join(Markup("<p>{}</p>").format(line) for line in summaries(results))
+    return Markup(
+        "<table><caption>{}</caption><thead><tr><th>model</th><th>kind</th><th>seeds</th>{}</tr></thead>"
+        "<tbody>{}</tbody></table><p>{}</p>{}"
+    ).format(comparison_title(results), head, rows, _TABLE_NOTE, lines)
+
+
+_TABLE_NOTE = "Mean over seeds and its 95 % bootstrap interval. ↓ lower is better, ↑ higher is better."
+
+
+def _html_cell(cell: Plain) -> Markup:
+    text = Markup("<b>{}</b>" if cell["best"] else "{}").format(cell["text"])
+    return Markup("<td>{} <small>{}</small></td>").format(text, cell["interval"])
 
 
 def as_markdown(found: Plain) -> str:
@@ -206,7 +235,7 @@ def _plain(text: str, bold: bool = False) -> str:
     return re.sub(special, lambda found: "\\" + found[0], " ".join(text.split()))
 
 
-def terminal_table(results: Results, width: int = 100) -> Table:
+def terminal_table(results: Runs, width: int = 100) -> Table:
     """The most telling figures, as many as a terminal of this width has room for."""
     found = main_table(results)
     shown = _in_terminal(found, max(1, (width - MODEL_WIDTH) // FIGURE_WIDTH))

@@ -18,7 +18,7 @@ from stable_baselines3.common.monitor import Monitor
 import text_gym  # noqa: F401
 from agents import MLE
 from agents.cli.main import main
-from agents.experiments.comparison import compare, plan
+from agents.experiments.comparison import plan, run_comparison
 from agents.experiments.recipes import find_agent
 from agents.nlpo import NLPO
 from agents.ppo import A2C, PPO, MaskablePPO, PPOSettings
@@ -381,7 +381,7 @@ def test_a_comparison_controls_them(tmp_path):
         assert models[label].recipe.settings(None) == models["ppo"].recipe.settings(None)
         assert models[label].spec.controls_for == ("ppo",)
         assert models[label].spec.start == models["ppo"].spec.start == "mle"
-    results = compare(replace(asked, jobs=1))
+    results = run_comparison(replace(asked, jobs=1))
     assert not results.failures
     assert set(results.labels) == set(models)
     assert results.of("random")[0].figures["nll_oracle"] > 0

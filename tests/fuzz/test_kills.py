@@ -32,10 +32,10 @@ LEARNERS = {
 }
 COMPARISON = """
 import sys
-from agents.experiments.comparison import compare
+from agents.experiments.comparison import run_comparison
 from tests.helpers.comparisons import figures, small
 if __name__ == "__main__":
-    results = compare(small(sys.argv[1]))
+    results = run_comparison(small(sys.argv[1]))
     for name, found in sorted(figures(results).items()):
         print(name, sorted(found.items()), results.runs[name].curve)
 """

@@ -1,25 +1,29 @@
 """Comparisons: what is run, that it can be stopped and go on, and that nothing depends on where it runs."""
 
+import inspect
 import json
 import re
 import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import gymnasium as gym
 import pytest
 import torch
 
+import agents
 import text_gym  # noqa: F401
 from agents import MLE, Reinforce, SeqGAN
-from agents.experiments.comparison import compare, plan
+from agents.experiments import comparison
+from agents.experiments.comparison import plan, run_comparison
 from agents.experiments.run import execute, load_model, prepare_run
 from agents.experiments.scheduler import Progress
-from agents.experiments.settings import RunSpec
-from agents.report.run_files import read_curve, read_log, read_results, read_run
+from agents.experiments.settings import Comparison, MetricSettings, RunSpec
+from agents.report.results import Results
+from agents.report.run_files import read_curve, read_log, read_run
 from tests.helpers.comparisons import MINE, OPTIONS, SMALL, TASK, figures, small
 from tests.helpers.programs import Program
 from text_gym.errors import DataError, OptionError, TextGymError
@@ -28,7 +32,7 @@ from text_gym.errors import DataError, OptionError, TextGymError
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
     out = tmp_path_factory.mktemp("compared")
-    return out, compare(small(out), command="text-gym compare ...")
+    return out, run_comparison(small(out), command="text-gym compare ...")
 
 
 # What is run.
@@ -151,6 +155,7 @@ def test_what_is_compared_is_what_was_named():
             "must be a string, a name or a path, not a list; write texts from Python to a .jsonl file",
         ),
         ({"reward": "bleux"}, "Did you mean 'bleu'"),
+        ({"reward": len}, "a comparison names each reward, for other processes to make it: give a registered name"),
         ({"agents": ("pg-bleu(reward='validity')",), "options": {}}, "needs a task with a known language"),
         ({"metrics": replace(SMALL, also=("lenght",))}, "Did you mean 'length'"),
         ({"agents": (MINE + "Nobody",), "options": {}}, "has no 'Nobody'"),
@@ -164,8 +169,33 @@ def test_what_is_compared_is_what_was_named():
 def test_mistakes_are_told_before_anything_is_run(tmp_path, changes, words):
     out = tmp_path / "out"
     with pytest.raises(TextGymError, match=re.escape(words)):
-        compare(small(out, **changes))
+        run_comparison(small(out, **changes))
     assert not list(out.rglob("run.json"))
+
+
+def test_from_python_the_arguments_and_their_defaults_are_those_of_a_comparison():
+    ours = {name: p.default for name, p in inspect.signature(agents.compare).parameters.items()}
+    theirs = {field.name: getattr(Comparison, field.name, None) for field in fields(Comparison)}
+    assert ours == theirs | {"agents": inspect.Parameter.empty, "progress": True}
+
+
+def test_from_python_a_comparison_is_given_as_plain_values(monkeypatch):
+    asked = []
+    monkeypatch.setattr(comparison, "run_comparison", lambda asked_for, watch: asked.append(asked_for))
+    options = {"seqgan": {"rounds": 2}}
+    agents.compare(
+        ["mle", "seqgan"], "oracle", out="here", options=options, metrics={"samples": 50, "also": ["length"]}
+    )
+    agents.compare("mle")
+    metrics = MetricSettings(samples=50, also=("length",))
+    assert asked == [
+        Comparison(("mle", "seqgan"), "oracle", out=Path("here"), options=options, metrics=metrics),
+        Comparison(("mle",)),
+    ]
+    with pytest.raises(OptionError, match=r"metrics has no option 'sample'\. Did you mean 'samples'"):
+        agents.compare(["mle"], metrics={"sample": 3})
+    with pytest.raises(OptionError, match="a comparison names each agent, for other processes to make it: give a reg"):
+        agents.compare([MLE])
 
 
 # What comes of it.
@@ -189,7 +219,7 @@ def test_every_run_has_its_figures_curve_and_samples(ran):
     assert seqgan.about["settings"]["rounds"] == 3
     assert all(len(s["values"]) == len(s["tokens"]) + 1 for s in seqgan.samples)
     assert [path.name for path in seqgan.folder.glob("events*")]  # TensorBoard's
-    again = read_results([out])
+    again = Results.load(out)
     assert figures(again) == figures(results)
     assert again.controls_of("seqgan") == ["constant-seqgan", "random-seqgan", "mle-early", "uniform"]
 
@@ -245,7 +275,7 @@ def test_what_is_finished_is_not_run_again_and_more_can_be_added(ran):
     out, _ = ran
     before = {path: path.stat().st_mtime_ns for path in out.rglob("results.json")}
     seen = []
-    more = compare(small(out, seeds=2, controls=False), lambda progress: seen.append(progress.finished_before))
+    more = run_comparison(small(out, seeds=2, controls=False), lambda progress: seen.append(progress.finished_before))
     assert seen[0] == 3
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert sorted(more.runs) == sorted((label, seed) for label in ("mle", "pg-bleu", "seqgan") for seed in (0, 1))
@@ -256,9 +286,9 @@ def test_what_is_finished_is_not_run_again_and_more_can_be_added(ran):
 
 def test_a_report_leaves_out_what_an_earlier_comparison_left(ran, tmp_path):
     shutil.copytree(ran[0], tmp_path / "copy")
-    fewer = compare(small(tmp_path / "copy", agents=("mle", "pg-bleu")))
+    fewer = run_comparison(small(tmp_path / "copy", agents=("mle", "pg-bleu")))
     assert fewer.labels == ["mle", "pg-bleu", "constant", "random", "mle-early", "uniform", "real"]
-    again = read_results([tmp_path / "copy"])
+    again = Results.load(tmp_path / "copy")
     assert (again.labels, figures(again)) == (fewer.labels, figures(fewer))
     assert (tmp_path / "copy" / "constant-pg-bleu").exists()
 
@@ -267,13 +297,13 @@ def test_runs_that_cannot_be_compared_are_not_reported_together(ran, tmp_path):
     out, _ = ran
     shutil.copytree(out / "mle" / "seed-0", tmp_path / "again" / "mle" / "seed-0")
     with pytest.raises(DataError, match="are both runs of mle with seed 0"):
-        read_results([out, tmp_path / "again"])
+        Results.load(out, tmp_path / "again")
     for name, value in (("metrics", {"samples": 3}), ("reward", "length"), ("task", "grammar")):
         run = tmp_path / "again" / "mle" / "seed-0" / "run.json"
         spec = json.loads(run.read_text(encoding="utf-8"))
         run.write_text(json.dumps(spec | {"label": "other", name: value}), encoding="utf-8")
         with pytest.raises(DataError, match=f"these runs differ in {name}"):
-            read_results([out, tmp_path / "again"])
+            Results.load(out, tmp_path / "again")
         run.write_text(json.dumps(spec), encoding="utf-8")
 
 
@@ -281,16 +311,16 @@ def test_a_folder_of_another_comparison_is_refused(ran):
     out, _ = ran
     other = OPTIONS | {"pg-bleu": {"updates": 5, "rollouts": 2, "batch_size": 8}}
     with pytest.raises(OptionError, match=r"holds another run: options was .*'updates': 4.*Give another folder"):
-        compare(small(out, options=other))
+        run_comparison(small(out, options=other))
     with pytest.raises(OptionError, match="task was"):
-        compare(small(out, task="grammar", options={}))
+        run_comparison(small(out, task="grammar", options={}))
 
 
 def test_other_jobs_give_the_same_numbers(ran, tmp_path):
     agents = ("mle", "pg-bleu", MINE + "Global", f"other={MINE}Global")
-    one = compare(small(tmp_path / "one", agents=agents, controls=False, jobs=1))
+    one = run_comparison(small(tmp_path / "one", agents=agents, controls=False, jobs=1))
     assert figures(one).items() >= {name: f for name, f in figures(ran[1]).items() if name in one.runs}.items()
-    four = compare(small(tmp_path / "four", agents=agents, controls=False, jobs=4))
+    four = run_comparison(small(tmp_path / "four", agents=agents, controls=False, jobs=4))
     assert figures(one) == figures(four)  # those of agents that draw from the process's own generators too
 
 
@@ -298,12 +328,12 @@ def test_other_jobs_give_the_same_numbers(ran, tmp_path):
 def test_a_ray_cluster_gives_the_same_numbers(ran, tmp_path):
     pytest.importorskip("ray")
     code = (
-        "from agents.experiments.comparison import compare\n"
+        "from agents.experiments.comparison import run_comparison\n"
         "from tests.helpers.comparisons import small\n"
-        f"compare(small({str(tmp_path)!r}, agents=('mle', 'pg-bleu'), controls=False, jobs=None, ray='local'))\n"
+        f"run_comparison(small({str(tmp_path)!r}, agents=('mle', 'pg-bleu'), controls=False, jobs=None, ray='local'))\n"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=Path(__file__).parents[3])
-    there = read_results([tmp_path])
+    there = Results.load(tmp_path)
     assert figures(there) == {name: f for name, f in figures(ran[1]).items() if name in there.runs}
     assert len(there.runs) == 2
 
@@ -312,10 +342,10 @@ def test_a_ray_cluster_gives_the_same_numbers(ran, tmp_path):
 
 PROGRAM = """
 import sys
-from agents.experiments.comparison import compare
+from agents.experiments.comparison import run_comparison
 from tests.helpers.comparisons import OPTIONS, small
 if __name__ == "__main__":
-    compare(small(sys.argv[1], agents=("mle", "seqgan"), controls=False,
+    run_comparison(small(sys.argv[1], agents=("mle", "seqgan"), controls=False,
                   options={"mle": OPTIONS["mle"], "seqgan": OPTIONS["seqgan"] | {"rounds": 40}}))
 """
 
@@ -333,10 +363,10 @@ def test_a_killed_comparison_goes_on_and_comes_to_the_same(tmp_path, write):
     assert not (run / "results.json").exists()
     asked = small(out, agents=("mle", "seqgan"), controls=False)
     asked = replace(asked, options={"mle": OPTIONS["mle"], "seqgan": OPTIONS["seqgan"] | {"rounds": 40}})
-    again = compare(asked)
+    again = run_comparison(asked)
     steps = [row["time/step"] for row in read_log(run) if "time/step" in row]
     assert steps == sorted(set(steps))
-    whole = compare(replace(asked, out=other))
+    whole = run_comparison(replace(asked, out=other))
     assert figures(again) == figures(whole)
     assert again.of("seqgan")[0].curve == whole.of("seqgan")[0].curve
 
@@ -346,7 +376,7 @@ def test_two_comparisons_into_one_folder_at_once_are_refused(tmp_path, write):
     try:
         process.until(lambda: (tmp_path / "out" / "mle" / "seed-0" / "run.json").exists())
         with pytest.raises(OptionError, match="another run is at work in"):
-            compare(small(tmp_path / "out"))
+            run_comparison(small(tmp_path / "out"))
     finally:
         process.kill()
 
@@ -355,7 +385,7 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path, monkeypatch
     monkeypatch.setenv("MENDED", str(tmp_path / "mended"))
     names = ("Fails", "Dies", "FailsUntilMended", "OnlySamples", "no_agent", "BreaksAtOnce")
     agents = ("mle", *(MINE + name for name in names))
-    results = compare(small(tmp_path / "out", agents, controls=False))
+    results = run_comparison(small(tmp_path / "out", agents, controls=False))
     said = {run.label: run.error for run in results.failures}
     assert set(said) == {"Fails", "Dies", "FailsUntilMended", "no_agent", "BreaksAtOnce"}
     assert said["Fails"].endswith("RuntimeError: out of luck\n")
@@ -365,14 +395,14 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path, monkeypatch
     assert results.values("OnlySamples", "copies")[0] == 1
     assert "nll_test" not in results.of("OnlySamples")[0].figures
     (tmp_path / "mended").touch()
-    again = compare(small(tmp_path / "out", agents, controls=False))
+    again = run_comparison(small(tmp_path / "out", agents, controls=False))
     assert "FailsUntilMended" not in {run.label for run in again.failures}
 
 
 def test_agents_whose_start_failed_are_given_up(tmp_path):
     broken = {"mle": OPTIONS["mle"] | {"schedule": ((3, 1e30),)}, "pg-bleu": OPTIONS["pg-bleu"]}
     last = []
-    results = compare(small(tmp_path, ("mle", "pg-bleu"), options=broken), last.append)
+    results = run_comparison(small(tmp_path, ("mle", "pg-bleu"), options=broken), last.append)
     assert isinstance(last[-1], Progress)
     said = {run.label: run.error for run in results.failures}
     assert "are not finite" in said["mle"]

@@ -18,12 +18,12 @@ import sys
 from pathlib import Path
 from agents.experiments.workers import LocalPool
 
-if __name__ == "__main__":
-    sys.path.append(str(Path.cwd()))  # as the command does
-    pool = LocalPool(1)
-    pool.begin(Path("out"))
-    print(pool.wait(60))
-    pool.close()
+Path("imported").open("a").write(__name__)
+sys.path.append(str(Path.cwd()))  # as the command does
+pool = LocalPool(1)
+pool.begin(Path("out"))
+print(pool.wait(60))
+pool.close()
 """
 
 
@@ -46,11 +46,15 @@ def run(folder, *command):
 
 
 def test_files_in_the_working_directory_do_not_replace_modules_of_workers(strays, write):
-    """Only what is named as module:attribute is found there, and even so other modules are not."""
+    """Only what is named as module:attribute is found there, and even so other modules are not.
+
+    The program itself is not imported again.
+    """
     prepare_run(strays / "out", RunSpec("own", "mine:OnlySamples", task=TASK, metrics=SMALL))
     done = run(strays, sys.executable, write("program.py", PROGRAM))
     assert done.stdout == "[(PosixPath('out'), None)]\n", done.stderr
     assert (strays / "out" / "results.json").exists()
+    assert (strays / "imported").read_text(encoding="utf-8") == "__main__"
 
 
 def test_nor_modules_of_the_command(strays):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from agents.report.run_files import Results, Run
+from agents.report.run_files import Run, Runs
 from agents.report.statistics import Difference, against, holm, paired, summarize, welch
 from text_gym.errors import OptionError
 
@@ -166,7 +166,7 @@ def test_against_compares_every_model_but_references_in_every_headline_figure_of
     runs += [run("b", s, {"nll_test": 2.0 + 0.3 * s, "js": 0.1, "length": 9.0 + s}, order=1) for s in (1, 2, 3, 4)]
     runs += [run("c", s, {"nll_test": 1.2 + 0.1 * s, "bleu4": 0.3}, "control", order=2) for s in (0, 1, 2)]
     runs += [run("real", s, {"bleu4": 0.5}, "reference", order=3) for s in (0, 1)]
-    tests = against(Results(runs), "mle")
+    tests = against(Runs(runs), "mle")
     assert [test[:4] for test in tests] == [("b", "nll_test", 4, 3), ("c", "nll_test", 3, 3), ("c", "bleu4", 3, 3)]
     assert tests[0].difference == paired({1: 2.3, 2: 2.6}, {1: 1.1, 2: 1.2})
     assert tests[0].difference.mean == pytest.approx(1.3)  # not turned round, though lower is better
@@ -178,22 +178,22 @@ def test_against_compares_every_model_but_references_in_every_headline_figure_of
 def test_figures_that_differ_by_a_constant_of_the_task_are_one_test():
     figures = {("mle", 0): 1.0, ("mle", 1): 1.5, ("b", 0): 2.0, ("b", 1): 4.0}
     both = [run(label, s, {"nll_test": x, "kl_data_model": x - 0.5}) for (label, s), x in figures.items()]
-    (test,) = against(Results(both), "mle")
+    (test,) = against(Runs(both), "mle")
     assert test.key == "nll_test"
     assert test.p_holm == test.p == welch([2.0, 4.0], [1.0, 1.5])
     alone = [run(label, s, {"kl_data_model": x}) for (label, s), x in figures.items()]
-    assert [test.key for test in against(Results(alone), "mle")] == ["kl_data_model"]
+    assert [test.key for test in against(Runs(alone), "mle")] == ["kl_data_model"]
 
 
 def test_against_an_unknown_model_names_the_known():
     with pytest.raises(OptionError, match=r"'ml'.*Did you mean 'mle'\? Known: b, mle\."):
-        against(Results([run("mle", 0, {"js": 0.1}), run("b", 0, {"js": 0.1})]), "ml")
+        against(Runs([run("mle", 0, {"js": 0.1}), run("b", 0, {"js": 0.1})]), "ml")
 
 
 def test_infinite_figures_have_no_test_and_do_not_count():
     figures = {("mle", 0): 1.0, ("mle", 1): 1.5, ("b", 0): 2.0, ("b", 1): 4.0}
     runs = [run(label, s, {"js": x, "kl_sum": math.inf}) for (label, s), x in figures.items()]
-    one, other = sorted(against(Results(runs), "mle"), key=lambda test: test.key)
+    one, other = sorted(against(Runs(runs), "mle"), key=lambda test: test.key)
     assert one.p_holm == one.p == welch([2.0, 4.0], [1.0, 1.5])
     assert math.isnan(other.p)
     assert math.isnan(other.p_holm)

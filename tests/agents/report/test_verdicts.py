@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from agents.report.columns import COLUMNS
-from agents.report.run_files import Results, Run
+from agents.report.run_files import Run, Runs
 from agents.report.statistics import Difference
 from agents.report.verdicts import skipped, summaries, verdicts
 
@@ -43,7 +43,7 @@ def runs(model, values, key="nll_oracle", seeds=None, **spec):
 
 
 def results(key="nll_oracle", **models):
-    return Results([run for label, values in models.items() for run in runs(label, values, key)])
+    return Runs([run for label, values in models.items() for run in runs(label, values, key)])
 
 
 def around(mean, noise=NOISE, n=5):
@@ -136,12 +136,12 @@ def test_one_seed_says_nothing_about_chance():
 def test_a_control_that_failed_leaves_a_gain_nobodys():
     """A control that could have refuted the agent, and did not finish, has not been beaten."""
     models = [*runs("mle", around(9.0)), *runs("seqgan", around(8.0, OTHER)), *runs("random", around(9.0, OTHER))]
-    assert one(Results([*models, *runs("constant", around(9.0))])).outcome == "gain"
+    assert one(Runs([*models, *runs("constant", around(9.0))])).outcome == "gain"
     for values in ([None] * 5, [...] * 5, [9.0, None, None, ..., ...]):
-        found = one(Results([*models, *runs("constant", values)]))
+        found = one(Runs([*models, *runs("constant", values)]))
         assert found.outcome in ("uncontrolled", "control")
         assert "of its own" not in found.text
-    found = one(Results([*models, *runs("constant", [None] * 5)]))
+    found = one(Runs([*models, *runs("constant", [None] * 5)]))
     assert "; a constant reward did not finish, to compare with: what did it is not known." in found.text
 
 
@@ -163,7 +163,7 @@ def test_what_each_agent_began_with_is_told():
     begun = runs("seqgan", around(8.0, OTHER), begins_with="mle")
     alone = runs("random", around(8.5, OTHER), kind="agent", begins_with="random weights")
     models = [*runs("mle", around(9.0)), *begun, *alone]
-    assert {line.partition(":")[0] for line in summaries(Results(models))} == {
+    assert {line.partition(":")[0] for line in summaries(Runs(models))} == {
         "seqgan (from mle) against mle", "random (from random weights) against mle",
     }  # fmt: skip
 
@@ -171,9 +171,9 @@ def test_what_each_agent_began_with_is_told():
 def test_being_better_than_noise_shows_nothing():
     models = [*runs("mle", around(9.0)), *runs("seqgan", around(8.0, OTHER))]
     noise = runs("constant", around(11.0), trivial=True)
-    assert one(Results([*models, *noise])).outcome == "uncontrolled"
-    assert one(Results([*models, *noise, *runs("random", around(9.0, OTHER))])).outcome == "gain"
-    assert one(Results([*models, *runs("constant", around(7.9, OTHER), trivial=True)])).outcome == "control"
+    assert one(Runs([*models, *noise])).outcome == "uncontrolled"
+    assert one(Runs([*models, *noise, *runs("random", around(9.0, OTHER))])).outcome == "gain"
+    assert one(Runs([*models, *runs("constant", around(7.9, OTHER), trivial=True)])).outcome == "control"
 
 
 def test_a_reward_that_was_to_be_raised_may_go_beyond_the_data():
@@ -194,9 +194,9 @@ def test_without_controls_a_gain_is_nobodys():
         runs("constant", [None] * 5),
         runs("constant", around(8.0), "js"),
     ):
-        assert one(Results([*models["mle"], *models["seqgan"], *other])).outcome == "uncontrolled"
+        assert one(Runs([*models["mle"], *models["seqgan"], *other])).outcome == "uncontrolled"
     itself = runs("mle", around(9.0, OTHER), controls_for=["seqgan"])  # the baseline is no control of itself
-    assert one(Results([*itself, *models["seqgan"]])).outcome == "uncontrolled"
+    assert one(Runs([*itself, *models["seqgan"]])).outcome == "uncontrolled"
 
 
 def test_a_control_counts_with_the_seeds_that_it_has():
@@ -212,17 +212,17 @@ def test_a_control_counts_with_the_seeds_that_it_has():
 
 def test_a_control_without_a_common_seed_excludes_nothing():
     parts = [runs(label, around(x, n=2)) for label, x in [("mle", 9.0), ("seqgan", 8.0)]]
-    found = one(Results(itertools.chain(*parts, runs("constant", [9.0, 9.1], seeds=[7, 8]))))
+    found = one(Runs(itertools.chain(*parts, runs("constant", [9.0, 9.1], seeds=[7, 8]))))
     assert found.outcome == "control"
     assert "a constant reward has no seed in common with mle, with no seed to compare:" in found.text
     beaten = runs("constant", [9.0, 9.01], seeds=[3, 4])
     seqgan = runs("seqgan", [8.0, 8.01, 8.0, 8.01], seeds=[0, 1, 3, 4])
-    assert "(a constant reward in no seed of mle)" in one(Results([*parts[0], *seqgan, *beaten])).text
+    assert "(a constant reward in no seed of mle)" in one(Runs([*parts[0], *seqgan, *beaten])).text
     same = runs("constant", [8.0, 8.0], seeds=[3, 4])
-    found = one(Results([*parts[0], *seqgan, *same, *runs("random", [8.0, 8.02])]))
+    found = one(Runs([*parts[0], *seqgan, *same, *runs("random", [8.0, 8.02])]))
     assert "a constant reward has no seed in common with mle, a random reward cannot be told" in found.text
     worse = runs("constant", [9.5, 9.51], seeds=[1, 2])  # worse than the baseline, and yet in one seed of the agent
-    found = one(Results([*runs("mle", around(9.0)), *runs("seqgan", [8.0, 8.01]), *worse]))
+    found = one(Runs([*runs("mle", around(9.0)), *runs("seqgan", [8.0, 8.01]), *worse]))
     assert found.outcome == "control"
 
 
@@ -235,7 +235,7 @@ def test_of_several_controls_that_do_as_well_the_best_is_named_first():
         runs("constant", [8.0, 8.1], seeds=[7, 8]),
         runs("random", around(8.0, NOISE[::-1])),
     )
-    assert "; a random reward lowers it by 1.000, a constant reward cannot be told" in one(Results(apart)).text
+    assert "; a random reward lowers it by 1.000, a constant reward cannot be told" in one(Runs(apart)).text
     wild = one(results(**models, constant=[8.0, 8.1, 8.0, 7.9, 8.0], random=[20, 7, 12, 3, 5]))
     assert wild.outcome == "control"
     assert "a constant reward lowers it by 1.000, a random reward cannot be told from seqgan either" in wild.text
@@ -293,9 +293,9 @@ def test_better_than_real_data_is_remarked(key, mle, seqgan, real, remark):
 
 def test_only_the_reference_called_real_is_real():
     models = [*runs("mle", around(9.0)), *runs("seqgan", around(8.0, OTHER))]
-    assert "Real" not in one(Results([*models, *runs("real", [8.5], label="ngram")])).text
-    assert "Real" not in one(Results([*models, *runs("real", [8.5], "js")])).text
-    agents = verdicts(Results([*models, *runs("seqgan", around(8.5), label="real")]))
+    assert "Real" not in one(Runs([*models, *runs("real", [8.5], label="ngram")])).text
+    assert "Real" not in one(Runs([*models, *runs("real", [8.5], "js")])).text
+    agents = verdicts(Runs([*models, *runs("seqgan", around(8.5), label="real")]))
     assert {verdict.label for verdict in agents} == {"seqgan", "real"}
     assert not [verdict for verdict in agents if "Real" in verdict.text]
 
@@ -384,14 +384,14 @@ def test_where_there_is_nothing_to_compare_nothing_is_said():
     assert summaries(results("length", mle=around(9.0), seqgan=around(8.0))) == [
         "seqgan against mle: no figures to compare."
     ]
-    apart = Results([*runs("mle", around(9.0)), *runs("seqgan", around(0.1), "js")])
+    apart = Runs([*runs("mle", around(9.0)), *runs("seqgan", around(0.1), "js")])
     assert verdicts(apart) == []
 
 
 @pytest.mark.parametrize("label", ["se{q}gan", "%s", "a\\nb", "mle 2 <b>", "séq(β=1)", ""])
 def test_odd_labels_are_only_copied(label):
     models = [*runs("mle", around(9.0)), *runs("seqgan", around(8.0, OTHER), label=label)]
-    found = Results([*models, *runs("constant", around(8.0, OTHER), controls_for=[label], words=None)])
+    found = Runs([*models, *runs("constant", around(8.0, OTHER), controls_for=[label], words=None)])
     assert one(found).text.startswith(f"{label} lowers NLL-oracle by 1.000")
     assert "; constant lowers it" in one(found).text
     assert summaries(found)[0].startswith(f"{label} against mle: ")

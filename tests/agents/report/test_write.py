@@ -17,7 +17,8 @@ from rich.console import Console
 
 from agents.report import charts, tables
 from agents.report.columns import column_of
-from agents.report.run_files import Results, read_results
+from agents.report.results import Results
+from agents.report.run_files import Runs
 from agents.report.sweeps import best_under
 from agents.report.write import as_csv, terminal_table, write_report
 from tests.helpers.browser import BROWSER, Browser
@@ -29,7 +30,7 @@ VOID = {"meta", "link", "input", "br", "hr", "img"}
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    return read_results([write_fake_runs(tmp_path_factory.mktemp("runs"))])
+    return Results.load(write_fake_runs(tmp_path_factory.mktemp("runs")))
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def test_no_text_of_the_csv_is_a_formula(results):
     run = next(run for run in results.runs.values() if run.finished)
     figures = {"nll_test": -1.5, "also:=x": 2.0, "=cmd()": 3.0}
     odd = [run._replace(spec=run.spec | {"label": label, "baseline": None}, figures=figures) for label in labels]
-    rows = list(csv.reader(io.StringIO(as_csv(tables.context(Results(odd))))))[1:]
+    rows = list(csv.reader(io.StringIO(as_csv(tables.context(Runs(odd))))))[1:]
     assert {row[0] for row in rows} == {f"'{label}" for label in labels[:-2]} | {r"\r=1", "mle"}
     assert {row[2] for row in rows} == {"nll_test", "also:=x", "'=cmd()"}
     assert {float(row[4]) for row in rows} == {-1.5, 2.0, 3.0}
@@ -151,7 +152,7 @@ def test_noise_is_never_the_best(tmp_path):
         done["figures"]["self_bleu4"] = 0.0  # no model repeats itself less
         done["sweep"] = [row | {"nll_oracle": 0.0, "nll_test": 0.0} for row in done["sweep"]]
         path.write_text(json.dumps(done), encoding="utf-8")
-    found = tables.context(read_results([folder]))
+    found = tables.context(Results.load(folder))
     place = [column["key"] for column in found["table"]["columns"]].index("self_bleu4")
     rows = itertools.chain.from_iterable(group["rows"] for group in found["table"]["groups"])
     assert [row["label"] for row in rows if row["cells"][place]["best"]] == ["mle"]
@@ -266,7 +267,7 @@ def test_any_label_has_its_place_in_charts(tmp_path, label):
     folder = write_fake_runs(tmp_path / "runs", seeds=(0, 1), labels=["mle", "pg-bleu"])
     for path in folder.rglob("run.json"):
         path.write_text(path.read_text(encoding="utf-8").replace('"pg-bleu"', json.dumps(label)), encoding="utf-8")
-    results = read_results([folder])
+    results = Results.load(folder)
     legend = charts.plane(results).legends[0]
     assert [text.get_text().strip().replace("\\", "") for text in legend.get_texts()] == ["mle", label]
     Page(write_report(results, tmp_path).read_text(encoding="utf-8"))
@@ -285,7 +286,7 @@ def test_the_colours_of_lines_stand_out(place, background):
 
 
 def test_one_lone_run_has_a_report(tmp_path):
-    results = read_results([write_fake_runs(tmp_path / "runs", seeds=(4,), labels=["mle"])])
+    results = Results.load(write_fake_runs(tmp_path / "runs", seeds=(4,), labels=["mle"]))
     text = write_report(results, tmp_path).read_text(encoding="utf-8")
     Page(text)
     assert "★</span>" not in text
@@ -298,7 +299,7 @@ def test_what_is_missing_is_left_out(tmp_path, missing):
     folder = write_fake_runs(tmp_path / "runs", seeds=(0, 1), **{missing: False})
     for name in ("report-curves.png", "report-plane.png"):
         (tmp_path / name).write_text("an earlier report's")
-    text = write_report(read_results([folder]), tmp_path).read_text(encoding="utf-8")
+    text = write_report(Results.load(folder), tmp_path).read_text(encoding="utf-8")
     Page(text)
     headings = {"curves": "Learning curves", "sweep": "Quality and diversity", "samples": "Samples"}
     assert [name for name, heading in headings.items() if f"<h2>{heading}</h2>" not in text] == [missing] * (
@@ -312,7 +313,7 @@ def test_what_is_missing_is_left_out(tmp_path, missing):
 
 def test_nothing_finished_has_a_report_too(tmp_path):
     folder = write_fake_runs(tmp_path / "runs", seeds=(2,), labels=["ss"], curves=False)
-    text = write_report(read_results([folder]), tmp_path).read_text(encoding="utf-8")
+    text = write_report(Results.load(folder), tmp_path).read_text(encoding="utf-8")
     Page(text)
     assert "ss, seed 2: failed" in text
 
@@ -460,6 +461,6 @@ if __name__ == "__main__":
     import tempfile
 
     with tempfile.TemporaryDirectory() as scratch:
-        made = write_report(read_results([write_fake_runs(Path(scratch) / "runs")]), Path(scratch))
+        made = write_report(Results.load(write_fake_runs(Path(scratch) / "runs")), Path(scratch))
         GOLDEN.parent.mkdir(exist_ok=True)
         shutil.copy(made.with_name("report.md"), GOLDEN)
