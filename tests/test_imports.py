@@ -39,7 +39,8 @@ AGENTS = {
     "report": "",
     "experiments": "networks common report",
     "bench": "networks common sb3",
-    "cli": "common experiments report bench",
+    "web": "common experiments report",
+    "cli": "common experiments report bench web",
     "__init__": "common mle scheduled_sampling reinforce seqgan ppo nlpo experiments report",
 }
 

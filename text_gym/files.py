@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from text_gym.errors import DataError
 
+LOCK = ".lock"  # in a folder that one process at a time works in
 DEEPEST = 64  # levels of lists and objects in a file of JSON
 
 

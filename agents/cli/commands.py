@@ -200,6 +200,31 @@ def report(
     _say(str(Results.load(*runs).write_report(out)))
 
 
+def watch(
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
+    port: int | None = None,
+    open: bool = True,
+) -> None:
+    """Show a comparison or a run in the browser while it runs.
+
+    The page is made from the run files and changes none. Start it before, during or after the comparison.
+
+    Args:
+        run: Folder of a comparison or of a run; it need not exist yet.
+        port: Port on 127.0.0.1; None takes the first free port from 8600 on.
+        open: Open the page in the browser.
+    """
+    from agents.web.server import LocalServer
+    from agents.web.watch import Watcher
+
+    with LocalServer(Watcher(run).page, port=port) as server:
+        _say(f"{run} is shown at {server.address} (Ctrl-C stops the page, and no run)")
+        sys.stdout.flush()
+        if open:
+            server.open_browser()
+        server.wait()
+
+
 def score(
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")],
     task: str = "grammar",
@@ -367,5 +392,19 @@ def _short(value: object) -> str:
 
 COMMANDS: dict[str, Callable[..., int | None]] = {
     function.__name__: function
-    for function in (train, compare, report, sample, evaluate, agents, tasks, rewards, score, audit, bench, completion)
+    for function in (
+        train,
+        compare,
+        watch,
+        report,
+        sample,
+        evaluate,
+        agents,
+        tasks,
+        rewards,
+        score,
+        audit,
+        bench,
+        completion,
+    )
 }

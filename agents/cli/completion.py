@@ -110,7 +110,8 @@ def _hyper_parameters(recipe: Recipe) -> set[str]:
 def _flags_of(function: Callable[..., object]) -> set[str]:
     """Name the flags of a command whose function has them as parameters."""
     parameters = inspect.signature(function).parameters.values()
-    return _flags(p.name for p in parameters if "Positional" not in str(p.annotation) and p.default is not p.empty)
+    flags = [p for p in parameters if "Positional" not in str(p.annotation) and p.default is not p.empty]
+    return _flags(p.name for p in flags) | _flags(f"no_{p.name}" for p in flags if p.default is True)
 
 
 def _flags(names: Iterable[str]) -> set[str]:

@@ -91,6 +91,8 @@ class Comparing(Comparison):
     metrics: Annotated[MetricSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=MetricSettings)
     """Settings of the evaluation."""
     options: tyro.conf.Suppress[Mapping[str, Mapping[str, object]]] = field(default_factory=dict)
+    watch: bool = False
+    """Show the comparison in the browser while it runs, as `text-gym watch` does."""
     config: Path | None = None
     """TOML file with any of these settings, and a table of hyper-parameters for each label; flags override it."""
 

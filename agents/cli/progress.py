@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from agents.experiments.pace import State
+from agents.experiments.pace import State, clock
 from agents.experiments.scheduler import Progress
 from text_gym.terminal import printable
 
@@ -77,7 +77,7 @@ class Display:
     def _count(self, progress: Progress) -> str:
         """Format the elapsed time and the number of runs that have ended."""
         ended = len(progress.finished) + len(progress.failed)
-        return f"{_clock(time.monotonic() - self.begin)}  {ended}/{len(progress.folders)}"
+        return f"{clock(time.monotonic() - self.begin)}  {ended}/{len(progress.folders)}"
 
     def _print_end(self, progress: Progress, folder: Path) -> None:
         """Print a line for a run that has ended."""
@@ -91,7 +91,7 @@ class Display:
         rows.add_row(
             Text(f"{ended} of {len(progress.folders)} runs"),
             ProgressBar(total=len(progress.folders), completed=ended, width=30),
-            Text(_clock(time.monotonic() - self.begin) + _left(progress)),
+            Text(clock(time.monotonic() - self.begin) + _left(progress)),
         )
         for folder, state in progress.running.items():
             rows.add_row(
@@ -125,18 +125,4 @@ def _activity(state: State) -> str:
 def _left(progress: Progress) -> str:
     """Format the estimated time left; "" if it is not known."""
     left = progress.left if progress.waiting or progress.running else None
-    if left is None:
-        return ""
-    untimed = f" ({left.untimed} model{'s' * (left.untimed != 1)} not timed yet)" if left.untimed else ""
-    return f"; about {_clock(left.seconds)} left{untimed}"
-
-
-def _clock(seconds: float) -> str:
-    """Format seconds as hours, minutes and seconds.
-
-    >>> _clock(3725), _clock(65)
-    ('1:02:05', '1:05')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return "" if left is None else f"; {left}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,7 +126,7 @@ def _execute(folder: Path, env: gym.Env[object, object], start: Sampler | None) 
 def compare_agents(asked: Comparing, command: str) -> int:
     """Run a comparison, write its report and print a summary; return 1 if runs failed or are unfinished, else 0."""
     console = Console() if sys.stdout.isatty() else Console(width=110)
-    with Display(console) as display:
+    with _shown(asked, console), Display(console) as display:
         results = run_comparison(asked, display, command)
     page = results.write_report()
     console.print(terminal_table(results, console.width))
@@ -137,6 +138,21 @@ def compare_agents(asked: Comparing, command: str) -> int:
         line = f"FAILED: {run.label}, seed {run.seed}: {reason} ({run.folder / ERROR})"
         console.print(escape(printable(line)), highlight=False)
     return 1 if results.failures or results.unfinished else 0
+
+
+@contextmanager
+def _shown(asked: Comparing, console: Console) -> Iterator[None]:
+    """Show the comparison in the browser, if that was asked for."""
+    if not asked.watch:
+        yield
+        return
+    from agents.web.server import LocalServer
+    from agents.web.watch import Watcher
+
+    with LocalServer(Watcher(asked.out).page) as server:
+        console.print(f"The comparison as it runs: {server.address}", highlight=False, soft_wrap=True)
+        server.open_browser()
+        yield
 
 
 def measure_run(

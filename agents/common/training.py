@@ -15,9 +15,9 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, Conve
 from tqdm import tqdm
 
 from text_gym.errors import OptionError
+from text_gym.files import LOCK
 
 Callback = BaseCallback | Sequence[BaseCallback] | Callable[[dict[str, Any], dict[str, Any]], bool] | None
-LOCK = ".lock"
 
 
 @contextmanager

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
+
+from agents.report.run_files import NOW
+from text_gym.errors import DataError
+from text_gym.files import read_json
 
 SOON = 2.0  # seconds of steps from which the pace of a run is told: the first ones may be slower
 
@@ -21,6 +26,15 @@ class State(NamedTuple):
     """Steps to learn."""
 
 
+def state_of(folder: Path) -> State:
+    """Read what a run is doing, and how far it has learned."""
+    try:
+        now = read_json(folder / NOW)
+        return State(str(now["doing"]), int(now.get("step", 1)), int(now.get("of", 1)))
+    except (DataError, KeyError, OverflowError, TypeError, ValueError):
+        return State("starting")
+
+
 class Left(NamedTuple):
     """What is left to do."""
 
@@ -28,6 +42,26 @@ class Left(NamedTuple):
     """Until all runs will have ended."""
     untimed: int
     """Number of models of which nothing is known yet; the seconds count them as the mean of the others."""
+
+    def __str__(self) -> str:
+        """Describe it for people.
+
+        >>> str(Left(3725, 0)), str(Left(65, 2))
+        ('about 1:02:05 left', 'about 1:05 left (2 models not timed yet)')
+        """
+        untimed = f" ({self.untimed} model{'s' * (self.untimed != 1)} not timed yet)" if self.untimed else ""
+        return f"about {clock(self.seconds)} left{untimed}"
+
+
+def clock(seconds: float) -> str:
+    """Format seconds as hours, minutes and seconds.
+
+    >>> clock(3725), clock(65)
+    ('1:02:05', '1:05')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 @dataclass

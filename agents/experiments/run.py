@@ -44,14 +44,14 @@ from agents.experiments.recipes import PlainAgent, find_agent
 from agents.experiments.settings import INPUTS, RunSpec
 from agents.report.run_files import ERROR, LOG, NOW, OLD_RUN, RESULTS, RUN, SAMPLES, read_log, step_of
 from text_gym.errors import DataError, OptionError, TextGymError
-from text_gym.files import read_json, replace_file, worded
+from text_gym.files import LOCK, read_json, replace_file, worded
 from text_gym.rewards import Scorer
 from text_gym.tasks import find_task, make_task
 
 # What changes nothing in the results.
 WORDS_ALONE = {"order", "baseline", "controls_for", "trivial", "words", "command", "begins_with"}
 # What a folder may have before anything was learned in it; of the log it depends on what it says.
-BEFORE = (".lock", RUN, ERROR, NOW, "output.txt", "events.out.tfevents*", LOG, "*.part")
+BEFORE = (LOCK, RUN, ERROR, NOW, "output.txt", "events.out.tfevents*", LOG, "*.part")
 PACKAGES = ("torch", "numpy", "gymnasium", "stable-baselines3")
 
 

@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from pathlib import Path
 
 import torch
 
-from agents.experiments.pace import Left, Pace, State
+from agents.experiments.pace import Left, Pace, State, state_of
 from agents.experiments.settings import RunSpec
 from agents.experiments.workers import STOPPED, LocalPool, Pool, RayPool
-from agents.report.run_files import ERROR, NOW, RESULTS, keep_error
-from text_gym.errors import DataError
-from text_gym.files import read_json
+from agents.report.run_files import ERROR, NOW, RESULTS, keep_error, seconds_of
 
 
 class Progress:
@@ -40,7 +37,7 @@ class Progress:
         self.jobs = 1
         self._pace = Pace()
         for folder in self.finished:
-            if (took := _took(folder)) is not None:
+            if (took := seconds_of(folder)) is not None:
                 self._pace.took.setdefault(self.specs[folder].label, []).append(took)
 
     def start_of(self, folder: Path) -> Path | None:
@@ -74,7 +71,7 @@ class Progress:
         """Read how far each run is."""
         for folder in self.running:
             spec = self.specs[folder]
-            self.running[folder] = state = _state(folder)
+            self.running[folder] = state = state_of(folder)
             self._pace.running[spec.label, spec.seed].see(state, time.monotonic())
 
     def end(self, folder: Path, error: str | None) -> None:
@@ -116,25 +113,6 @@ def run_all(progress: Progress, make: Callable[[], Pool], watch: Callable[[Progr
             watch(progress)
     finally:
         pool.close()
-
-
-def _state(folder: Path) -> State:
-    """Read what a run is doing, and how far it has learned."""
-    try:
-        now = read_json(folder / NOW)
-        return State(str(now["doing"]), int(now.get("step", 1)), int(now.get("of", 1)))
-    except (DataError, KeyError, TypeError, ValueError):
-        return State("starting")
-
-
-def _took(folder: Path) -> float | None:
-    """Read how long a finished run took."""
-    try:
-        done = read_json(folder / RESULTS)
-        took = datetime.fromisoformat(done["finished"]) - datetime.fromisoformat(done["started"])
-    except (DataError, KeyError, TypeError, ValueError):
-        return None
-    return took.total_seconds()
 
 
 def _give_up_those_without_start(progress: Progress) -> None:

@@ -109,8 +109,15 @@ def curve_keys(results: Runs) -> list[str]:
     return [key for key in CURVES if key in seen]
 
 
-def curves(results: Runs, *keys: str, legend: bool = True) -> Chart | None:
-    """Draw learning curves, one panel for each key; None if no model's curve has them."""
+def curves(results: Runs, *keys: str, legend: bool = True, growing: bool = False) -> Chart | None:
+    """Draw learning curves, one panel for each key; None if no model's curve has them.
+
+    Args:
+        results: The runs.
+        *keys: The figures.
+        legend: Whether to draw a legend below the panels.
+        growing: Whether to add a thin line for each run that is not finished.
+    """
     lines = {key: {label: _series(results, label, key) for label in results.labels} for key in keys}
     shown = [key for key in keys if any(line.x for line in lines[key].values())]
     if not shown:
@@ -118,6 +125,8 @@ def curves(results: Runs, *keys: str, legend: bool = True) -> Chart | None:
     figure = Chart(figsize=(4.5 * len(shown), 3.7 if legend else 3.1), layout="constrained")
     for key, axes in zip(shown, figure.subplots(1, len(shown), squeeze=False)[0], strict=True):
         _draw_curves(axes, results, key, lines[key])
+        if growing:
+            _draw_unfinished(axes, results, key)
     if legend:
         used = [
             label
@@ -148,6 +157,23 @@ def _draw_curves(axes: Axes, results: Runs, key: str, lines: dict[str, Series]) 
     if infinite := sum(line.infinite for line in lines.values()):
         notes.append(f"{infinite} {'point is' if infinite == 1 else 'points are'} infinite and left out")
     _name_axes(axes, "\n".join(notes), _axis_title(key))
+
+
+def _draw_unfinished(axes: Axes, results: Runs, key: str) -> None:
+    """Draw a thin line for each run that is not finished."""
+    looks = styles(results)
+    for run in results.unfinished:
+        points = [
+            (_before(results, run) + row["step"], row[key])
+            for row in run.curve
+            if math.isfinite(row.get(key, math.inf))
+        ]
+        if points:
+            style = looks[run.label]
+            axes.plot(
+                *zip(*points, strict=True), linewidth=0.8, alpha=0.7, marker=".", markersize=3, color=style.colour,
+                linestyle=style.line, gid=f"seed-{run.seed}-line-{style.number}",
+            )  # fmt: skip
 
 
 def _series(results: Runs, label: str, key: str) -> Series:

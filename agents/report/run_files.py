@@ -18,6 +18,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
@@ -240,9 +241,7 @@ def read_runs(folder: Path) -> list[Run]:
     """
     if not folder.is_dir():
         raise DataError(f"there is no folder {str(folder)!r}; check the path")
-    found = _runs_in(folder)
-    if not found and (old := next(folder.rglob(OLD_RUN), None)):
-        raise _other_version(old)
+    found = list_runs(folder)
     if not found:
         raise DataError(
             f"there is no {RUN} in or below {str(folder)!r}; name the output folder of text-gym train or compare"
@@ -250,8 +249,12 @@ def read_runs(folder: Path) -> list[Run]:
     return list(map(read_run, found))
 
 
-def _runs_in(folder: Path) -> list[Path]:
-    """List the run folders of a comparison; without comparison.json, all run folders in and below a folder."""
+def list_runs(folder: Path) -> list[Path]:
+    """List the run folders of a comparison; without comparison.json, all run folders in and below a folder.
+
+    Raises:
+        DataError: If comparison.json is damaged, or another version made the folder.
+    """
     if (folder / COMPARISON).exists():
         listed = read_json(folder / COMPARISON)
         if isinstance(listed, dict) and "cells" in listed:
@@ -260,8 +263,15 @@ def _runs_in(folder: Path) -> list[Path]:
             raise DataError(f"{folder / COMPARISON} is damaged: it lists no runs; run the comparison again")
         if not all(isinstance(run, str) and "\0" not in run for run in listed["runs"]):
             raise DataError(f"{folder / COMPARISON} is damaged: its runs are not paths; run the comparison again")
+        if outside := [run for run in listed["runs"] if Path(run).is_absolute() or ".." in Path(run).parts]:
+            raise DataError(
+                f"{folder / COMPARISON} is damaged: {outside[0]!r} lies outside of {folder}; run the comparison again"
+            )
         return [folder / run for run in listed["runs"]]
-    return sorted(path.parent for path in folder.rglob(RUN))
+    found = sorted(path.parent for path in folder.rglob(RUN))
+    if not found and (old := next(folder.rglob(OLD_RUN), None)):
+        raise _other_version(old)
+    return found
 
 
 def read_spec(folder: Path) -> Json:
@@ -314,6 +324,15 @@ def read_run(folder: Path) -> Run:
         raise DataError(f"{folder / RESULTS} is damaged: {problem}") from problem
     about = {key: value for key, value in done.items() if key not in ("figures", "sweep")}
     return Run(folder, spec, figures, sweep, read_curve(folder), samples, about, error)
+
+
+def seconds_of(folder: Path) -> float | None:
+    """Compute how long a finished run took; None if its results do not say."""
+    try:
+        done = read_json(folder / RESULTS)
+        return (datetime.fromisoformat(done["finished"]) - datetime.fromisoformat(done["started"])).total_seconds()
+    except (DataError, KeyError, TypeError, ValueError):
+        return None
 
 
 def keep_error(folder: Path, text: str) -> bool:

@@ -50,8 +50,13 @@ def summaries(results: Runs) -> list[str]:
         lines.append(f"{label}{_origin(results, label)} against {results.baseline}: {_count(its, strong)}{also}.")
     if len(results.seeds) == 2 and agents:
         lines.append("Two seeds show next to nothing about chance; five are a beginning.")
+    return [*lines, *missing_seeds(results)]
+
+
+def missing_seeds(results: Runs) -> list[str]:
+    """Name the seeds without results, in one line; no line if there are none."""
     missing = _missing(results)
-    return lines + ([f"Missing: {'; '.join(missing)}."] if missing else [])
+    return [f"Missing: {'; '.join(missing)}."] if missing else []
 
 
 def _origin(results: Runs, label: str) -> str:

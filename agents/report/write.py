@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from rich import box
@@ -19,6 +18,7 @@ from rich.text import Text
 from agents.report import charts
 from agents.report.run_files import Runs
 from agents.report.tables import OUTCOMES, Plain, comparison_title, context, main_table
+from agents.report.templates import find_template
 from agents.report.verdicts import summaries
 from text_gym.files import replace_file
 from text_gym.terminal import printable
@@ -90,26 +90,31 @@ def _no_formula(text: str) -> str:
 
 
 def as_html(results: Runs, found: Plain) -> str:
-    """The page, with its charts."""
-    loader = jinja2.PackageLoader("agents.report", ".")
-    templates = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    """Render the page, with its charts."""
+    return find_template("report.html").render(found | pictures(results))
+
+
+def pictures(results: Runs, growing: bool = False) -> Plain:
+    """Draw the charts of a page, with their legends.
+
+    Args:
+        results: The runs.
+        growing: Whether runs that are not finished have learning curves of their own.
+    """
     curves = []
     for number, key in enumerate(charts.curve_keys(results)):
-        figure = charts.curves(results, key, legend=False)
+        figure = charts.curves(results, key, legend=False, growing=growing)
         if figure is not None:
             curves.append({"title": charts.title(key), "svg": Markup(charts.svg(figure, f"curve{number}"))})
     plane = charts.plane(results, legend=False)
     drawn = Markup("" if plane is None else charts.svg(plane, "plane"))
-    pictures = {
+    return {
         "curves": curves,
         "curves_legend": _legend(results, "".join(curve["svg"] for curve in curves)),
         "plane": drawn,
         "plane_legend": _legend(results, drawn),
         "palette": charts.PALETTE,
     }
-    return templates.get_template("report.html").render(found | pictures)
 
 
 def _legend(results: Runs, drawn: str) -> list[tuple[str, charts.Style]]:

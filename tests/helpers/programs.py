@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 import tempfile
 import time
@@ -44,6 +45,14 @@ class Program:
             assert self.poll() is None, (self.wait(), self.errors)
             assert time.monotonic() < end
             time.sleep(0.01)
+
+    def printed(self):
+        """What it has printed so far."""
+        return self._output.read_text()
+
+    def interrupt(self):
+        """Press Ctrl-C."""
+        os.kill(self._process.pid, signal.SIGINT)
 
     def kill(self):
         self._process.kill()

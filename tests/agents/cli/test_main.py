@@ -12,12 +12,15 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import agents.cli.train
 from agents.cli.commands import COMMANDS
 from agents.cli.completion import completion_script
 from agents.cli.main import main
@@ -28,7 +31,10 @@ from agents.experiments.reward_audit import audit_rewards
 from agents.experiments.run import load_model, make_model, prepare_run
 from agents.experiments.settings import MetricSettings, RunSpec
 from agents.report.columns import ALSO
+from agents.report.results import Results
 from agents.report.run_files import read_curve, read_log, read_run
+from agents.web.server import LocalServer
+from tests.helpers.fake_runs import write_fake_runs
 from tests.helpers.programs import Program
 from text_gym import TextGymError, make_task
 from text_gym.errors import OptionError
@@ -67,7 +73,7 @@ sys.stderr.write(str([name for name in heavy if name in sys.modules]))
     "words",
     [
         [], ["--help"], ["--version"], ["tasks"], ["rewards"], ["agents"], ["train", "--help"], ["compare", "--help"],
-        ["sample"], ["sample", "--help"],
+        ["sample"], ["sample", "--help"], ["watch", "--help"],
     ],
     ids=" ".join,
 )  # fmt: skip
@@ -81,7 +87,19 @@ def test_help_lists_the_commands_each_with_what_it_does(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0
     assert run(capsys) == (0, out, "")
-    for command in ("train", "compare", "report", "sample", "evaluate", "agents", "tasks", "score", "audit", "bench"):
+    for command in (
+        "train",
+        "compare",
+        "watch",
+        "report",
+        "sample",
+        "evaluate",
+        "agents",
+        "tasks",
+        "score",
+        "audit",
+        "bench",
+    ):
         assert re.search(rf"^  {command} +[A-Z].*\.$", out, re.MULTILINE), command
     code, out, err = run(capsys, "sampel")
     assert (code, out) == (2, "")
@@ -784,6 +802,36 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(tmp_path, command):
     again = Program("import sys; from agents.cli.main import main; main(sys.argv[1:])", *arguments, cwd=tmp_path)
     again.until(lambda: steps() > before + 1)
     again.kill()
+
+
+def test_watch_serves_its_page_until_ctrl_c(tmp_path):
+    words = ["watch", "later", "--no-open", "--port", "0"]
+    program = Program(
+        "import sys; from agents.cli.main import main; sys.exit(main(sys.argv[1:]))", *words, cwd=tmp_path
+    )
+    program.until(lambda: "\n" in program.printed())
+    address = re.match(r"later is shown at (http://127\.0\.0\.1:\d+/) \(Ctrl-C", program.printed())[1]
+    assert "There is no such folder yet" in urllib.request.urlopen(address, timeout=30).read().decode()
+    program.interrupt()
+    assert (program.wait(30), program.errors) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_compare_shows_its_page_while_it_runs(here, capsys, monkeypatch):
+    pages, opened = [], []
+
+    def run_comparison(asked, display, command):
+        pages.append(re.search("http://[^ ]*/", capsys.readouterr().out)[0])
+        text = urllib.request.urlopen(pages[0], timeout=30).read().decode()
+        assert "There is no such folder yet" in text
+        return Results.load(write_fake_runs(asked.out, (0, 1), ["mle"], curves=False, sweep=False))
+
+    monkeypatch.setattr(agents.cli.train, "run_comparison", run_comparison)
+    monkeypatch.setattr(LocalServer, "open_browser", lambda server: opened.append(server.address))
+    assert run(capsys, "compare", "mle", "--out", "run", "--watch")[0] == 0
+    assert opened == pages
+    with pytest.raises(urllib.error.URLError, match="refused"):
+        urllib.request.urlopen(pages[0], timeout=30)
 
 
 def test_a_corpus_with_halves_of_characters_can_be_trained_on_and_shown_on_any_terminal(here, write, monkeypatch):

@@ -21,7 +21,7 @@ from agents.report.results import Results
 from agents.report.run_files import Runs
 from agents.report.sweeps import best_under
 from agents.report.write import as_csv, terminal_table, write_report
-from tests.helpers.browser import BROWSER, Browser
+from tests.helpers.browser import BROWSER, OUTSIDE, PALE, Browser
 from tests.helpers.fake_runs import WORDS, write_fake_runs
 
 GOLDEN = Path(__file__).parent / "golden" / "report.md"
@@ -262,6 +262,17 @@ def test_infinite_values_are_left_out_of_charts_and_counted(results):
     assert "4 infinite points are left out" in charts.plane(results).axes[0].get_xlabel()
 
 
+def test_a_run_that_is_not_finished_has_a_line_of_its_own_where_charts_grow(results):
+    number = list(charts.styles(results)).index("random")
+    lines = {line.get_gid(): line for line in charts.curves(results, "nll_test", growing=True).axes[0].lines}
+    alone = lines[f"seed-2-line-{number}"]
+    assert list(alone.get_ydata()) == [row["nll_test"] for row in results.runs["random", 2].curve]
+    assert alone.get_linewidth() < lines[f"line-{number}"].get_linewidth()
+    plain = [line.get_gid() for line in charts.curves(results, "nll_test").axes[0].lines]
+    assert f"line-{number}" in plain
+    assert f"seed-2-line-{number}" not in plain
+
+
 @pytest.mark.parametrize("label", ["_hidden", "a$b$c", "猫", "x" * 60])
 def test_any_label_has_its_place_in_charts(tmp_path, label):
     folder = write_fake_runs(tmp_path / "runs", seeds=(0, 1), labels=["mle", "pg-bleu"])
@@ -363,44 +374,6 @@ def browser(tmp_path_factory):
 
 
 ORDER = "return [...document.querySelectorAll('#figures th[scope=row]')].map(th => th.dataset.value)"
-OUTSIDE = """
-const out = [], width = document.documentElement.clientWidth;
-for (const one of document.querySelectorAll("body *")) {
-  if (one.closest(".box table") || one.matches("script, .unseen") || !one.checkVisibility()) continue;
-  const box = one.getBoundingClientRect(), svg = one.closest("svg");
-  if (box.width && (box.left < -1 || box.right > width + 1)) out.push("beside the page: " + one.outerHTML.slice(0, 90));
-  if (svg && one.matches("text")) {
-    const around = svg.getBoundingClientRect();
-    if (box.left < around.left - 1 || box.right > around.right + 1 || box.bottom > around.bottom + 1)
-      out.push("beside the chart: " + one.textContent);
-  }
-}
-return out;
-"""
-
-PALE = """
-const parse = (text) => {
-  const numbers = text.match(/-?[\\d.]+(e-?\\d+)?/g).map(Number), one = text.startsWith("color(") ? 1 : 255;
-  return [...numbers.slice(0, 3).map((part) => part / one), numbers[3] ?? 1];
-};
-const over = (top, below) => [0, 1, 2].map((i) => top[i] * top[3] + below[i] * (1 - top[3]));
-const ground = (one) => {
-  if (!one) return [1, 1, 1];
-  const own = parse(getComputedStyle(one).backgroundColor);
-  return own[3] === 1 ? own : over(own, ground(one.parentElement));
-};
-const light = (colour) => colour.slice(0, 3)
-  .map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
-  .reduce((sum, part, i) => sum + part * [0.2126, 0.7152, 0.0722][i], 0);
-const out = [];
-for (const one of document.querySelectorAll("body *")) {
-  if (![...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim()) || !one.checkVisibility()) continue;
-  const ink = getComputedStyle(one)[one.closest("svg") ? "fill" : "color"], below = ground(one);
-  const [low, high] = [light(over(parse(ink), below)), light(below)].sort((a, b) => a - b);
-  if ((high + 0.05) / (low + 0.05) < 4.5) out.push(one.outerHTML.slice(0, 90));
-}
-return out;
-"""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -427,10 +400,7 @@ def test_headings_sort_by_click_and_by_keyboard(browser, page):
     assert browser.run(order) == ["pg-bleu", "seqgan", "ss", "mle"]
     assert browser.run(state) == ["ascending"]
     browser.run("document.querySelectorAll('#figures thead button')[2].focus()")
-    for kind in ("keyDown", "keyUp"):
-        browser.call(
-            "Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r"
-        )
+    browser.press("Enter")
     assert browser.run(order) == ["mle", "ss", "seqgan", "pg-bleu"]
     assert browser.run(state) == ["descending"]
     last = "return [...document.querySelectorAll('#figures tbody')].map(body => body.rows[0].textContent.trim())"
