@@ -1,7 +1,7 @@
-"""The models that must not do as well as the agents compared, if the agents are to have shown anything.
+"""Controls: models that an agent has to beat before its reward can be said to have taught it anything.
 
-An agent that learns from a reward may gain by its update rule alone, whatever it is paid for: its controls
-make as many updates of the same kind on a reward that is constant, and on one that is random.
+The update rule of an agent may change its metrics whatever the reward is. Its controls make the same number of the
+same updates on a constant reward and on a random reward.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ EARLY_PATIENCE = 5  # epochs
 
 
 class PlannedModel(NamedTuple):
-    """A model of a comparison, which is trained with every seed."""
+    """A model of a comparison, to be trained with every seed."""
 
     spec: RunSpec
-    """The run; its seed does not count."""
+    """Specification of its runs, in which the seed is a placeholder."""
     recipe: Recipe
-    """The recipe of the agent."""
+    """Recipe of the agent."""
 
     @property
     def label(self) -> str:
-        """Name in the comparison."""
+        """Label of the model in the comparison."""
         return self.spec.label
 
     @property
@@ -41,23 +41,23 @@ class PlannedModel(NamedTuple):
 
     @property
     def is_start(self) -> bool:
-        """Whether other agents start from its policy."""
+        """Whether the model is the warm start of other agents."""
         return self.recipe.agent_class.is_warm_start
 
     def starting_from(self, start: str | None) -> PlannedModel:
-        """Return the model with a warm start from the model of this label, if it can have one; and say so."""
+        """Return the model with the warm start of this label if it supports one, and its initial policy described."""
         if start is None or start == self.label or not self.recipe.takes_start:
             return self._replace(spec=replace(self.spec, begins_with=self.recipe.begins_with(self.spec.preset)))
         return self._replace(spec=replace(self.spec, start=start, begins_with=start))
 
 
 def controls(agents: Sequence[PlannedModel], start: str | None, template: RunSpec) -> list[PlannedModel]:
-    """Plan all controls of a comparison, and real data beside them.
+    """Plan the controls of a comparison, and real data as a reference.
 
     Args:
-        agents: What is compared.
-        start: Label of the agent that others start from.
-        template: What all runs of the comparison share.
+        agents: Agents of the comparison.
+        start: Label of the warm start; None if there is no warm start.
+        template: Settings that all runs of the comparison share.
     """
     tested = tuple(agent.label for agent in agents if agent.label != start)
     models = _uninformed(agents, template)
@@ -72,17 +72,17 @@ def controls(agents: Sequence[PlannedModel], start: str | None, template: RunSpe
 
 
 def _is_compared(control: PlannedModel, agents: Sequence[PlannedModel]) -> bool:
-    """Whether a control is among the agents already; an agent of another kind must not have its name."""
+    """Whether a control is among the agents already; raise an OptionError if another agent has its label."""
     for agent in agents:
         if agent.label == control.label and agent.recipe.factory is not control.recipe.factory:
             raise OptionError(
-                f"{agent.label!r} is what a control is called; call the agent otherwise, or say --no-controls"
+                f"{agent.label!r} is the label of a control; rename the agent with label=agent, or use --no-controls"
             )
     return any(agent.label == control.label for agent in agents)
 
 
 def _stopped_early(agent: PlannedModel, tested: tuple[str, ...]) -> PlannedModel | None:
-    """Plan the start with the weights of its best epoch in validation; None if it has them already."""
+    """Plan the warm start with early stopping; None if it stops early already."""
     changes = agent.recipe.agent_class.stopped_early(agent.settings, EARLY_PATIENCE)
     if changes is None:
         return None
@@ -94,7 +94,7 @@ def _stopped_early(agent: PlannedModel, tested: tuple[str, ...]) -> PlannedModel
 
 
 class UpdateRule(NamedTuple):
-    """An agent's way of learning, on an uninformative reward."""
+    """The update rule of an agent, with an uninformative reward."""
 
     recipe: Recipe
     preset: str | None
@@ -102,14 +102,14 @@ class UpdateRule(NamedTuple):
 
     @property
     def identity(self) -> tuple[object, ...]:
-        """A key that equal rules share, and with it their controls."""
+        """Key that is equal for equal rules: agents with the same key share a control."""
         settings = self.recipe.settings(self.preset)
-        what = repr(sorted(self.recipe.options.items())) if settings is None else repr(settings)
-        return self.recipe.factory, what, self.recipe.steps, self.reward
+        values = repr(sorted(self.recipe.options.items())) if settings is None else repr(settings)
+        return self.recipe.factory, values, self.recipe.steps, self.reward
 
 
 def _uninformed(agents: Sequence[PlannedModel], template: RunSpec) -> list[PlannedModel]:
-    """Plan each agent's update rule on a reward that is constant, and on one that is random; equal ones once."""
+    """Plan each different update rule of the agents with a constant reward and with a random reward."""
     found: dict[tuple[object, ...], tuple[UpdateRule, list[str]]] = {}
     for agent in agents:
         for reward in UNINFORMATIVE:
@@ -131,7 +131,7 @@ def _uninformed(agents: Sequence[PlannedModel], template: RunSpec) -> list[Plann
 
 
 def _update_rule(agent: PlannedModel, reward: str) -> UpdateRule | None:
-    """Find how an agent learns, with another reward; None if it learns from none, or from none but its own."""
+    """Return the update rule of an agent with another reward; None if it learns from no reward that can be replaced."""
     recipe = agent.recipe
     updates = recipe.agent_class.same_updates(agent.settings, recipe.steps, reward)
     if updates is None:

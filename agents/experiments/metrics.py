@@ -1,8 +1,7 @@
-"""Every figure of a model: likelihoods, divergences, BLEU and self-BLEU of fixed sizes, variety, and rewards.
+"""Metrics of a model: likelihoods, divergences, BLEU, self-BLEU, diversity, and rewards.
 
-What is written is drawn once for a row of figures. Texts are compared in sets of one size: as many of
-the model's sequences as there are references, whatever the model, because BLEU rises with the number
-of references and self-BLEU with that of sequences.
+All metrics of a model are computed on the same samples. BLEU and self-BLEU use as many samples as references for every
+model, because BLEU rises with the number of references, and self-BLEU with the number of samples.
 """
 
 from __future__ import annotations
@@ -33,48 +32,49 @@ from text_gym.sequences import SPLITS, Batch
 from text_gym.tasks.task import Task
 
 BLEU_ORDERS = (2, 3, 4, 5)
-REFERENCE_SEED = 0  # chooses the references, which are the same for every model and every seed
+REFERENCE_SEED = 0  # selects the references, which are the same for every model and every seed
 SWEPT = ("nll_oracle", "nll_test", "entropy", "kl_model_data", "kl_data_model", "kl_sum", "js", "validity", "bleu4",
          "self_bleu4", "reward")  # fmt: skip
 
 
 class Rewarded(Protocol):
-    """A model that has a reward of its own."""
+    """A model with its own reward."""
 
     def rewards(self, batch: Batch) -> FloatArray:
         """Score finished sequences, [n]."""
 
 
 class Metrics:
-    """The figures of the models of one task.
+    """Computes the metrics of models of one task.
 
     Args:
-        task: Whose held-out sequences they are compared with.
-        settings: How much is drawn.
-        reward: The environment's reward, if it is to be a column; with prompts the task's own is one in any case.
-        trust: Whether rewards may be named as code; see `Scorer`.
+        task: Task with the held-out sequences.
+        settings: Numbers of samples, temperatures and additional rewards.
+        reward: Reward of the environment to report; None for no reward, or for the default reward of a task with
+            prompts.
+        trust: Whether rewards may be named as Python code; see `Scorer`.
     """
 
     def __init__(
         self, task: Task, settings: MetricSettings, reward: RewardSpec | None = None, trust: bool = True
     ) -> None:
-        """Choose the references."""
+        """Select the references; raise an OptionError if the test split has fewer than two sequences."""
         self.task, self.settings = task, settings
         self.test = task.batch("test")
         if len(self.test) < 2:
-            raise OptionError(f"the 'test' split of {task!r} has {len(self.test)} sequences, and comparing takes two")
+            raise OptionError(f"the 'test' split of {task!r} has {len(self.test)} sequences; it needs at least 2")
         if reward is None and task.conditional:
             reward = task.default_reward
         self.reward = None if reward is None else Scorer(reward, task, trust=trust)
         self.also = {ALSO + name: Scorer(name, task, trust=trust) for name in settings.also}
         rows = np.random.default_rng(REFERENCE_SEED).permutation(len(self.test))
-        self.size = min(settings.references, len(self.test), _real_ones(task))
+        self.size = min(settings.references, len(self.test), _max_real_samples(task))
         self.references = self.test.take(rows[: self.size])
         self.swept = self.test.take(rows[: max(settings.sweep_samples, self.size)])
 
     @cached_property
     def tables(self) -> dict[int, Bleu]:
-        """BLEU against the references, by the longest n."""
+        """BLEU scorers against the references, by maximal n-gram order."""
         return {n: Bleu(self.references.sentences, n) for n in BLEU_ORDERS}
 
     @cached_property
@@ -84,78 +84,79 @@ class Metrics:
 
     @cached_property
     def steps_of_real(self) -> IntArray:
-        """Steps through the language that the test split takes."""
+        """Steps of the test split through the language, as numbered by `Task.steps`, for coverage."""
         steps = self.task.steps(self.test.tokens, self.test.lengths)
         return steps[steps >= 0]
 
     def sizes(self) -> dict[str, int]:
-        """Count the sequences of each split, and those that BLEU compares with."""
+        """Return the number of sequences in each split, and the number of BLEU references."""
         splits = {name: len(self.task.split(name).references) for name in SPLITS}
         return splits if self.task.conditional else splits | {"references": self.size}
 
     def unknown(self) -> dict[str, float]:
-        """Compute the share of unknown words in each split's sequences; nothing where there is no such token."""
+        """Compute the share of unknown words in each split; {} for a vocabulary without an unknown token."""
         unk = self.task.vocab.unk
         splits = {name: self.task.split(name).references.flat for name in SPLITS}
         return {} if unk is None else {name: float((ids == unk).mean()) for name, ids in splits.items() if len(ids)}
 
     def signatures(self) -> dict[str, str]:
-        """Describe how each kind of score was computed, to stand beside it."""
+        """Return the signature of each score, which says how it was computed."""
         scores = {} if self.task.conditional else {f"bleu{n}": table.signature for n, table in self.tables.items()}
         sizes = f"sequences:{self.size}"
         return scores | {f"self_bleu{n}": f"self_bleu|n:{n}|smoothing:method1|{sizes}" for n in BLEU_ORDERS}
 
     def figures(self, model: Sampler, seed: int) -> dict[str, float]:
-        """Compute every figure of a model that the task and the model allow."""
-        drawn = draw(model, max(self.settings.samples, self.size), seed, "test")
-        return self.of_samples(model, drawn, self.test) | self.of_texts(drawn)
+        """Compute every metric that the task and the model support."""
+        samples = draw(model, max(self.settings.samples, self.size), seed, "test")
+        return self.of_samples(model, samples, self.test) | self.of_texts(samples)
 
     def sweep(self, model: Sampler, seed: int) -> list[dict[str, float]]:
-        """Compute the figures of quality and diversity at each temperature, if the model can be sampled at one."""
+        """Compute metrics of quality and diversity at each temperature; [] for a model without temperatures."""
         if not knows_temperature(model):
             return []
         n = max(self.settings.sweep_samples, self.size)
         rows = []
         for temperature in self.settings.temperatures:
-            drawn = draw(model, n, seed, "test", temperature=temperature)
-            figures = self.of_samples(model, drawn, self.swept, temperature)
-            figures |= self._alike(drawn.take(np.arange(self.size)), (4,))
+            samples = draw(model, n, seed, "test", temperature=temperature)
+            figures = self.of_samples(model, samples, self.swept, temperature)
+            figures |= self._overlaps(samples.take(np.arange(self.size)), (4,))
             rows.append({"temperature": temperature} | {key: figures[key] for key in SWEPT if key in figures})
         return rows
 
-    def of_samples(self, model: object, drawn: Batch, real: Batch, temperature: float = 1.0) -> dict[str, float]:
-        """Compute likelihoods, shares of valid sequences and mean rewards of samples."""
+    def of_samples(self, model: object, samples: Batch, real: Batch, temperature: float = 1.0) -> dict[str, float]:
+        """Compute likelihoods, divergences, validity, coverage and mean rewards of samples."""
         task = self.task
         figures: dict[str, float] = {}
         if has_log_prob(model):
-            figures = likelihoods(model, drawn, real, temperature)
+            figures = likelihoods(model, samples, real, temperature)
             figures.pop("data_entropy", None)
         elif task.knows("log_prob"):
-            figures["nll_oracle"] = per_token(task.log_prob(drawn.tokens, drawn.lengths), drawn)
+            figures["nll_oracle"] = per_token(task.log_prob(samples.tokens, samples.lengths), samples)
         if task.knows("is_valid"):
-            figures["validity"] = float(task.is_valid(drawn.tokens, drawn.lengths).mean())
+            figures["validity"] = float(task.is_valid(samples.tokens, samples.lengths).mean())
         if task.knows("steps"):
-            figures["coverage"] = float(np.isin(self.steps_of_real, task.steps(drawn.tokens, drawn.lengths)).mean())
-        if not _has_references(drawn):
+            steps = task.steps(samples.tokens, samples.lengths)
+            figures["coverage"] = float(np.isin(self.steps_of_real, steps).mean())
+        if not _has_references(samples):
             return figures
         if self.reward is not None:
-            figures["reward"] = float(self.reward(drawn).total.mean())
-        return figures | {key: float(scorer(drawn).total.mean()) for key, scorer in self.also.items()}
+            figures["reward"] = float(self.reward(samples).total.mean())
+        return figures | {key: float(scorer(samples).total.mean()) for key, scorer in self.also.items()}
 
-    def of_texts(self, drawn: Batch) -> dict[str, float]:
-        """Compare as many samples as there are references with each other and with real sequences."""
-        part = drawn.take(np.arange(min(self.size, len(drawn))))
+    def of_texts(self, samples: Batch) -> dict[str, float]:
+        """Compute BLEU, self-BLEU, diversity and lengths of as many samples as there are references."""
+        part = samples.take(np.arange(min(self.size, len(samples))))
         sentences = [tuple(sentence) for sentence in part.sentences]
-        trained = set(map(tuple, self.training))
-        figures = self._alike(part, BLEU_ORDERS)
+        training = set(map(tuple, self.training))
+        figures = self._overlaps(part, BLEU_ORDERS)
         figures |= {f"distinct{n}": distinct(sentences, n) for n in (1, 2, 3, 4)}
         figures["duplicates"] = 1 - len(set(sentences)) / len(sentences)
-        figures["copies"] = sum(sentence in trained for sentence in sentences) / len(sentences)
+        figures["copies"] = sum(sentence in training for sentence in sentences) / len(sentences)
         figures["length"] = float(part.content_lengths.mean())
         return figures
 
-    def _alike(self, part: Batch, orders: Sequence[int]) -> dict[str, float]:
-        """Compute BLEU and self-BLEU; with prompts, also ROUGE-L and exact match against the prompt's references."""
+    def _overlaps(self, part: Batch, orders: Sequence[int]) -> dict[str, float]:
+        """Compute BLEU and self-BLEU; with prompts, also ROUGE-L and exact match against each prompt's references."""
         figures = {f"self_bleu{n}": float(self_bleu(part.sentences, n).mean()) for n in orders}
         if part.examples is None:
             scores = {n: self.tables[n].score(part.tokens, part.content_lengths) for n in orders}
@@ -170,11 +171,11 @@ class Metrics:
         return figures
 
     def samples(self, model: Sampler, seed: int) -> list[Sample]:
-        """Sample a few sequences, with their rewards, each token's credit, and the nearest training sequence."""
+        """Sample a few sequences, with their rewards, the value of each prefix, and the nearest training sequence."""
         if not self.settings.shown:
             return []
         batch = draw(model, self.settings.shown, seed, "test")
-        rewards = model.rewards(batch) if has_rewards(model) else self._own_reward(batch)
+        rewards = model.rewards(batch) if has_rewards(model) else self._env_rewards(batch)
         values = self._values(model, batch, seed)
         return [
             {
@@ -188,11 +189,11 @@ class Metrics:
             for i in range(len(batch))
         ]
 
-    def _own_reward(self, batch: Batch) -> FloatArray | None:
+    def _env_rewards(self, batch: Batch) -> FloatArray | None:
         return self.reward(batch).total if self.reward is not None and _has_references(batch) else None
 
     def _values(self, model: Sampler, batch: Batch, seed: int) -> FloatArray | None:
-        """Estimate an agent's value of each sequence before its first token and after each, [n, T + 1]."""
+        """Estimate the expected reward of each prefix by rollouts, from the empty one on, [n, T + 1]."""
         if not self.settings.credit_rollouts or not isinstance(model, Agent):
             return None
         values = rollout_values(
@@ -209,44 +210,44 @@ class Metrics:
         return np.asarray(values.cpu().numpy(), dtype=np.float64)
 
     def _nearest(self, sentence: list[int]) -> Nearest:
-        """Find the training sequence with the longest common subsequence, for its length."""
+        """Find the training sequence with the highest ROUGE-L."""
         if not self.training:
             return {"text": "", "similarity": 0.0}
-        likeness = [rouge_l(sentence, other) for other in self.training]
-        best = int(np.argmax(likeness))
-        return {"text": self.task.decode(self.training[best]), "similarity": round(likeness[best], 4)}
+        similarity = [rouge_l(sentence, other) for other in self.training]
+        best = int(np.argmax(similarity))
+        return {"text": self.task.decode(self.training[best]), "similarity": round(similarity[best], 4)}
 
 
 def has_log_prob(model: object) -> TypeGuard[Model]:
-    """Whether a model knows the likelihood of sequences."""
+    """Whether a model computes log-probabilities of sequences."""
     return hasattr(model, "log_prob")
 
 
 def has_rewards(model: object) -> TypeGuard[Rewarded]:
-    """Whether a model has a reward of its own."""
+    """Whether a model has its own reward."""
     return hasattr(model, "rewards")
 
 
 def knows_temperature(model: Sampler) -> bool:
-    """Whether a model can be sampled, and asked for likelihoods, at a temperature."""
-    asked = [model.sample, model.log_prob] if has_log_prob(model) else [model.sample]
-    return all("temperature" in inspect.signature(method).parameters for method in asked)
+    """Whether sample() and, if there is one, log_prob() of a model take a temperature."""
+    methods = [model.sample, model.log_prob] if has_log_prob(model) else [model.sample]
+    return all("temperature" in inspect.signature(method).parameters for method in methods)
 
 
 def _has_references(batch: Batch) -> bool:
-    """Whether there is something to compare each answer with; always, where there are no prompts."""
+    """Whether every prompt has references; true without prompts."""
     return batch.examples is None or all(example.references for example in batch.examples)
 
 
-def _real_ones(task: Task) -> int:
-    """Count the real sequences that can stand in a row of their own."""
+def _max_real_samples(task: Task) -> int:
+    """Return how many sequences the model of real data can sample."""
     if task.conditional or task.knows("sample") or not knows_real_data(task):
         return sys.maxsize
     return len(task.valid.references)
 
 
 def distinct(sentences: Sequence[Sequence[int]], n: int) -> float:
-    """Share of distinct n-grams among all n-grams of the sentences; 0 where there are none.
+    """Compute the share of distinct n-grams among all n-grams of the sentences; 0 without n-grams.
 
     >>> distinct([(1, 2, 1), (1, 2)], 1), distinct([(1, 2, 1), (1, 2)], 2)
     (0.4, 0.6666666666666666)

@@ -1,4 +1,4 @@
-"""How long a comparison takes: expected from the runs that have ended, and from the first steps of those under way."""
+"""Estimated time left of a comparison, from finished runs and from the first steps of running ones."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from agents.report.run_files import NOW
 from text_gym.errors import DataError
 from text_gym.files import read_json
 
-SOON = 2.0  # seconds of steps from which the pace of a run is told: the first ones may be slower
+MIN_SECONDS = 2.0  # of training before the pace of a run is estimated: the first steps may be slower
 
 
 class State(NamedTuple):
-    """What a run is doing, as its folder says."""
+    """State of a run, read from its folder."""
 
     doing: str
-    """"starting", "learning", "measuring"."""
+    """Phase: "starting", "learning" or "measuring"."""
     step: int = 0
-    """Steps learned."""
+    """Training steps done."""
     of: int = 1
-    """Steps to learn."""
+    """Training steps in total."""
 
 
 def state_of(folder: Path) -> State:
@@ -36,12 +36,12 @@ def state_of(folder: Path) -> State:
 
 
 class Left(NamedTuple):
-    """What is left to do."""
+    """Estimated time left."""
 
     seconds: float
-    """Until all runs will have ended."""
+    """Seconds until all runs have ended."""
     untimed: int
-    """Number of models of which nothing is known yet; the seconds count them as the mean of the others."""
+    """Number of models without an estimate yet; they count as the mean of the others."""
 
     def __str__(self) -> str:
         """Describe it for people.
@@ -66,19 +66,19 @@ def clock(seconds: float) -> str:
 
 @dataclass
 class Watched:
-    """A run under way. Times are those of one clock, in seconds."""
+    """Times of a running run, in seconds of one clock."""
 
     begin: float
-    """When it began."""
+    """Time when the run began."""
     first: tuple[float, int] | None = None
-    """When its first step was seen, and which step that was."""
+    """Time of the first observed step, and its number."""
     learned: float | None = None
-    """When it will have learned, or has."""
+    """Time when training ends, estimated or measured; None if it is not known."""
     measuring: bool = False
-    """Whether it has learned."""
+    """Whether training has ended and the evaluation runs."""
 
     def see(self, state: State, now: float) -> None:
-        """Expect from the steps per second since the first one when the last step comes."""
+        """Update the estimated end of training, from the steps per second since the first observed step."""
         if state.doing == "measuring" and not self.measuring:
             self.learned, self.measuring = now, True
         if state.doing != "learning":
@@ -86,27 +86,27 @@ class Watched:
         if self.first is None:
             self.first = now, state.step
         time, step = self.first
-        if state.step > step and now - time >= SOON:
+        if state.step > step and now - time >= MIN_SECONDS:
             self.learned = now + (state.of - state.step) * (now - time) / (state.step - step)
 
 
 @dataclass
 class Pace:
-    """Seconds that each model's runs take; the models' names are the kinds of runs."""
+    """Durations of the runs of each model, in seconds."""
 
     took: dict[str, list[float]] = field(default_factory=dict)
-    """Seconds of the runs that have ended, by model."""
+    """Durations of finished runs, by label."""
     measuring: list[float] = field(default_factory=list)
-    """Seconds in which models were measured."""
+    """Durations of evaluations."""
     running: dict[tuple[str, int], Watched] = field(default_factory=dict)
-    """Runs under way, by model and seed."""
+    """Running runs, by label and seed."""
 
     def begin(self, label: str, seed: int, now: float) -> None:
-        """Begin a run."""
+        """Record that a run has begun."""
         self.running[label, seed] = Watched(now)
 
     def end(self, label: str, seed: int, now: float, well: bool) -> None:
-        """End a run; one that failed says nothing of the others."""
+        """Record that a run has ended; the duration of a failed run is not used."""
         run = self.running.pop((label, seed))
         if well:
             self.took.setdefault(label, []).append(now - run.begin)
@@ -114,7 +114,7 @@ class Pace:
             self.measuring.append(now - run.learned)
 
     def expected(self, now: float) -> dict[str, float]:
-        """Expect how long a run of each model takes, as far as that is known."""
+        """Estimate the duration of a run of each model that has an estimate, in seconds by label."""
         measuring = fmean(self.measuring) if self.measuring else 0.0
         known = {
             label: max(now, run.learned + measuring) - run.begin
@@ -124,18 +124,18 @@ class Pace:
         return known | {label: fmean(seconds) for label, seconds in self.took.items()}
 
     def left(self, waiting: Sequence[str], jobs: int, now: float) -> Left | None:
-        """Expect in how many seconds all runs will have ended; None before anything is known of them.
+        """Estimate the time until all runs have ended; None before there is an estimate for any model.
 
         Args:
-            waiting: The model of each run that has not begun.
-            jobs: Runs at a time.
-            now: The time.
+            waiting: Label of each run that has not begun.
+            jobs: Number of runs executed in parallel.
+            now: Current time in seconds.
         """
         expected = self.expected(now)
         if not expected:
             return None
-        typical = fmean(expected.values())  # of models that nothing is known of
-        to_go = [max(0.0, run.begin + expected.get(label, typical) - now) for (label, _), run in self.running.items()]
-        to_go += [expected.get(label, typical) for label in waiting]
+        typical = fmean(expected.values())  # for models without an estimate
+        seconds = [max(0.0, run.begin + expected.get(label, typical) - now) for (label, _), run in self.running.items()]
+        seconds += [expected.get(label, typical) for label in waiting]
         untimed = {*waiting, *(label for label, _ in self.running)} - expected.keys()
-        return Left(max(sum(to_go) / jobs, *to_go, 0.0), len(untimed))
+        return Left(max(sum(seconds) / jobs, *seconds, 0.0), len(untimed))

@@ -1,7 +1,7 @@
-"""Recipes: how to make an agent by its name, its hyper-parameters and its reward.
+"""Recipes: create an agent from its name, its hyper-parameters and its reward.
 
-Everything that can be known of an agent before there is one is asked of its class: `Agent` has class attributes and
-class methods for it, and `PlainAgent` answers for functions and classes that are not an `Agent`.
+The properties of an agent that are needed before it is created come from its class: `Agent` has class attributes and
+class methods for them, and `PlainAgent` has the same ones for functions and classes that are not an `Agent`.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 PUBLISHED_BLEU = "bleu(n=3, references=0.4, smoothing=None)"
-GIVEN = {"seed", "preset", "folder", "device", "threads", "start", "progress", "log"}  # to agents that take it
+GIVEN = {"seed", "preset", "folder", "device", "threads", "start", "progress", "log"}
+"""Arguments that a run passes to every agent with parameters of these names."""
 
 
 class PlainAgent:
-    """A function or a class that makes agents without being an `Agent`, described as one.
+    """Adapter with the class interface of `Agent`, for a function or class that creates other agents.
 
-    What it makes has sample(), and perhaps learn(), rewards() and log_prob().
+    The agents have sample(), and optionally learn(), rewards() and log_prob().
 
     Args:
-        name: What error messages call it.
-        factory: Called with the environment, and with what it has parameters for.
+        name: Name in error messages.
+        factory: Function or class, called with the environment and the arguments that it has parameters for.
     """
 
     presets: ClassVar[Presets] = {}
@@ -44,7 +45,7 @@ class PlainAgent:
     is_warm_start = False
 
     def __init__(self, name: str, factory: Callable[..., object]) -> None:
-        """Read what the factory says of itself."""
+        """Inspect the attributes and the parameters of the factory."""
         self.name, self.factory = name, factory
         self.parameters = parameters_of(factory)
         self.takes_start = bool(getattr(factory, "takes_start", "start" in self.parameters))
@@ -53,28 +54,28 @@ class PlainAgent:
         self.can_load = "folder" in self.parameters or not callable(getattr(factory, "learn", None))
 
     def choose_settings(self, preset: str | None = None, **options: object) -> None:
-        """Refuse options that the factory does not take; it lists no settings."""
+        """Raise an OptionError for options that the factory does not take; return None, for there are no settings."""
         given = dict.fromkeys(GIVEN & self.parameters)
         check_options(f"agent {self.name!r}", partial(self.factory, None, **given), options)
 
     def same_updates(self, settings: object, steps: int | None, reward: str) -> Updates | None:
-        """Return its own updates, unless it learns from no reward or has a reward of its own."""
+        """Return the agent's own updates; None if it does not learn from a reward, or has its own reward."""
         has_own = hasattr(self.factory, "rewards")
         return Updates(None, {}) if self.learns and self.learns_from_reward and not has_own else None
 
     def stopped_early(self, settings: object, patience: int) -> None:
-        """Return None: it is not known how to stop it early."""
+        """Return None: early stopping is not supported."""
 
     def begins_with(self, settings: object) -> str:
-        """Say that it begins with what it makes itself; "" if it learns nothing."""
+        """Describe the initial policy; "" if the agent does not learn."""
         return "weights of its own" if self.learns else ""
 
     def relative_cost(self, settings: object, steps: int | None) -> float:
-        """Return 0: nothing is known of its cost."""
+        """Return 0: the cost is unknown."""
         return 0.0
 
     def check_task(self, task: Task) -> None:
-        """Refuse a task that the factory says it cannot be used with."""
+        """Raise an OptionError for a task that the factory refuses."""
         check = getattr(self.factory, "check_task", None)
         if check is not None:
             check(task)
@@ -82,85 +83,82 @@ class PlainAgent:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A way to make an agent: its class, hyper-parameters and reward."""
+    """The class, hyper-parameters and reward of an agent."""
 
     name: str
-    """The name that it was found by."""
+    """Name of the agent: a registered name, or module:attribute."""
     factory: Callable[..., object]
-    """Called with the environment, and with what it has parameters for."""
+    """Function or class that creates the agent."""
     options: dict[str, object]
-    """Hyper-parameters that were given."""
+    """Hyper-parameters that differ from the preset."""
     reward: RewardSpec | None
-    """Reward in place of the environment's."""
+    """Reward that replaces the environment's; None to keep it."""
     steps: int | None = None
-    """Steps that it learns, if they were given and are none of its hyper-parameters."""
+    """Training steps from the option "steps", if that is not a hyper-parameter of the agent."""
 
     @cached_property
     def agent_class(self) -> type[Agent[Any]] | PlainAgent:
-        """The class of the agent, or what answers for a factory that is none."""
+        """The class of the agent, or an adapter with the same interface."""
         if isinstance(self.factory, type) and issubclass(self.factory, Agent):
             return self.factory
         return PlainAgent(self.name, self.factory)
 
     @property
     def takes_start(self) -> bool:
-        """Whether the agent can begin with another one's policy."""
+        """Whether the agent supports a warm start."""
         return self.agent_class.takes_start and "start" in parameters_of(self.factory)
 
     def begins_with(self, preset: str | None) -> str:
-        """Describe what the agent begins with where it has no warm start; "" if it learns nothing."""
+        """Describe the initial policy without a warm start; "" if the agent does not learn."""
         return self.agent_class.begins_with(self.settings(preset))
 
     def settings(self, preset: str | None) -> DataclassInstance | None:
-        """Check the hyper-parameters, and return all there are; None for an agent that does not list them."""
+        """Check the hyper-parameters and return all of them; None for an agent that does not list them."""
         if taken := GIVEN & self.options.keys():
-            raise OptionError(f"agent {self.name!r} is given {min(taken)} by the run; leave it out of its options")
+            raise OptionError(f"{min(taken)!r} is set by the run; leave it out of the options of agent {self.name!r}")
         settings: DataclassInstance | None
         settings = self.agent_class.choose_settings(self.preset_of(preset), **self.options)
         if settings is not None and (taken := GIVEN & {field.name for field in fields(settings)}):
-            raise OptionError(
-                f"agent {self.name!r} has a hyper-parameter {min(taken)!r}, which every agent is given; "
-                "call it otherwise"
-            )
+            raise OptionError(f"hyper-parameter {min(taken)!r} of agent {self.name!r} has a reserved name; rename it")
         return settings
 
     def check_preset(self, preset: str | None) -> None:
-        """Refuse a preset that it does not have."""
+        """Raise an OptionError if the agent has no preset of this name."""
         known = self.agent_class.presets
         if preset is not None and preset not in known:
             raise OptionError(f"{self.name} has no preset {preset!r}." + suggest(preset, known))
 
     def preset_of(self, preset: str | None) -> str | None:
-        """Return the preset if it has one of this name; agents of the user's own often have none."""
+        """Return the preset if the agent has it, else None: the user's own agents often have no presets."""
         return preset if preset in self.agent_class.presets else None
 
-    def make(self, env: Env, preset: str | None = None, **surroundings: object) -> Sampler:
-        """Make the agent; of seed, start, folder and so on it gets what it has parameters for."""
-        given = {"preset": self.preset_of(preset), **surroundings}
+    def make(self, env: Env, preset: str | None = None, **arguments: object) -> Sampler:
+        """Create the agent with those of the arguments (seed, start, folder, ...) that it has parameters for."""
+        given = {"preset": self.preset_of(preset), **arguments}
         if not self.takes_start:
             given.pop("start", None)
         parameters = parameters_of(self.factory)
         fitting = {name: value for name, value in given.items() if name in parameters and value is not None}
         made = self.factory(env, **fitting, **self.options)
         if not callable(getattr(made, "sample", None)):
-            raise OptionError(f"agent {self.name!r} made {made!r}, which has no sample()")
+            raise OptionError(f"agent {self.name!r} returned {made!r}, which has no method sample()")
         if not hasattr(made, "task"):
-            setattr(made, "task", rules_of(env).task)  # noqa: B010 - an attribute that its class does not have
+            setattr(made, "task", rules_of(env).task)  # noqa: B010 - its class does not declare the attribute
         return cast(Sampler, made)
 
 
 def find_agent(spec: str, preset: str | None = None, trust: bool = True, /, **options: object) -> Recipe:
-    """Look up the recipe that a name, "name(option=value)" or, with trust, "module:attribute" stands for.
+    """Find the recipe for a name, "name(option=value)" or, with trust, "module:attribute".
 
     >>> find_agent("seqgan(rounds=3)").options, find_agent("pg-bleu").reward
     ({'rounds': 3}, 'bleu')
     >>> find_agent("pg-bleu", "paper").reward
     'bleu(n=3, references=0.4, smoothing=None)'
     """
-    name, factory, written = AGENTS.resolve(spec, trust)
+    name, factory, own_options = AGENTS.resolve(spec, trust)
     if not callable(factory):
-        raise OptionError(f"{spec!r} is {factory!r}, which cannot be called to make an agent")
-    hyper = merged(written, options)
+        raise OptionError(f"{spec!r} is {factory!r}; name a class or a function that returns an agent")
+    hyper = merged(own_options, options)
     reward = hyper.pop("reward", None)
     if reward is None and name == "pg-bleu":
         reward = PUBLISHED_BLEU if preset in ("paper", "fast") else "bleu"
@@ -172,11 +170,11 @@ def find_agent(spec: str, preset: str | None = None, trust: bool = True, /, **op
 
 
 def parameters_of(factory: Callable[..., object]) -> set[str]:
-    """List what a factory takes; what Agent.__init__ takes too where a subclass passes arguments on to it."""
+    """Return the names of a factory's parameters, with those of Agent.__init__ if a subclass passes **kwargs to it."""
     try:
         parameters = inspect.signature(factory).parameters
     except (TypeError, ValueError) as problem:
-        raise OptionError(f"{factory!r} does not say what it takes, and so cannot make an agent") from problem
+        raise OptionError(f"{factory!r} has no signature; wrap it in a function that returns an agent") from problem
     names = set(parameters)
     passes_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     if passes_on and isinstance(factory, type) and issubclass(factory, Agent):

@@ -1,4 +1,4 @@
-"""Models to compare others with: uniformly random tokens, and real data."""
+"""Reference models: uniformly random tokens, and real data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class UniformPolicy(LanguageModel):
     """The language model with the same probability for every token."""
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
-        """Create a model without parameters."""
+        """Create the model, which has no parameters."""
         super().__init__()
         self.vocab_size = vocab_size
         self.device = device
@@ -46,7 +46,7 @@ class UniformPolicy(LanguageModel):
 
 
 class Uniform(Agent[NoSettings]):
-    """Samples every token with the same probability, EOS among them; it learns nothing.
+    """Agent that samples every token, EOS included, with the same probability, and does not learn.
 
     >>> import gymnasium as gym, text_gym
     >>> Uniform(gym.make("TextGen-v0"), seed=0).sample(2, seed=0).tokens.shape
@@ -63,12 +63,12 @@ class Uniform(Agent[NoSettings]):
         self.policy = UniformPolicy(len(self.task.vocab), self.device)
 
     def one_step(self, step: int) -> bool:
-        """End the run."""
+        """Return False: there is nothing to learn."""
         return False
 
 
 class RealData:
-    """Real sequences as if a model had sampled them: new ones if the source is known, else the validation split.
+    """Real sequences with the interface of a model: new samples if the task has a source, else the validation split.
 
     >>> import gymnasium as gym, text_gym
     >>> real = RealData(gym.make("TextGen-v0"), seed=0)
@@ -79,7 +79,7 @@ class RealData:
     learns_from_reward = False
 
     def __init__(self, env: Env, seed: int = 0) -> None:
-        """Read the task; there is a log_prob() only if the source has one."""
+        """Store the task, and define log_prob() if the source has one."""
         self.rules = rules_of(env)
         self.task = self.rules.task
         self.seed = seed
@@ -88,7 +88,7 @@ class RealData:
 
     @staticmethod
     def check_task(task: Task) -> None:
-        """Refuse a task without real sequences to show."""
+        """Raise an OptionError for a task without real sequences to sample."""
         if not knows_real_data(task):
             raise OptionError(f"the 'valid' split of {task!r} is empty, so there are no real sequences to compare with")
 
@@ -99,23 +99,23 @@ class RealData:
         seed: int | None = None,
         prompts: Sequence[str | Sequence[int] | Example] | None = None,
     ) -> Batch:
-        """Return n real sequences, or as many as there are; with prompts, a reference of each of them."""
+        """Return n real sequences, or all if there are fewer; with prompts, the first reference of each prompt."""
         if prompts is not None:
             return self._answers(prompts)
         if self.task.knows("sample"):
             return self.task.sample(n, self.seed if seed is None else seed)
         pool = len(self.task.valid.references)
         if not pool:
-            raise OptionError(f"the 'valid' split of {self.task!r} is empty, so there are no real sequences to show")
+            raise OptionError(f"the 'valid' split of {self.task!r} is empty, so there are no real sequences to sample")
         rows = np.random.default_rng(self.seed if seed is None else seed).permutation(pool)
         return self.task.batch("valid", rows[:n])
 
     def _answers(self, prompts: Sequence[str | Sequence[int] | Example]) -> Batch:
-        """Return the first reference of each prompt, to be compared with its other references."""
+        """Return the first reference of each prompt; the examples keep the other references for comparison."""
         examples = [p if isinstance(p, Example) else self.rules.find_example(p) for p in prompts]
         for example in examples:
             if not example.references:
-                raise OptionError(f"no real answer to {self.task.decode(example.prompt)!r} is known")
+                raise OptionError(f"the prompt {self.task.decode(example.prompt)!r} has no reference")
         answers = Sequences.from_lists([example.references[0] for example in examples])
         tokens, lengths = answers.padded(self.task.max_length, self.task.vocab.pad, self.task.vocab.eos)
         others = [example._replace(references=example.references[1:]) for example in examples]
@@ -129,5 +129,5 @@ class RealData:
 
 
 def knows_real_data(task: Task) -> bool:
-    """Whether a task has real sequences to show that are neither learned from nor compared with."""
+    """Whether a task has real sequences that are neither training data nor references of the evaluation."""
     return task.conditional or task.knows("sample") or len(task.valid.references) > 1

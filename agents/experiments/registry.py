@@ -1,4 +1,4 @@
-"""Agents by name. Listing them imports none of them, and no torch."""
+"""Registered agents. Listing them imports neither the agents nor torch."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ AGENTS: Registry[Callable[..., object]] = Registry(
     about={
         "mle": "Maximum likelihood. A step of learn() is an epoch.",
         "ss": "Scheduled sampling. A step of learn() is an epoch.",
-        "reinforce": "REINFORCE on the environment's reward. A step of learn() is one update of the policy.",
-        "pg-bleu": "REINFORCE on BLEU, whatever the environment's reward is.",
-        "seqgan": "SeqGAN. A step of learn() is a round; before the first one come both pretrainings.",
-        "ppo": "Proximal policy optimisation, by Stable-Baselines3. A step of learn() is an iteration.",
-        "a2c": "Advantage actor-critic, by Stable-Baselines3: one update for each rollout.",
-        "maskable-ppo": "PPO within the environment's masks, by sb3-contrib (extra: contrib).",
-        "nlpo": "Natural-language policy optimisation, on sb3-contrib's masked distributions (extra: contrib).",
-        "uniform": "Writes tokens that are all as likely, the end among them.",
-        "real": "Real sequences: newly drawn where the source is known, else the validation split.",
+        "reinforce": "REINFORCE on the environment's reward. A step of learn() is a policy update.",
+        "pg-bleu": "REINFORCE with BLEU in place of the environment's reward.",
+        "seqgan": "SeqGAN. A step of learn() is a round; pretraining comes before the first round.",
+        "ppo": "Proximal policy optimisation, from Stable-Baselines3. A step of learn() is an iteration.",
+        "a2c": "Advantage actor-critic, from Stable-Baselines3. A step of learn() is a policy update.",
+        "maskable-ppo": "PPO with the environment's action masks, from sb3-contrib (extra: contrib).",
+        "nlpo": "Natural-language policy optimisation, based on sb3-contrib (extra: contrib).",
+        "uniform": "Uniformly random tokens, EOS included.",
+        "real": "Real sequences: new samples if the task has a source, else the validation split.",
     },
 )
 
 
 def register_agent(name: str, factory: Callable[..., object], replace: bool = False) -> None:
-    """Let `text-gym train` and `compare` call `factory(env, ...)` by this name."""
+    """Register `factory(env, ...)` as an agent that `text-gym train` and `compare` find by name."""
     AGENTS.register(name, factory, replace)
 
 
 def registered_agents() -> dict[str, str]:
-    """List the registered names, each with a line about it."""
+    """Return the registered names, each with a description."""
     return AGENTS.describe()

@@ -1,4 +1,4 @@
-"""What rewards can tell apart: real sequences, the same words in another order, random tokens."""
+"""Reward audits: mean rewards of real sequences, of their words in random order, and of random tokens."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from text_gym.validation import whole_number
 def audit_rewards(
     task: Task, rewards: Sequence[str] = (), n: int = 1000, seed: int = 0
 ) -> dict[str, tuple[float, float, float]]:
-    """For each reward its mean on real test sequences, on those shuffled, and on random tokens.
+    """Compute the mean of each reward on real test sequences, on shuffled ones, and on random tokens.
 
     Args:
-        task: Where the sequences come from.
-        rewards: Their names; all registered ones that fit the task as they are if none are given.
-        n: How many sequences, if the test split has so many.
-        seed: Draws the sequences and the noise.
+        task: Task of the sequences.
+        rewards: Names of rewards; all registered rewards that suit the task if there are none.
+        n: Number of sequences, at most the size of the test split.
+        seed: Random seed of the selection, the shuffling and the random tokens.
+
+    Returns:
+        (real, shuffled, random) means by name.
     """
     random = np.random.default_rng(whole_number("seed", seed, least=0))
     if not len(task.test):
@@ -38,14 +41,14 @@ def audit_rewards(
         except (RewardError, OptionError, DependencyError):
             if rewards:
                 raise
-            continue  # it does not fit the task, must be told something first, or lacks its library
+            continue  # the reward does not suit the task, needs options, or its library is not installed
         real_mean, shuffled_mean, noise_mean = (float(scorer(b).total.mean()) for b in (real, shuffled, noise))
         results[name] = (real_mean, shuffled_mean, noise_mean)
     return results
 
 
 def _shuffle(batch: Batch, random: np.random.Generator) -> IntArray:
-    """Each row's words in random order, its end where it was."""
+    """Shuffle the words of each row; EOS and padding stay in place."""
     order = random.random(batch.tokens.shape)
     place = np.arange(batch.tokens.shape[1])
     order = np.where(place < batch.content_lengths[:, None], order, place + 1)
@@ -53,7 +56,7 @@ def _shuffle(batch: Batch, random: np.random.Generator) -> IntArray:
 
 
 def _replace(batch: Batch, random: np.random.Generator) -> IntArray:
-    """Random tokens in place of each row's words, its end where it was."""
+    """Replace the words of each row by random tokens; EOS and padding stay in place."""
     size, eos = len(batch.vocab), batch.vocab.eos
     draws = random.integers(0, size if eos is None else size - 1, batch.tokens.shape)
     if eos is not None:

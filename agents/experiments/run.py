@@ -1,17 +1,17 @@
-"""One run: an agent with one seed, from what is to be run to its figures on disk.
+"""One run: an agent with one seed, from its specification to its metrics on disk.
 
-The folder of a run holds everything about it (agents/report/run_files.py says which files), so that a run that
-was stopped goes on, one that is finished is not run again, and a report needs nothing else.
+The folder of a run contains everything about it (agents/report/run_files.py lists the files). A run that was stopped
+can be resumed, a finished run is not repeated, and a report needs nothing but the folder.
 
-A folder may come from anybody, so what it names is data unless the caller trusts it:
+A folder may come from an untrusted source. Without `trust`, everything that it names is treated as data:
 
-- registered names of tasks, rewards and agents, with options in brackets: nothing but this package's code is run;
-- paths of corpora, of data sets and of an oracle's parameters: read as data, pickles by an interpreter of arrays;
+- registered names of tasks, rewards and agents, with options in brackets: only code of this package is executed;
+- paths of corpora, data sets and oracle parameters: read as data; pickles are read by an interpreter for arrays only;
 - names and folders of Hugging Face models and tokenizers: loaded without the code that comes with them;
-- folders of other runs, to start from: read by the same rules;
+- folders of other runs, as warm starts: read by the same rules;
 - checkpoints: tensors in safetensors, and JSON;
-- "module:attribute" and "file.py:attribute", for an agent, a task or a reward: refused without trust, wherever they
-  stand (`RunSpec.code` finds them; `Registry.find` does not import them).
+- "module:attribute" and "file.py:attribute", for an agent, a task or a reward: refused, at any depth of the options
+  (`RunSpec.code` finds them; `Registry.find` does not import them).
 """
 
 from __future__ import annotations
@@ -48,45 +48,47 @@ from text_gym.files import LOCK, read_json, replace_file, worded
 from text_gym.rewards import Scorer
 from text_gym.tasks import find_task, make_task
 
-# What changes nothing in the results.
-WORDS_ALONE = {"order", "baseline", "controls_for", "trivial", "words", "command", "begins_with"}
-# What a folder may have before anything was learned in it; of the log it depends on what it says.
-BEFORE = (LOCK, RUN, ERROR, NOW, "output.txt", "events.out.tfevents*", LOG, "*.part")
+# Settings that do not affect the results.
+DESCRIPTIVE = {"order", "baseline", "controls_for", "trivial", "words", "command", "begins_with"}
+# Files that a run leaves before its first training step. The log counts only if it has rows of later steps.
+PRELIMINARY = (LOCK, RUN, ERROR, NOW, "output.txt", "events.out.tfevents*", LOG, "*.part")
 PACKAGES = ("torch", "numpy", "gymnasium", "stable-baselines3")
 
 
 def prepare_run(folder: Path, spec: RunSpec) -> None:
-    """Write down what is to be run; refuse a folder where something else was."""
+    """Create the folder of a run and write run.json; raise an OptionError if the folder holds another run."""
     check_folder(folder, spec)
     if (folder / RESULTS).exists():
-        spec = replace(spec, command=RunSpec.read(folder).command)  # what it was made with
+        spec = replace(spec, command=RunSpec.read(folder).command)  # keep the command that created the results
     folder.mkdir(parents=True, exist_ok=True)
-    if not _begun(folder):
-        (folder / LOG).unlink(missing_ok=True)  # perhaps of other settings, that failed at once
+    if not _has_progress(folder):
+        (folder / LOG).unlink(missing_ok=True)  # it may be from a failed run with other settings
     write_json(folder / RUN, spec.as_json())
 
 
 def check_folder(folder: Path, spec: RunSpec) -> None:
-    """Refuse a folder that is none, or where something else was, as far as it came to anything."""
+    """Raise an OptionError if a path is not a folder, or holds the progress of a run with other settings."""
     wanted = spec.as_json()
-    there_is = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there_is.is_dir():
-        raise OptionError(f"{there_is} is not a folder; choose another one")
-    if (folder / OLD_RUN).exists() or ((folder / RUN).exists() and _begun(folder)):
-        there = RunSpec.read(folder).as_json() | {INPUTS: read_json(folder / RUN).get(INPUTS, {})}
-        differs = [name for name in wanted if name not in WORDS_ALONE and there.get(name) != wanted[name]]
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise OptionError(f"{existing} is not a folder; choose another one")
+    if (folder / OLD_RUN).exists() or ((folder / RUN).exists() and _has_progress(folder)):
+        saved = RunSpec.read(folder).as_json() | {INPUTS: read_json(folder / RUN).get(INPUTS, {})}
+        differs = [name for name in wanted if name not in DESCRIPTIVE and saved.get(name) != wanted[name]]
         if differs == [INPUTS]:
-            changed = [path for path, digest in wanted[INPUTS].items() if there[INPUTS].get(path) != digest]
-            raise OptionError(f"{', '.join(changed)} changed since {folder} was made from it. Give another folder.")
+            changed = [path for path, digest in wanted[INPUTS].items() if saved[INPUTS].get(path) != digest]
+            raise OptionError(f"{', '.join(changed)} changed since the run in {folder} started; choose another folder")
         if differs:
-            said = ", ".join(f"{name} was {there.get(name)!r} and is {wanted[name]!r}" for name in differs)
-            raise OptionError(f"{folder} holds another run: {said}. Give another folder, or the same arguments.")
+            changes = ", ".join(f"{name} was {saved.get(name)!r} and is {wanted[name]!r}" for name in differs)
+            raise OptionError(
+                f"{folder} holds a run with other settings: {changes}; choose another folder, or use the same settings"
+            )
 
 
-def _begun(folder: Path) -> bool:
-    """Whether a run left anything: a checkpoint, metrics, results, or files of an agent's own."""
+def _has_progress(folder: Path) -> bool:
+    """Whether a run left a checkpoint, metrics of a training step, results, or files of the user's own agent."""
     learned = any(step_of(row) > 0 for row in read_log(folder))
-    return learned or any(not any(map(path.match, BEFORE)) for path in folder.iterdir())
+    return learned or any(not any(map(path.match, PRELIMINARY)) for path in folder.iterdir())
 
 
 def execute(
@@ -96,14 +98,14 @@ def execute(
     start: Sampler | None = None,
     trust: bool = False,
 ) -> None:
-    """Learn and measure what run.json asks for, going on where an earlier run was stopped.
+    """Train and evaluate the agent that run.json specifies; resume a run that was stopped, skip a finished one.
 
     Args:
         folder: Folder of the run.
         progress: Whether to show a progress bar.
-        env: Environment of the run, if there is one already.
-        start: Model to start from, if it is loaded already.
-        trust: Whether code that run.json names may be run, because this program's user named it.
+        env: Environment of the run; None to create it.
+        start: Warm start of the run; None to load it.
+        trust: Whether Python code that run.json names may be executed.
     """
     spec = RunSpec.read(folder)
     check_trust(folder, spec, trust)
@@ -147,7 +149,7 @@ def make_model(
     start: Sampler | None = None,
     trust: bool = False,
 ) -> Sampler:
-    """Make the model of a run, as far as the folder holds it; see execute() for the arguments."""
+    """Create the model of a run, with the state that its folder holds; see execute() for the arguments."""
     recipe = find_agent(spec.agent, spec.preset, trust, **spec.options)
     env = make_env(spec, trust) if env is None else env
     if start is None and recipe.takes_start:
@@ -155,46 +157,46 @@ def make_model(
             start = load_model(Path(spec.start_folder), trust)
         elif spec.start is not None:
             start = load_model(folder.parent.parent / spec.start / f"seed-{spec.seed}", trust)
-    surroundings = {"seed": spec.seed, "device": spec.device, "folder": folder, "start": start, "progress": progress}
-    return recipe.make(env, spec.preset, **surroundings, log=logs())
+    arguments = {"seed": spec.seed, "device": spec.device, "folder": folder, "start": start, "progress": progress}
+    return recipe.make(env, spec.preset, **arguments, log=logs())
 
 
 def make_env(spec: RunSpec, trust: bool = False) -> gym.Env[object, object]:
-    """Make the environment of a run: its task, and its agent's own reward or the one that was asked for."""
+    """Create the environment of a run, with the agent's own reward if it has one."""
     reward = find_agent(spec.agent, spec.preset, trust, **spec.options).reward or spec.reward
-    find_task(spec.task, trust)  # which refuses code
+    find_task(spec.task, trust)  # raises an error for code without trust
     task = make_task(spec.task)
     return gym.make("TextGen-v0", task=task, reward=None if reward is None else Scorer(reward, task, trust=trust))
 
 
 def check_trust(folder: Path, spec: RunSpec, trust: bool) -> None:
-    """Refuse a run that names code, unless it may be run."""
+    """Raise an OptionError if a run names Python code and is not trusted."""
     if not trust and (code := spec.code()):
         raise OptionError(
-            f"the run in {folder} names {code[0]!r}, and to load it would run what is there; "
-            "if that is your own code or code that you trust, say --trust"
+            f"the run in {folder} names the Python code {code[0]!r}, which loading it would execute; "
+            "if you trust this code, add --trust (trust=True in Python)"
         )
 
 
 @contextmanager
 def refusing_damage(folder: Path) -> Iterator[None]:
-    """Turn whatever is raised by what a folder says into an error that names the folder."""
+    """Convert any other exception in the context to a DataError that names the folder."""
     try:
         yield
     except (TextGymError, OSError):
         raise
-    except Exception as problem:  # a setting, a shape or a number that is wrong can fail anywhere
-        said = f"{type(problem).__name__}: {problem}".strip().partition("\n")[0]
-        raise DataError(f"the run in {folder} is damaged, or its own code failed: {said}") from problem
+    except Exception as problem:  # wrong settings, shapes and numbers can fail anywhere
+        reason = f"{type(problem).__name__}: {problem}".strip().partition("\n")[0]
+        raise DataError(f"the run in {folder} is damaged, or its own code failed: {reason}") from problem
 
 
 def load_model(folder: Path, trust: bool = False, device: str | None = None) -> Sampler:
-    """Load the model of a finished run, for sampling and measuring or as another's start.
+    """Load the model of a run, to sample from it, to evaluate it, or as a warm start.
 
     Args:
         folder: Folder of the run.
-        trust: Whether code that the folder names, for an agent, a task or a reward of one's own, may be run.
-        device: Where to put it; where the run was if None.
+        trust: Whether Python code that run.json names for an agent, a task or a reward may be executed.
+        device: Device of the model; None for the device of the run.
     """
     spec = RunSpec.read(folder)
     spec = spec if device is None else replace(spec, device=device)
@@ -208,8 +210,8 @@ def _load(folder: Path, spec: RunSpec, trust: bool) -> Sampler:
     if isinstance(agent_class, PlainAgent):
         if not agent_class.can_load:
             raise OptionError(
-                f"what {spec.label} learned is not kept in {folder}: only an agents.Agent can be loaded, or an agent "
-                "that takes folder= and reads from there what it has learned"
+                f"the weights of {spec.label} are not saved in {folder}, so it cannot be loaded; make it a subclass of "
+                "agents.Agent, or let it take folder= and restore its weights from there"
             )
     elif agent_class.learns:
         return agent_class.load(folder, make_env(spec, trust), device=spec.device, progress=False)
@@ -217,7 +219,7 @@ def _load(folder: Path, spec: RunSpec, trust: bool) -> Sampler:
 
 
 def learn(model: Sampler, spec: RunSpec, folder: Path) -> dict[str, float]:
-    """Let a model learn, an `Agent` with its learning curve, and return the cost; nothing if there is none to learn."""
+    """Train a model, with evaluations if it is an `Agent`; return the cost, or {} for a model that does not learn."""
     if isinstance(model, Agent):
         if not model.learns:
             return {}
@@ -237,17 +239,17 @@ def learn(model: Sampler, spec: RunSpec, folder: Path) -> dict[str, float]:
 
 
 def note(folder: Path, doing: Mapping[str, object]) -> None:
-    """Write into the folder of a run how far it is; an error where somebody has removed what it had written."""
+    """Write the progress of a run into its folder; raise a FileNotFoundError if run.json was removed."""
     if not (folder / RUN).exists():
-        raise FileNotFoundError(f"{folder / RUN} is gone: it was removed while the run went on")
+        raise FileNotFoundError(f"{folder / RUN} is missing: it was removed during the run")
     write_json(folder / NOW, doing)
 
 
 class Heartbeat(BaseCallback):
-    """Says in a file how far a model has learned, at most twice a second."""
+    """Writes the training step to the folder of a run, at most twice a second."""
 
     def __init__(self, folder: Path, total: int) -> None:
-        """Keep the folder."""
+        """Store the folder and the total number of steps."""
         super().__init__()
         self.folder, self.total, self.last = folder, total, 0.0
 
@@ -259,25 +261,25 @@ class Heartbeat(BaseCallback):
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the global generators, which some agents use; their numbers would depend on earlier runs otherwise."""
+    """Seed the global generators, which some agents use: otherwise their results would depend on earlier runs."""
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - the global one is meant
+    np.random.seed(seed)  # noqa: NPY002 - seeds the global generator
     torch.manual_seed(seed)
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, this package and those that results depend on."""
+    """Return the versions of Python, of this package, and of the packages that results depend on."""
     own = {"python": platform.python_version(), "text-gym": text_gym.__version__}
     return own | {name: metadata.version(name) for name in PACKAGES}
 
 
 def logs() -> tuple[str, ...]:
-    """Kinds of logs: JSON lines, and TensorBoard's where it is installed."""
+    """Return the log formats: JSON lines, and TensorBoard if it is installed."""
     return ("json", "tensorboard") if importlib.util.find_spec("tensorboard") else ("json",)
 
 
 def hardware() -> str:
-    """Name the processor, or the GPU, of this machine."""
+    """Return the name of the GPU, or the cores and the name of the processor."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     name = platform.processor() or platform.machine()
@@ -289,6 +291,6 @@ def hardware() -> str:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write a JSON file whole; numbers that JSON lacks become words."""
+    """Replace a JSON file atomically; NaN and infinities are written as strings."""
     with replace_file(path) as file:
         file.write(json.dumps(worded(content), indent=1, ensure_ascii=False, allow_nan=False).encode())

@@ -1,4 +1,4 @@
-"""The scheduler: each run after the one that it starts from, as many at a time as there is room for."""
+"""Scheduler of a comparison: executes runs in parallel, each after its warm start."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Progress:
 
     Attributes:
         folders: Folders of all runs.
-        finished: Runs that have results.
-        failed: Runs that failed, and why.
-        running: Runs that are under way, each with what it is doing.
-        jobs: Runs at a time.
+        finished: Folders of the runs with results.
+        failed: Folders of the runs that failed, with the reasons.
+        running: Folders of the running runs, with their states.
+        jobs: Number of runs executed in parallel.
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
-        """Find the runs that an earlier comparison finished."""
+        """Find the runs that are finished already."""
         self.folders = list(folders)
         self.specs = {folder: RunSpec.read(folder) for folder in folders}
         self.finished = [folder for folder in folders if (folder / RESULTS).exists()]
@@ -41,7 +41,7 @@ class Progress:
                 self._pace.took.setdefault(self.specs[folder].label, []).append(took)
 
     def start_of(self, folder: Path) -> Path | None:
-        """Find the run that this one starts from."""
+        """Return the folder of the run's warm start; None if it has none."""
         spec = self.specs[folder]
         return None if spec.start is None else folder.parent.parent / spec.start / folder.name
 
@@ -53,29 +53,29 @@ class Progress:
 
     @property
     def left(self) -> Left | None:
-        """How long it will take from now on, as far as can be told; None before anything is known."""
+        """Estimated time left; None before there is an estimate."""
         return self._pace.left([self.specs[folder].label for folder in self.waiting], self.jobs, time.monotonic())
 
     @property
     def timed(self) -> int:
-        """Number of models of which it is known how long their runs take."""
+        """Number of models with an estimated duration."""
         return len(self._pace.expected(time.monotonic()))
 
     def begin(self, folder: Path) -> None:
-        """Count a run as begun."""
+        """Record that a run has begun."""
         spec = self.specs[folder]
         self.running[folder] = State("starting")
         self._pace.begin(spec.label, spec.seed, time.monotonic())
 
     def look(self) -> None:
-        """Read how far each run is."""
+        """Update the states of the running runs from their folders."""
         for folder in self.running:
             spec = self.specs[folder]
             self.running[folder] = state = state_of(folder)
             self._pace.running[spec.label, spec.seed].see(state, time.monotonic())
 
     def end(self, folder: Path, error: str | None) -> None:
-        """Count a run as finished, or as failed."""
+        """Record that a run is finished, or failed if there is an error."""
         spec = self.specs[folder]
         del self.running[folder]
         self._pace.end(spec.label, spec.seed, time.monotonic(), error is None)
@@ -86,12 +86,18 @@ class Progress:
 
     @property
     def ready(self) -> list[Path]:
-        """Runs that could begin: what they start from is there."""
+        """Runs that can begin, because their warm start is finished."""
         return [folder for folder in self.waiting if self.start_of(folder) in (None, *self.finished)]
 
 
 def run_all(progress: Progress, make: Callable[[], Pool], watch: Callable[[Progress], None]) -> None:
-    """Run what is not finished, as many at a time as the pool has room for."""
+    """Execute the unfinished runs of a comparison.
+
+    Args:
+        progress: Runs of the comparison.
+        make: Creates the pool that executes the runs; not called if all runs are finished.
+        watch: Called with the progress before the first run, then several times a second.
+    """
     if not progress.waiting:
         watch(progress)
         return
@@ -103,7 +109,7 @@ def run_all(progress: Progress, make: Callable[[], Pool], watch: Callable[[Progr
             for folder in progress.ready[: pool.free]:
                 pool.begin(folder)
                 progress.begin(folder)
-            _give_up_those_without_start(progress)
+            _fail_without_start(progress)
             for folder, error in pool.wait(0.25):
                 (folder / NOW).unlink(missing_ok=True)
                 if error == STOPPED:
@@ -115,22 +121,30 @@ def run_all(progress: Progress, make: Callable[[], Pool], watch: Callable[[Progr
         pool.close()
 
 
-def _give_up_those_without_start(progress: Progress) -> None:
+def _fail_without_start(progress: Progress) -> None:
+    """Record the waiting runs whose warm start failed as failed."""
     for folder in progress.waiting:
         start = progress.start_of(folder)
         if start in progress.failed:
-            fail(progress, folder, f"{start} failed, with which it would have begun")
+            fail(progress, folder, f"its warm start {start} failed")
 
 
-def fail(progress: Progress, folder: Path, why: str) -> None:
-    """Count a run as failed, and say why in its folder, unless it has said so itself."""
-    progress.failed[folder] = why
+def fail(progress: Progress, folder: Path, reason: str) -> None:
+    """Record that a run failed, and write the reason into its folder unless there is an error already."""
+    progress.failed[folder] = reason
     if not (folder / ERROR).exists():
-        keep_error(folder, why + "\n")
+        keep_error(folder, reason + "\n")
 
 
 def make_pool(jobs: int | None, threads: int, device: str, ray: str | None) -> Pool:
-    """Make what executes the runs; without a number of jobs, as many at a time as the machine has room for."""
+    """Create the pool that executes the runs.
+
+    Args:
+        jobs: Number of runs in parallel; None for the number of cores divided by threads, or 1 on a GPU.
+        threads: Number of torch threads per run.
+        device: Device of the runs: "cpu", "cuda" or "auto".
+        ray: Address of a Ray cluster; None for processes on this machine.
+    """
     if ray is not None:
         return RayPool(ray, jobs, threads, device != "cpu")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

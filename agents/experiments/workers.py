@@ -1,4 +1,4 @@
-"""Where runs are executed: processes of this machine, or a Ray cluster. The results are the same."""
+"""Pools that execute runs: worker processes on this machine, or a Ray cluster. The results are the same."""
 
 from __future__ import annotations
 
@@ -24,84 +24,84 @@ if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, SpawnContext
 
 Done = tuple[Path, str | None]
-"""A run's folder, and why it failed if it did."""
-STOPPED = "\0"  # in place of why a run failed: it was interrupted
-SAFE_PATH = "PYTHONSAFEPATH"  # Python's own variable
-OUTPUT = "output.txt"  # what a run's process printed
-PRELOADED = ["agents.experiments.run", "torch._dynamo"]  # an optimiser imports the second
+"""Folder of a run that has ended, and the reason if it failed."""
+STOPPED = "\0"  # in place of a reason: the run was interrupted
+SAFE_PATH = "PYTHONSAFEPATH"  # environment variable of Python
+OUTPUT = "output.txt"  # standard output and error of a run
+PRELOADED = ["agents.experiments.run", "torch._dynamo"]  # torch's optimisers import the second
 
 
 class Pool(Protocol):
-    """Executes runs beside each other."""
+    """Executes runs in parallel."""
 
     jobs: int
-    """Runs at a time."""
+    """Number of runs in parallel."""
 
     @property
     def free(self) -> int:
-        """Number of runs that it could begin now."""
+        """Number of runs that can begin now."""
 
     def begin(self, folder: Path) -> None:
         """Begin a run."""
 
     def wait(self, seconds: float) -> list[Done]:
-        """Wait for a run to end, but not longer than this, and return all that have ended."""
+        """Wait until a run ends, but no longer than `seconds`, and return all runs that have ended."""
 
     def close(self) -> None:
-        """End what is still running."""
+        """Stop the runs that have not ended."""
 
 
 def run_safely(folder: Path) -> str | None:
-    """Execute a run; if it fails, keep the traceback in its folder and give the last line."""
+    """Execute a run; if it fails, save the traceback in its folder and return the reason in one line."""
     from agents.experiments.run import execute
 
     try:
-        execute(folder, trust=True)  # the user of this program named what is compared
+        execute(folder, trust=True)  # the user named the agents, task and rewards of the comparison
     except KeyboardInterrupt:
         return STOPPED
-    except Exception as problem:  # whatever a user's own agent or reward raises: the other runs go on
+    except Exception as problem:  # any exception of the user's own agent or reward: the other runs continue
         keep_error(folder, traceback.format_exc())
-        said = str(problem) if isinstance(problem, TextGymError) else f"{type(problem).__name__}: {problem}"
-        return said.splitlines()[0] if said else type(problem).__name__
+        reason = str(problem) if isinstance(problem, TextGymError) else f"{type(problem).__name__}: {problem}"
+        return reason.splitlines()[0] if reason else type(problem).__name__
     return None
 
 
 class LocalPool:
-    """Processes of this machine, each of which executes one run after another.
+    """Worker processes on this machine, each of which executes one run after another.
 
     Args:
-        jobs: How many.
+        jobs: Number of processes.
     """
 
     def __init__(self, jobs: int) -> None:
-        """Nothing is started before there is something to run."""
+        """Create the pool; processes are started when they are needed."""
         self.jobs = jobs
         self._workers: dict[Connection, tuple[BaseProcess, Path | None]] = {}
         self._context = _context()
 
     @property
     def free(self) -> int:
-        """Number of runs that could begin now."""
+        """Number of runs that can begin now."""
         return self.jobs - sum(folder is not None for _, folder in self._workers.values())
 
     def begin(self, folder: Path) -> None:
-        """Give the run to a process that has nothing to do, or to a new one."""
-        for ours, (process, doing) in list(self._workers.items()):
-            if doing is None and not process.is_alive():
-                del self._workers[ours]
-        idle = next((ours for ours, (_, doing) in self._workers.items() if doing is None), None)
+        """Send the run to an idle process, or to a new one."""
+        for connection, (process, running) in list(self._workers.items()):
+            if running is None and not process.is_alive():
+                del self._workers[connection]
+        idle = next((connection for connection, (_, running) in self._workers.items() if running is None), None)
         if idle is None:
-            idle, theirs = self._context.Pipe()
-            process = self._context.Process(target=_work, args=(theirs, dict(os.environ)))
+            idle, remote = self._context.Pipe()
+            process = self._context.Process(target=_work, args=(remote, dict(os.environ)))
             with _safe_path(), _without_main():
                 process.start()
-            theirs.close()
+            remote.close()
             self._workers[idle] = (process, None)
         idle.send(str(folder))
         self._workers[idle] = (self._workers[idle][0], folder)
 
     def wait(self, seconds: float) -> list[Done]:
-        """Hear from processes; one that died took its run with it, and is replaced when it is needed."""
+        """Return the runs that have ended; the run of a process that died has failed."""
         ended: list[Done] = []
         for ready in wait(list(self._workers), seconds):
             assert isinstance(ready, Connection)
@@ -111,16 +111,16 @@ class LocalPool:
                 self._workers[ready] = (process, None)
             except (EOFError, OSError):
                 process.join()
-                error = f"its process died ({_how(process.exitcode)})"
+                error = f"the worker process died ({_describe_exit(process.exitcode)})"
                 if folder is not None and (folder / OUTPUT).exists():
-                    error += f"; what it said is in {folder / OUTPUT}"
+                    error += f"; its output is in {folder / OUTPUT}"
                 del self._workers[ready]
             if folder is not None:
                 ended.append((folder, error))
         return ended
 
     def close(self) -> None:
-        """End the processes; the runs they are at go on another time."""
+        """Stop the processes; their runs can be resumed later."""
         for connection, (process, folder) in self._workers.items():
             connection.close()  # an idle process ends by itself
             if folder is not None:
@@ -131,43 +131,43 @@ class LocalPool:
 
 
 class RayPool:
-    """A Ray cluster, whose machines see the same files.
+    """A Ray cluster whose machines share a file system.
 
     Args:
-        address: Of the cluster; "local" starts one on this machine.
-        jobs: How many runs at once; as many as the cluster has cores for if not given.
-        threads: The cores that a run takes.
-        on_gpu: Whether it takes a GPU too, where there are any.
+        address: Address of the cluster; "local" starts a cluster on this machine.
+        jobs: Number of runs in parallel; None for the number of cores of the cluster divided by threads.
+        threads: Number of cores per run.
+        on_gpu: Whether each run reserves a GPU, if the cluster has GPUs.
     """
 
     def __init__(self, address: str, jobs: int | None, threads: int, on_gpu: bool = False) -> None:
-        """Connect."""
+        """Connect to the cluster."""
         try:
             import ray
         except ImportError as problem:
             raise DependencyError("--ray needs Ray: pip install 'text-gym[ray]', or pip install ray") from problem
         self._ray: Any = ray
-        self._ours = not self._ray.is_initialized()  # a cluster that the caller is connected to stays so
-        if self._ours:
+        self._connected_here = not self._ray.is_initialized()  # keep a connection that the caller has made
+        if self._connected_here:
             dashboard = False if address == "local" else None
             self._ray.init(address, log_to_driver=False, configure_logging=False, include_dashboard=dashboard)
-        there = self._ray.cluster_resources()
-        self.jobs = jobs or max(1, int(there.get("CPU", 1)) // threads)
-        needs = {"num_cpus": threads, "num_gpus": int(on_gpu and there.get("GPU", 0) > 0), "max_retries": 0}
+        available = self._ray.cluster_resources()
+        self.jobs = jobs or max(1, int(available.get("CPU", 1)) // threads)
+        needs = {"num_cpus": threads, "num_gpus": int(on_gpu and available.get("GPU", 0) > 0), "max_retries": 0}
         self._remote: Callable[..., object] = self._ray.remote(**needs)(_run_remotely).remote
         self._running: dict[object, Path] = {}
 
     @property
     def free(self) -> int:
-        """Number of runs that could begin now."""
+        """Number of runs that can begin now."""
         return self.jobs - len(self._running)
 
     def begin(self, folder: Path) -> None:
-        """Hand the run to the cluster."""
+        """Submit the run to the cluster."""
         self._running[self._remote(str(folder.resolve()), str(Path.cwd()), sys.path)] = folder
 
     def wait(self, seconds: float) -> list[Done]:
-        """Hear from the cluster."""
+        """Return the runs that have ended, after at most `seconds`."""
         if not self._running:
             return []
         ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=seconds)
@@ -177,30 +177,31 @@ class RayPool:
         try:
             error: str | None = self._ray.get(handle)
         except self._ray.exceptions.RayError as problem:
-            return f"Ray lost it: {str(problem).splitlines()[0]}"
+            return f"Ray failed to execute the run: {str(problem).splitlines()[0]}"
         return error
 
     def close(self) -> None:
-        """End what is running, and disconnect."""
+        """Stop the runs that have not ended, and disconnect."""
         for handle in self._running:
             self._ray.cancel(handle, force=True)
         if self._running:
             self._ray.wait(list(self._running), num_returns=len(self._running), timeout=60)
         self._running = {}
-        if self._ours:
+        if self._connected_here:
             self._ray.shutdown()
 
 
-def _run_remotely(folder: str, here: str, path: list[str]) -> str | None:
-    os.chdir(here)  # where paths of corpora and agents begin
+def _run_remotely(folder: str, working_directory: str, path: list[str]) -> str | None:
+    os.chdir(working_directory)  # for relative paths of corpora and agents
     sys.path[:] = [*dict.fromkeys([*path, *sys.path])]
     return run_safely(Path(folder))
 
 
 def _context() -> SpawnContext | ForkServerContext:
-    """Return how processes are started: forked from one that has imported the libraries, where the system can.
+    """Return the start method of processes: forkserver with preloaded libraries if available, else spawn.
 
-    Each then starts in milliseconds, where importing torch takes seconds, and they share the libraries' memory.
+    With a fork server, a process starts in milliseconds instead of the seconds that importing torch takes, and the
+    processes share the memory of the libraries.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -211,9 +212,9 @@ def _context() -> SpawnContext | ForkServerContext:
 
 @contextmanager
 def _safe_path() -> Iterator[None]:
-    """Let Python start without the working directory in its path, where a file may be called as a module is.
+    """Start Python without the working directory in sys.path, where a file could shadow a module.
 
-    What is imported later is found in the path of the parent, which a worker is given. Python 3.10 has no such switch.
+    Later imports use the sys.path of the parent process. Python 3.10 ignores the variable.
     """
     before = os.environ.get(SAFE_PATH)
     os.environ[SAFE_PATH] = "1"
@@ -241,11 +242,11 @@ def _without_main() -> Iterator[None]:
 
 
 def _work(connection: Connection, environment: dict[str, str]) -> None:
-    """Execute one run after another, until the other side is gone."""
-    os.environ.clear()  # it is that of the moment when the first process was started
+    """Execute one run after another, until the connection is closed."""
+    os.environ.clear()  # the fork server has kept the environment of the first process
     os.environ.update(environment)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    tqdm.set_lock(threading.RLock())  # its usual lock is for several processes, and would outlive one that is ended
+    tqdm.set_lock(threading.RLock())  # tqdm's default lock is shared by processes, and leaks if one is terminated
     while True:
         try:
             folder = Path(connection.recv())
@@ -262,13 +263,13 @@ def _work(connection: Connection, environment: dict[str, str]) -> None:
 
 
 def _end_with_parent() -> None:
-    """A process whose parent was killed must not go on writing: the next comparison begins its run again."""
+    """Exit when the parent process is killed, because the next comparison will resume the run."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
         os._exit(1)
 
 
-def _how(exit_code: int | None) -> str:
-    """Say how a process ended."""
+def _describe_exit(exit_code: int | None) -> str:
+    """Describe how a process ended."""
     return f"killed by signal {-exit_code}" if exit_code is not None and exit_code < 0 else f"exit code {exit_code}"

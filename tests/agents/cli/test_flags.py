@@ -70,7 +70,7 @@ def test_agents_of_ones_own_have_their_flags():
     assert (asked.steps, asked.metrics.samples, options) == (2, 20, {"steps": 9})
     asked, options = read_training([MINE + "OnlySamples(times=3)", "--seed", "4"])
     assert (asked.agent, asked.seed, options) == (MINE + "OnlySamples", 4, {"times": 3})
-    with pytest.raises(OptionError, match="which every agent is given"):
+    with pytest.raises(OptionError, match="has a reserved name"):
         read_training([MINE + "Seeded"])
 
 

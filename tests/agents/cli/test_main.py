@@ -262,7 +262,7 @@ def test_train_says_what_came_of_it_and_what_can_follow(trained, capsys, tmp_pat
     assert (trained / "results.json").stat().st_mtime_ns == before
     code, _, err = run(capsys, "train", "mle", *TINY, *MLE, "--out", str(trained), "--seed", "3")
     assert (code, err.count("\n")) == (2, 1)
-    assert "holds another run: seed was 0 and is 3" in err
+    assert "holds a run with other settings: seed was 0 and is 3" in err
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def test_what_a_run_has_left_is_held_against_others(tmp_path, left):
     prepare_run(tmp_path, replace(spec, seed=1))
     assert not read_log(tmp_path)
     (tmp_path / left).write_text('{"time/step": 1}', encoding="utf-8")
-    with pytest.raises(OptionError, match="holds another run: seed was 1 and is 2"):
+    with pytest.raises(OptionError, match="holds a run with other settings: seed was 1 and is 2"):
         prepare_run(tmp_path, replace(spec, seed=2))
     assert RunSpec.read(tmp_path).seed == 1
 
@@ -390,7 +390,7 @@ def test_agents_and_rewards_from_a_file_here(capsys, here):
     for command in (["sample", "r"], ["evaluate", "r"], ["train", "reinforce", *TINY, "--start", "r", "--out", "s"]):
         code, out, err = run(capsys, *command)  # someone else's folder must not run someone else's code
         assert (code, out, err.count("\n")) == (2, "", 1)
-        assert "names 'mine.py:Repeats', and to load it would run what is there" in err
+        assert "names the Python code 'mine.py:Repeats', which loading it would execute" in err
     lines = run(capsys, "sample", "r", "--n", "2", "--trust")[1].splitlines()
     assert lines == [make_task(TASK).batch("train").texts[3]] * 2
     code, _, err = run(capsys, "train", "mine.py:Breaks", *TINY, "--out", "b")
@@ -437,7 +437,10 @@ DEEP = f"mle(reward={{'sum': [{{\"x(y=['{EVIL}'])\": 1.0}}]}})"
 )  # fmt: skip
 def test_a_run_that_names_code_is_refused_without_trust(capsys, here, hostile, changes):
     hostile(**changes)
-    with pytest.raises(TextGymError, match=r"^the run in copy names .* say --trust$|^copy/run\.json is damaged: "):
+    with pytest.raises(
+        TextGymError,
+        match=r"^the run in copy names the Python code .* add --trust|^copy/run\.json is damaged: ",
+    ):
         load_model(Path("copy"))
     spec = RunSpec("copy", **{"agent": "mle", "task": TASK} | changes | {"metrics": MetricSettings()})
     with suppress(TextGymError):  # nor does what loads by name, without the check before it
@@ -452,11 +455,11 @@ def test_what_a_run_names_is_not_run_by_any_command(capsys, here, hostile):
     for words in (["sample"], ["evaluate"], ["train", "reinforce", *TINY, "--out", "new", "--start"]):
         code, out, err = run(capsys, *words, "copy")
         assert (code, out, err.count("\n")) == (2, "", 1), words
-        assert f"names '{EVIL}', and to load it would run what is there" in err
+        assert f"names the Python code '{EVIL}', which loading it would execute" in err
     assert run(capsys, "report", "copy")[0] == 0
     hostile("task", task="os:system(command='touch marker')")
     code, _, err = run(capsys, "train", "reinforce", *MEASURED.split(), "--start", "task")  # whose task is taken over
-    assert (code, "names \"os:system(command='touch marker')\"" in err) == (2, True)
+    assert (code, "names the Python code \"os:system(command='touch marker')\"" in err) == (2, True)
     assert not (here / "marker").exists()
 
 
@@ -472,7 +475,11 @@ def test_trust_is_not_handed_on_by_what_is_to_be_trusted(capsys, here, hostile, 
         return start
 
     monkeypatch.setitem(AGENTS.entries, "between", between)
-    for folder, said in [("near", "names 'evil.py:anything'"), ("linked", "names 'evil.py:any"), ("circle", "damaged")]:
+    for folder, said in [
+        ("near", "names the Python code 'evil.py:anything'"),
+        ("linked", "names the Python code 'evil.py:any"),
+        ("circle", "damaged"),
+    ]:
         code, out, err = run(capsys, "sample", folder)
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert said in err
@@ -502,7 +509,7 @@ def test_what_an_agent_learned_is_only_loaded_if_it_was_kept(capsys, here):
     for command in ("sample", "evaluate"):
         code, out, err = run(capsys, command, "forgot", "--trust")
         assert (code, out, err.count("\n")) == (2, "", 1)
-        assert "what Forgets learned is not kept" in err
+        assert "the weights of Forgets are not saved in" in err
         assert run(capsys, command, "kept", "--trust")[0] == 0
     for command in (["sample", "kept", "--temperature", "0.5"], ["evaluate", "kept", "--temperature", "0.5"]):
         code, out, err = run(capsys, *command, "--trust")
@@ -524,7 +531,7 @@ def test_going_on_from_another_run(trained, capsys, here):
     (here / "evil.py").write_text("open('ran', 'w').close()", encoding="utf-8")
     code, _, err = run(capsys, "train", *alone, "--start", "same", "--out", "evil")
     assert (code, err.count("\n")) == (2, 1)
-    assert "names 'evil.py:task'" in err
+    assert "names the Python code 'evil.py:task'" in err
     assert not (here / "ran").exists()
     for wrong, said in [
         (["reinforce", *TINY, "--start", "absent"], "'absent' is no run folder"),
@@ -558,7 +565,7 @@ def test_random_weights_are_told_before_they_learn(capsys, here):
         (["nofile.py:A", *TINY], "no file 'nofile.py'"),
         (["mle", *TINY, "--also", "lenght"], "Did you mean 'length'"),
         (["mle", *TINY, "--config", "no.toml"], "cannot read"),
-        (["mle", *TINY, "--task", "empty.txt"], "empty"), (["mle", *TINY, "--task", "one.txt"], "comparing takes two"),
+        (["mle", *TINY, "--task", "empty.txt"], "empty"), (["mle", *TINY, "--task", "one.txt"], "it needs at least 2"),
         (["mle", *TINY, "--task", "absent.txt"], "no file 'absent.txt'"), (["a b=mle", *TINY], "unknown agent"),
         (["uniform", *TINY, "--out", "one.txt"], "one.txt is not a folder"),
         (["uniform", *TINY, "--out", "one.txt/below"], "one.txt is not a folder"),
@@ -638,7 +645,7 @@ def test_a_folder_that_is_lost_is_an_error_of_the_run(capsys, here, write):
     words = ["--updates", "3", "--rollouts", "0", "--batch-size", "4", "--reward", "loses.py:loses", "--out", "lost"]
     code, _, err = run(capsys, "train", "reinforce", *TINY, *words)
     assert (code, err.count("\n")) == (1, 2)  # one of them says what it begins with
-    assert err.splitlines()[1].startswith("text-gym: FileNotFoundError: lost/run.json is gone")
+    assert err.splitlines()[1].startswith("text-gym: FileNotFoundError: lost/run.json is missing")
 
 
 def test_a_disk_that_is_full_is_an_error_of_the_run(capsys, here):

@@ -140,7 +140,7 @@ def test_what_is_compared_is_what_was_named():
         ({"preset": "fats"}, "no preset 'fats'"),
         ({"baseline": "nothing"}, "the baseline 'nothing' is not among the models"),
         ({"agents": ("mle=ss", "seqgan"), "options": {}}, "two models are called 'mle' (the shared warm start"),
-        ({"agents": ("mle", "pg-bleu", "constant=ss"), "options": {}}, "'constant' is what a control is called"),
+        ({"agents": ("mle", "pg-bleu", "constant=ss"), "options": {}}, "'constant' is the label of a control"),
         (
             {"agents": ("mle", "seqgan(hidden=16)")},
             "seqgan has hidden=16, but its warm start mle has 8; set hidden for mle only",
@@ -310,7 +310,9 @@ def test_runs_that_cannot_be_compared_are_not_reported_together(ran, tmp_path):
 def test_a_folder_of_another_comparison_is_refused(ran):
     out, _ = ran
     other = OPTIONS | {"pg-bleu": {"updates": 5, "rollouts": 2, "batch_size": 8}}
-    with pytest.raises(OptionError, match=r"holds another run: options was .*'updates': 4.*Give another folder"):
+    with pytest.raises(
+        OptionError, match=r"holds a run with other settings: options was .*'updates': 4.*choose another folder"
+    ):
         run_comparison(small(out, options=other))
     with pytest.raises(OptionError, match="task was"):
         run_comparison(small(out, task="grammar", options={}))
@@ -390,7 +392,7 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path, monkeypatch
     assert set(said) == {"Fails", "Dies", "FailsUntilMended", "no_agent", "BreaksAtOnce"}
     assert said["Fails"].endswith("RuntimeError: out of luck\n")
     assert "exit code 7" in said["Dies"]
-    assert "has no sample()" in said["no_agent"]
+    assert "has no method sample()" in said["no_agent"]
     assert results.values("OnlySamples", "duplicates")[0] == 29 / 30
     assert results.values("OnlySamples", "copies")[0] == 1
     assert "nll_test" not in results.of("OnlySamples")[0].figures
@@ -406,7 +408,7 @@ def test_agents_whose_start_failed_are_given_up(tmp_path):
     assert isinstance(last[-1], Progress)
     said = {run.label: run.error for run in results.failures}
     assert "are not finite" in said["mle"]
-    assert "with which it would have begun" in said["pg-bleu"]
+    assert "its warm start" in said["pg-bleu"]
     assert read_run(tmp_path / "uniform" / "seed-0").finished
 
 
@@ -421,7 +423,7 @@ def test_a_file_that_changed_is_noticed(tmp_path, write):
     prepare_run(tmp_path / "mine", spec)
     (tmp_path / "mine" / "progress.json").write_text('{"time/step": 1}', encoding="utf-8")
     mine.write_text("def score(completions): return [1.0] * len(completions)", encoding="utf-8")
-    with pytest.raises(OptionError, match=rf"^{re.escape(str(mine))} changed since .* Give another folder"):
+    with pytest.raises(OptionError, match=rf"^{re.escape(str(mine))} changed since .*; choose another folder"):
         prepare_run(tmp_path / "mine", spec)
 
 

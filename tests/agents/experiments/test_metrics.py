@@ -264,5 +264,5 @@ def test_settings_that_make_no_sense_are_refused(changes):
 
 @pytest.mark.parametrize("test", [[], [[1]]])
 def test_a_test_split_of_less_than_two_is_refused(test):
-    with pytest.raises(OptionError, match=rf"has {len(test)} sequences, and comparing takes two"):
+    with pytest.raises(OptionError, match=rf"has {len(test)} sequences; it needs at least 2"):
         Metrics(from_lists(test, [[1]]), SMALL)

@@ -39,7 +39,7 @@ def test_names_stand_for_agents(env):
     assert find_agent("mle(hidden=8)", hidden=9).options == {"hidden": 9}
     with pytest.raises(UnknownNameError, match=r"unknown agent 'mlee'\. Did you mean 'mle'"):
         find_agent("mlee")
-    with pytest.raises(OptionError, match="cannot be called to make an agent"):
+    with pytest.raises(OptionError, match="name a class or a function that returns an agent"):
         find_agent("tests.agents.experiments.test_recipes:TASK")
 
 
@@ -79,11 +79,11 @@ def test_settings_are_checked_before_anything_is_made():
     for name, words in [
         ("mle(hiden=7)", "no hyper-parameter 'hiden'. Did you mean 'hidden'"),
         (MINE + "OnlySamples(tims=2)", "no option 'tims'. Did you mean 'times'"),
-        (MINE + "OnlySamples(seed=2)", "is given seed by the run"),
-        (MINE + "Seeded", "has a hyper-parameter 'seed', which every agent is given"),
+        (MINE + "OnlySamples(seed=2)", "'seed' is set by the run"),
+        (MINE + "Seeded", "hyper-parameter 'seed' of agent .* has a reserved name"),
         ("uniform(hidden=3)", "no hyper-parameter 'hidden'"),
         ("real(hidden=3)", "no option 'hidden'"),
-        ("builtins:dict", "does not say what it takes"),
+        ("builtins:dict", "has no signature"),
     ]:
         with pytest.raises(OptionError, match=words):
             find_agent(name).settings(None)
@@ -126,5 +126,5 @@ def test_an_agent_gets_what_it_has_parameters_for(env, tmp_path):
     finally:
         del AGENTS.entries["takes"]
     assert find_agent("mle").make(env, "fast", seed=5, progress=False).settings == MLE.choose_settings("fast")
-    with pytest.raises(OptionError, match="made 5, which has no sample"):
+    with pytest.raises(OptionError, match="returned 5, which has no method sample"):
         find_agent(MINE + "no_agent").make(env)

@@ -89,5 +89,5 @@ def test_real_data_answer_prompts_with_their_first_reference():
     assert [e.number for e in batch.examples] == [1, 0, 0]
     assert model.sample(prompts=[task.train[0], "b c"]).sentences == [[3, 3], [1]]  # of the split it is from
     assert model.sample(prompts=[[1], Example((1,), ((2, 2),), {})]).sentences == [[3, 3], [2, 2]]
-    with pytest.raises(OptionError, match="no real answer to 'c'"):
+    with pytest.raises(OptionError, match="the prompt 'c' has no reference"):
         model.sample(prompts=["c"])
