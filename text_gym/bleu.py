@@ -110,6 +110,9 @@ class Bleu:
         self._lengths = np.unique(tokens.lengths)
         self.count = len(references)
 
+    def __repr__(self) -> str:
+        return f"Bleu(n={self.n}, smoothing={self.smoothing!r})"
+
     @property
     def signature(self) -> str:
         """A line that says how a score was computed, to print beside it.

@@ -165,6 +165,12 @@ class TextGenEnv(gym.Env[Observation, SupportsIndex]):
         if self.rules.task.conditional:
             self._no_result["prompt"] = ""
 
+    def __str__(self) -> str:
+        spec = "" if self.spec is None else f"{self.spec.id}, "
+        return f"<{type(self).__name__}<{spec}task={self.task.name!r}, reward={self.rules.scorer}>>"
+
+    __repr__ = __str__
+
     @property
     def task(self) -> Task:
         """The task, for example for its vocabulary and data."""

@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
+from text_gym.arrays import outline
 from text_gym.errors import OptionError, TrainingError
 
 BLOCK = 128  # tokens in a block of the two-level search, about sqrt(V) for V = 5000 to 50,000
@@ -253,6 +254,9 @@ class Drawn(NamedTuple):
     """[n], EOS included."""
     log_probs: Tensor
     """[n, T], of each token under the distribution that it was sampled from; 0 after the end."""
+
+    def __repr__(self) -> str:
+        return outline(self)
 
     @property
     def valid_mask(self) -> Tensor:

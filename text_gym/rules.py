@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from text_gym.arrays import BoolArray, FloatArray, IntArray, Mask
+from text_gym.arrays import BoolArray, FloatArray, IntArray, Mask, outline
 from text_gym.errors import (
     DataError,
     InvalidActionError,
@@ -53,6 +53,9 @@ class Start(NamedTuple):
     disallowed: int
     """Number of tokens of the prefix that the action mask did not allow."""
 
+    def __repr__(self) -> str:
+        return outline(self)
+
 
 class Outcome(NamedTuple):
     """Rewards of finished sequences, and their results for the info, one row per sequence."""
@@ -62,6 +65,9 @@ class Outcome(NamedTuple):
     lengths: IntArray
     terms: dict[str, FloatArray]
     prompts: list[str] | None
+
+    def __repr__(self) -> str:
+        return outline(self)
 
 
 class Rules:
@@ -113,6 +119,9 @@ class Rules:
         self.constraint = self._checked_constraint(constraint)
         self.restricts = self.constraint is not None or self.min_length > 0 or not self.later_mask.all()
         self.action_space = spaces.Discrete(self.size)
+
+    def __repr__(self) -> str:
+        return f"Rules({self.task!r}, reward={self.scorer})"
 
     def _checked_min_length(self, min_length: int) -> int:
         number = whole_number("min_length", min_length, least=0)

@@ -15,7 +15,7 @@ from typing import NamedTuple, overload
 import numpy as np
 import numpy.typing as npt
 
-from text_gym.arrays import AnyArray, BoolArray, IntArray
+from text_gym.arrays import AnyArray, BoolArray, IntArray, outline
 from text_gym.errors import OptionError
 from text_gym.vocab import Vocabulary
 
@@ -47,6 +47,9 @@ class Sequences:
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    def __repr__(self) -> str:
+        return f"Sequences({len(self)} sequences, {len(self.flat)} tokens)"
 
     @overload
     def __getitem__(self, index: int) -> npt.NDArray[np.int32]: ...
@@ -102,6 +105,9 @@ class Example(NamedTuple):
     number: int | None = None
     """The index in the split; None for a prompt that is not from the data."""
 
+    def __repr__(self) -> str:
+        return outline(self)
+
 
 class Examples:
     """One split of a task: its sequences, or its prompts with the references of each.
@@ -131,6 +137,10 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.per_prompt)
+
+    def __repr__(self) -> str:
+        prompts = "" if self.prompts is None else f"{len(self)} prompts, "
+        return f"Examples({prompts}{len(self.references)} {'references' if prompts else 'sequences'})"
 
     def __getitem__(self, index: int) -> Example:
         """Return one prompt with its references."""
@@ -174,6 +184,9 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def __repr__(self) -> str:
+        return outline(self)
 
     def take(self, rows: npt.ArrayLike) -> Batch:
         """Select rows by their numbers or a mask."""

@@ -152,6 +152,10 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
         self._quiet = _paired({"action_mask": self._mask, **self._no_results()}, self._all)  # infos without an end
         self._described = [""] * self.num_envs  # after the end of an episode: the reward, as shown by render()
 
+    def __repr__(self) -> str:
+        what = f"num_envs={self.num_envs}, task={self.task.name!r}, reward={self.rules.scorer}"
+        return f"{type(self).__name__}({'' if self.spec is None else f'{self.spec.id}, '}{what})"
+
     def _no_episodes(self) -> Episodes:
         n = self.num_envs
         task = self.rules.task

@@ -189,6 +189,17 @@ class Agent(ABC, Generic[S]):
         if resumed is not None:
             self._restore(resumed)
 
+    def __repr__(self) -> str:
+        parts = [f"task={self.task.name!r}", f"steps_done={self.steps_done}", f"seed={self.seed}"]
+        if policy := getattr(self, "policy", None):  # which build() sets
+            size = sum(parameter.numel() for parameter in policy.parameters())
+            parts.append(f"policy={type(policy).__name__} with {size:,} parameters")
+        if preset := next((name for name in self.presets if self.choose_settings(name) == self.settings), None):
+            parts.append(f"preset={preset!r}")
+        if self.folder is not None:
+            parts.append(f"folder={str(self.folder)!r}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
     @classmethod
     def _policy_of(cls, start: Agent[Any], env: Env, hyper: dict[str, object]) -> LanguageModel:
         """Check an agent to start from, and set the hyper-parameters of its architecture."""

@@ -265,6 +265,9 @@ class Discriminator(Reward):
         if task.vocab.tokens != self.task.vocab.tokens or task.prompt_length != self.task.prompt_length:
             raise RewardError(f"this discriminator was made for {self.task!r}, and cannot judge {task!r}")
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.settings.kind!r}, task={self.task.name!r})"
+
     def load_weights(self, other: Discriminator) -> None:
         """Copy the weights of another discriminator of the same tokens, kind and size."""
         if not isinstance(other, Discriminator):

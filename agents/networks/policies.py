@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from agents.networks.huggingface import HuggingFace, LinearOutput
 from agents.networks.transformer import Transformer
+from text_gym.arrays import outline
 from text_gym.errors import OptionError
 from text_gym.language_model import LSTM, LanguageModel, State
 from text_gym.validation import finite_number, suggest, whole_number
@@ -163,6 +164,9 @@ class LogitMask(NamedTuple):
     """[V], at all other positions."""
     min_length: int
     """The first position that `later` is for."""
+
+    def __repr__(self) -> str:
+        return outline(self)
 
     @classmethod
     def of_banned(cls, early: Tensor, later: Tensor, min_length: int) -> LogitMask:

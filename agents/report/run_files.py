@@ -118,6 +118,9 @@ class Run(NamedTuple):
     error: str | None
     """Traceback of a failed run; None otherwise."""
 
+    def __repr__(self) -> str:
+        return f"Run({self.label!r}, {self.kind}, seed={self.seed}, folder={str(self.folder)!r})"
+
     @property
     def label(self) -> str:
         """Name of the model in reports."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 
-from text_gym.arrays import IntArray
+from text_gym.arrays import IntArray, outline
 
 
 class SequenceRolloutBuffer(RolloutBuffer):
@@ -41,6 +41,9 @@ class RolloutSequences(NamedTuple):
     """Episode of each transition, [steps, envs]."""
     positions: IntArray
     """Position in it of the token that was appended, [steps, envs]."""
+
+    def __repr__(self) -> str:
+        return outline(self)
 
 
 def rollout_sequences(buffer: RolloutBuffer, pad: int) -> RolloutSequences:

@@ -679,3 +679,19 @@ def test_an_unknown_argument_is_the_type_error_that_libraries_expect():
         with pytest.raises(TypeError, match="unexpected keyword argument 'frameskip'") as caught:
             made(frameskip=1)
         assert isinstance(caught.value, OptionError)
+
+
+def test_an_environment_says_its_task_and_its_reward():
+    own = "<TextGenEnv<TextGen-v0, task='grammar', reward=BleuReward(n=3)>>"
+    env = make(reward="bleu(n=3)")
+    assert repr(env.unwrapped) == str(env.unwrapped) == own
+    assert repr(env) == f"<OrderEnforcing<PassiveEnvChecker{own}>>"
+    env.reset()
+    env.step(0)
+    env.close()
+    assert repr(env.unwrapped) == own
+    alone = TextGenEnv(task="answers", reward={"exact_match": 1.0, "length": -0.1})
+    assert repr(alone) == "<TextGenEnv<task='answers', reward=ExactMatchReward() + -0.1 * LengthReward()>>"
+    envs = gym.make_vec("TextGen-v0", num_envs=3, reward="constant")
+    assert repr(envs) == "TextGenVectorEnv(TextGen-v0, num_envs=3, task='grammar', reward=ConstantReward())"
+    assert repr(env.unwrapped.rules).startswith("Rules(Task('grammar', ")

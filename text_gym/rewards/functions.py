@@ -67,6 +67,9 @@ class FunctionReward(Reward):
         self._wanted = {p.name: p.default is p.empty for p in named}
         self._wants_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
     def prepare(self, task: Task) -> None:
         """Raise RewardError if a required parameter of the function is not a column of the task."""
         known = {*COLUMNS, *TRAINER, *(task.train.columns if task.conditional else ())}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Sequence
 
 from text_gym.arrays import AnyArray
 from text_gym.sequences import Batch
 from text_gym.tasks.task import Task
+from text_gym.validation import shown
 
 Scores = Sequence[float | None] | AnyArray
 """A number for each row of a batch; None means that the reward does not apply to the row, and counts as 0."""
@@ -47,6 +49,13 @@ class Reward(ABC):
     def hint(self, problem: Exception) -> str:
         """Return a text to append to the error message for an exception that score() raised."""
         return ""
+
+    def __repr__(self) -> str:
+        """Show the class with the options that differ from their defaults."""
+        options = inspect.signature(type(self)).parameters.values()
+        values = {option.name: getattr(self, option.name, option.default) for option in options}
+        given = [o.name for o in options if values[o.name] is not o.empty and shown(values[o.name]) != shown(o.default)]
+        return f"{type(self).__name__}({', '.join(f'{name}={shown(values[name])}' for name in given)})"
 
     def __deepcopy__(self, memo: dict[int, object]) -> Reward:
         """Return the reward itself: Gymnasium deep-copies the arguments in an EnvSpec, and rewards are shared."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from text_gym.arrays import FloatArray
+from text_gym.arrays import FloatArray, outline
 from text_gym.errors import OptionError
 from text_gym.registry import Options, Registry
 from text_gym.rewards.cached import CachedReward
@@ -55,6 +55,9 @@ class Score(NamedTuple):
     terms: dict[str, FloatArray]
     """Score of each reward before weighting, [n], by name."""
 
+    def __repr__(self) -> str:
+        return outline(self)
+
 
 class Scorer:
     """Weighted sum of one or more rewards for finished sequences.
@@ -86,6 +89,15 @@ class Scorer:
             self.weights[name] = finite_number(f"the weight of reward {name!r}", weight)
             self.prepare(reward)
             self.rewards[name] = reward
+
+    def __str__(self) -> str:
+        return " + ".join(
+            f"{reward!r}" if self.weights[name] == 1 else f"{self.weights[name]:g} * {reward!r}"
+            for name, reward in self.rewards.items()
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self})"
 
     def prepare(self, reward: Reward) -> None:
         """Prepare a reward for the task."""

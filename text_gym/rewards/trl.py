@@ -200,7 +200,7 @@ class TrlReward:
         return Example(ids, (), {})
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TextBatch(Batch):
     """A batch with the original texts, so that rewards of texts also see words outside the vocabulary."""
 

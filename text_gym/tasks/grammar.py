@@ -76,6 +76,9 @@ class Grammar:
         words = dict.fromkeys(word for category in self.lexicon.values() for word in category)
         self.vocab = Vocabulary((EOS, *sorted(words)), eos=0)
 
+    def __repr__(self) -> str:
+        return f"Grammar({len(self.vocab)} tokens, max_length={self.max_length}, seed={self.seed})"
+
     @cached_property
     def automaton(self) -> Automaton:
         """The grammar compiled for this seed and these bounds."""

@@ -66,6 +66,9 @@ class Oracle:
             shape = (self.vocab_size, self.embedding, self.hidden)
             self.parameters = check_parameters(parameters, "parameters", shape)
 
+    def __repr__(self) -> str:
+        return f"Oracle({len(self.vocab)} tokens, max_length={self.max_length}, seed={self.seed})"
+
     @classmethod
     def load(cls, path: str | Path, max_length: int = 20, vocab_size: int | None = None) -> Oracle:
         """Read published parameters from an .npz file with NAMES, or from the published pickle."""

@@ -494,3 +494,45 @@ def test_an_async_reward_is_let_go_where_another_one_fails(grammar):
     with pytest.raises(RewardError, match="'fails' failed"):
         score([fine, "tests.helpers.own_rewards:fails"], grammar, "mary sings")
     gc.collect()
+
+
+class Odd(text_gym.Reward):
+    """Keeps its options under other names, and one that is an array."""
+
+    def __init__(self, scale, table=None, *rest, **more):
+        self.factor, self.table = scale, np.arange(10_000) if table is None else table
+
+    def score(self, batch):
+        return np.zeros(len(batch))
+
+
+def polite(completions):
+    return [0.0] * len(completions)
+
+
+@pytest.mark.parametrize(
+    ("reward", "shown"),
+    [
+        (text_gym.make_reward("bleu(n=3)"), "BleuReward(n=3)"),
+        (text_gym.make_reward("bleu"), "BleuReward()"),
+        (text_gym.make_reward("bleu", references=0.5, smoothing=None), "BleuReward(references=0.5, smoothing=None)"),
+        (text_gym.make_reward("constant", value=0.5), "ConstantReward(value=0.5)"),
+        (text_gym.make_reward("validity"), "ValidityReward()"),
+        (text_gym.make_reward("classifier", model="a/b"), "ClassifierReward(model='a/b')"),
+        (text_gym.make_reward(polite), "FunctionReward('polite')"),
+        (text_gym.make_reward(lambda completions: completions), "FunctionReward('<lambda>')"),
+        (text_gym.make_reward("length", target=9, cached=True), "CachedReward(reward=LengthReward(target=9))"),
+    ],
+)
+def test_a_reward_says_its_options(reward, shown):
+    assert repr(reward) == shown
+
+
+def test_a_reward_of_ones_own_says_what_it_keeps():
+    assert len(repr(Odd(2.0))) < 120
+    assert repr(Odd(2.0, "a table")) == "Odd(table='a table')"
+
+
+def test_a_weighted_sum_says_its_weights(grammar):
+    assert repr(Scorer({"bleu": 1.0, "repetition": 0.5}, grammar)) == "Scorer(BleuReward() + 0.5 * RepetitionReward())"
+    assert str(Scorer("bleu(n=2)", grammar)) == "BleuReward(n=2)"
