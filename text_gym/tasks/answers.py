@@ -1,4 +1,4 @@
-"""A conditional task that needs no data: short questions, each with one right answer.
+"""The task "answers": generated questions, each with one correct answer.
 
 what is 7 plus 5 ?                                                    ->  1 2
 mary has a red kite . john has a blue ball . what does john have ?    ->  a blue ball
@@ -29,9 +29,18 @@ Question = tuple[str, str]
 
 
 def answers_task(seed: int = 0, size: int = 2_000, max_length: int = 4) -> Task:
-    """Questions about sums and small tables of facts, each with one right answer."""
+    """Questions about sums and small tables of facts, each with one correct answer.
+
+    Args:
+        seed: Seed for sampling the questions and the splits.
+        size: Number of questions in all splits together.
+        max_length: Maximum number of tokens of an answer, including EOS.
+    """
     if whole_number("max_length", max_length, 1, LARGEST_SIZE) <= LONGEST_ANSWER:
-        raise OptionError(f"max_length must be at least {LONGEST_ANSWER + 1}: answers have up to three words")
+        raise OptionError(
+            f"max_length={max_length} is too small for answers of {LONGEST_ANSWER} words and EOS; "
+            f"give at least {LONGEST_ANSWER + 1}"
+        )
     vocab = vocabulary()
     splits = make_splits(vocab, size, seed)
     prompt_length = max(e.prompts.longest for e in splits.values() if e.prompts is not None)
@@ -39,13 +48,13 @@ def answers_task(seed: int = 0, size: int = 2_000, max_length: int = 4) -> Task:
 
 
 def vocabulary() -> Vocabulary:
-    """Collect every word of questions and answers."""
+    """Return the vocabulary of all questions and answers."""
     words = ["what", "is", "plus", "minus", "?", "has", "a", ".", "does", "have", "who"]
     return Vocabulary([EOS, *sorted({*words, *NAMES, *COLORS, *THINGS, *"0123456789"})], eos=0)
 
 
 def make_splits(vocab: Vocabulary, size: int = 2000, seed: int = 0) -> dict[str, Examples]:
-    """Sample and split `size` different questions about sums and small tables of facts."""
+    """Sample `size` distinct questions about sums and small tables of facts, and split them."""
     size = whole_number("size", size, 10, LARGEST_SIZE)
     random = np.random.default_rng(whole_number("seed", seed, least=0))
     sums = list(_sums())
@@ -72,7 +81,7 @@ def _spell(number: int) -> str:
 
 
 def _sums() -> Iterator[Question]:
-    """List every sum and non-negative difference of numbers up to LARGEST."""
+    """Yield all sums and non-negative differences of two numbers up to LARGEST."""
     for a, b in product(range(LARGEST + 1), repeat=2):
         yield f"what is {_spell(a)} plus {_spell(b)} ?", _spell(a + b)
         if a >= b:
@@ -80,7 +89,7 @@ def _sums() -> Iterator[Question]:
 
 
 def _fact(random: np.random.Generator) -> Question:
-    """Sample a table of two or three facts, no thing or person twice, and a question about one of them."""
+    """Sample a table of two or three facts with distinct persons and things, and a question about one of them."""
     count = int(random.integers(2, 4))
     people = random.permutation(NAMES)[:count]
     objects = [f"a {c} {t}" for c, t in zip(random.choice(COLORS, count), random.permutation(THINGS), strict=False)]

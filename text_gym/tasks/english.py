@@ -1,14 +1,14 @@
-"""The built-in grammar: about two hundred English words, and rules that nest and agree."""
+"""Rules and lexicon of the built-in grammar: about two hundred English words, nested clauses and agreement."""
 
 from __future__ import annotations
 
 from itertools import product
 
-NESTING = 2  # clauses within clauses within the sentence
+NESTING = 2  # maximum depth of clauses within clauses
 
 
 def _forms(regular: str, irregular: str = "") -> dict[str, list[str]]:
-    """List words without and with their s; "wolf/wolves" is an exception."""
+    """Return words without and with the ending -s; irregular pairs are given as "wolf/wolves"."""
     pairs = [tuple(pair.split("/")) for pair in irregular.split()]
     return {
         "bare": regular.split() + [pair[0] for pair in pairs],
@@ -17,7 +17,7 @@ def _forms(regular: str, irregular: str = "") -> dict[str, list[str]]:
 
 
 def english_lexicon() -> dict[str, list[str]]:
-    """Return about two hundred words by category; a category's name holds its number where it has one."""
+    """Return about two hundred words by category; categories with a grammatical number end in :one or :many."""
     nouns = {
         "person": _forms("teacher pilot farmer doctor singer baker sailor student writer nurse"),
         "animal": _forms("dog cat horse bird rabbit tiger goat", "fox/foxes wolf/wolves mouse/mice"),
@@ -56,11 +56,11 @@ def english_lexicon() -> dict[str, list[str]]:
 
 
 def english_rules(nesting: int = NESTING) -> dict[str, list[tuple[float, str]]]:
-    """Return the rules: "a/b/c" is a part of speech with features, all else a category of the lexicon.
+    """Return the rules. A symbol "a/b/c" is a nonterminal with features; other symbols are categories of the lexicon.
 
-    A subject carries what it is followed by, its `then`: in a clause its predicate, in a
-    relative clause only a verb, because the object went before ("the dog that mary sees").
-    The last feature is how many more clauses may be nested inside.
+    The feature `then` of a subject is the nonterminal that follows it: the predicate of a clause,
+    or only the verb of a relative clause, whose object precedes it ("the dog that mary sees"). The
+    last feature is the number of clauses that may still be nested.
     """
     rules: dict[str, list[tuple[float, str]]] = {
         "sentence": [(1.0, f"subject/predicate/{nesting} more")],
@@ -77,7 +77,7 @@ def english_rules(nesting: int = NESTING) -> dict[str, list[tuple[float, str]]]:
 
 
 def _subject_rules(then: str, depth: int) -> dict[str, list[tuple[float, str]]]:
-    """Subjects: a determiner, perhaps an adjective, a noun, perhaps a place or a relative clause."""
+    """Return the rules of subjects: determiner, optional adjective, noun, optional place or relative clause."""
     rules = {
         f"subject/{then}/{depth}": [
             (0.5, f"determiner:any noun/any/{then}/{depth}"),
@@ -86,7 +86,7 @@ def _subject_rules(then: str, depth: int) -> dict[str, list[tuple[float, str]]]:
             (0.1, f"name {then}/one/person/{depth}"),
         ]
     }
-    things = ["thing"] if then == "predicate" else []  # they do things, but do not like or carry others
+    things = ["thing"] if then == "predicate" else []  # things are subjects of intransitive verbs only
     for grammatical, numbers in (("any", ("one", "many")), ("one", ("one",)), ("many", ("many",))):
         features = f"{grammatical}/{then}/{depth}"
 
@@ -113,13 +113,13 @@ def _subject_rules(then: str, depth: int) -> dict[str, list[tuple[float, str]]]:
 
 
 def _relative(features: str, depth: int, rest: str = "") -> list[tuple[float, str]]:
-    """A relative clause on a noun of these features, where one more may be nested."""
+    """Return the rule of a relative clause after a noun with these features; [] at the maximum depth."""
     pronoun = "who" if "person" in features else "that"
     return [(0.2, f"{pronoun} relative/{features}/{depth - 1} {rest}")] if depth else []
 
 
 def _predicate_rules(number: str, kind: str, depth: int) -> dict[str, list[tuple[float, str]]]:
-    """Predicates of a subject of this number and kind, and the verbs at the end of relative clauses."""
+    """Return the rules of predicates for subjects of this number and kind, and of verbs that end relative clauses."""
     features = f"{number}/{kind}/{depth}"
     taken_by = "takes" if kind == "thing" else "meets"
     act = [(0.4, f"goes.{kind}:{number} where")]
@@ -146,7 +146,7 @@ def _predicate_rules(number: str, kind: str, depth: int) -> dict[str, list[tuple
 
 
 def _object_rules(depth: int) -> dict[str, list[tuple[float, str]]]:
-    """Objects."""
+    """Return the rules of objects."""
     rules: dict[str, list[tuple[float, str]]] = {}
     for sort, kinds in (("living", ("person", "animal")), ("thing", ("thing",))):
         names = [(0.15, "name")] if sort == "living" else []

@@ -1,4 +1,4 @@
-"""Files of text, and texts from Python, as tasks."""
+"""Tasks from files and from Python objects."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from text_gym.validation import suggest
 
 
 def file_task(path: str | Path, **options: Any) -> Task:
-    """Make a task of sequences, or of prompts with references, from a .txt, .jsonl or .abc file."""
+    """Create a task of sequences, or of prompts with references, from a .txt, .jsonl or .abc file."""
     _check_options(repr(str(path)), options, CorpusOptions.__dataclass_fields__)
     settings = CorpusOptions(**options)
     return _task_of(Path(path).stem, read_corpus(path, settings), settings)
 
 
 def rows_task(objects: Objects | Mapping[str, Objects], **options: Any) -> Task:
-    """Make a task of sequences, or of prompts with references, from Python objects.
+    """Create a task of sequences, or of prompts with references, from Python objects.
 
     Args:
-        objects: A list of texts, of (prompt, references) pairs or of dicts; a Hugging Face Dataset, or anything with
-            `column_names` whose columns can be indexed by name; or a dict of these with the key "train" and perhaps
-            "valid" (or "validation") and "test", as a DatasetDict is.
-        **options: Those of `CorpusOptions`, where valid= and test= may be such objects too; and text_column=, or
-            prompt_column= and references_column=, where the columns have not the usual names.
+        objects: A list of texts, of (prompt, references) pairs or of dicts; a Hugging Face Dataset, or any table with
+            `column_names` whose columns are indexed by name; or a dict of these, such as a DatasetDict, with the key
+            "train" and optionally "valid" (or "validation") and "test".
+        **options: The options of `CorpusOptions`, where `valid` and `test` may also be such objects; and the names of
+            columns, if they are not the default ones: text_column, or prompt_column and references_column.
     """
     _check_options(
         f"this {type(objects).__name__}", options, (*CorpusOptions.__dataclass_fields__, *ColumnNames._fields)
@@ -43,12 +43,12 @@ def rows_task(objects: Objects | Mapping[str, Objects], **options: Any) -> Task:
             splits[name] = options.pop(name)
     if "train" not in splits or splits.keys() - set(SPLITS):
         raise OptionError(
-            f"the splits of a task are 'train', and perhaps 'valid' (or 'validation') and 'test', not "
-            f"{', '.join(map(repr, splits))}; name them so, for example {{'train': data[...], 'test': data[...]}}"
+            f"the splits must be 'train' and optionally 'valid' (or 'validation') and 'test', not "
+            f"{', '.join(map(repr, splits))}; rename them, for example {{'train': data[...], 'test': data[...]}}"
         )
     for name, part in splits.items():
         if isinstance(part, str | bytes) or not (is_table(part) or isinstance(part, Sequence)):
-            raise OptionError(f"the {name!r} split is {part!r:.60}; give a list of texts or pairs, or a Dataset")
+            raise OptionError(f"the {name!r} split must be a list of texts or pairs, or a Dataset, not {part!r:.60}")
     settings = CorpusOptions(**options)
     rows = {name: Rows(part, names) for name, part in splits.items()}
     return _task_of(type(objects).__name__, read_rows(rows, settings), settings)
@@ -60,7 +60,7 @@ def _check_options(source: str, options: Mapping[str, object], known: Iterable[s
 
 
 def _task_of(name: str, corpus: Corpus, settings: CorpusOptions) -> Task:
-    """Make the task of a corpus."""
+    """Create the task of a corpus."""
     splits = corpus.splits.values()
     longest = 1 + max(examples.references.longest for examples in splits)
     prompt_length = max(e.prompts.longest or 1 if e.prompts is not None else 0 for e in splits)

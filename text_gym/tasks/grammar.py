@@ -1,14 +1,14 @@
-"""A language that is known exactly: English-like sentences from a seeded probabilistic grammar.
+"""The task "grammar": English-like sentences from a seeded probabilistic grammar with exact likelihoods.
 
-The rules nest (relative clauses inside relative clauses), agree in number across what is
-nested, and pick verbs that suit their subjects, so that the language is no bag of words:
+The language has long-range structure. Relative clauses are nested, verbs agree in number with
+subjects before nested clauses, and verbs fit the kind of their subject:
 
     the teacher who three dogs follow often says that a red kite falls
 
-The next word always tells which rule applies, so each sentence has one derivation, and the
-rules compile into a deterministic automaton. That gives exact likelihoods, the exact entropy
-and a validity test. Sentences outside the bounds on length are left out and the others scaled
-up: the language is the grammar's, conditioned on its length.
+The grammar is unambiguous: the next word determines the rule. Each sentence therefore has one
+derivation, and the rules compile to a deterministic finite automaton, which gives exact
+likelihoods, the exact entropy and a validity test. The distribution is that of the grammar,
+conditioned on the bounds on the sentence length.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from text_gym.validation import LARGEST_SIZE, whole_number
 from text_gym.vocab import EOS, Vocabulary
 
 Rules = Mapping[str, Sequence[tuple[float, str]]]
-"""The alternatives of each part of speech: a weight, and symbols separated by spaces."""
+"""For each nonterminal its alternatives: a weight, and symbols separated by spaces."""
 Lexicon = Mapping[str, Sequence[str]]
-"""The words of each category; the seed chooses which are frequent."""
+"""For each category its words; the seed chooses their frequencies."""
 
 FEWEST_WORDS = 3
 MOST_WORDS = 20
 
 
 class Grammar:
-    """A known source of sentences, with exact log-probabilities.
+    """A source of sentences with exact log-probabilities.
 
     >>> english = Grammar(seed=0)
     >>> batch = english.sample(2, seed=1)
@@ -45,11 +45,11 @@ class Grammar:
     (True, [True, True])
 
     Args:
-        seed: Chooses which words and rules are frequent; the language's sentences stay the same.
-        max_length: Tokens at most, EOS included; sentences have at most one word less.
-        rules: Another grammar in place of the built-in one, starting from "sentence".
-        lexicon: The words of its categories.
-        min_words: The fewest words of a sentence.
+        seed: Seed of the probabilities of rules and words; it does not change the set of valid sentences.
+        max_length: Maximum number of tokens, including EOS.
+        rules: Rules of another grammar, with the start symbol "sentence".
+        lexicon: Words of the categories of these rules.
+        min_words: Minimum number of words of a sentence.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Grammar:
         lexicon: Lexicon | None = None,
         min_words: int = FEWEST_WORDS,
     ) -> None:
-        """Collect the vocabulary; the automaton is compiled when it is first needed."""
+        """Create the vocabulary; the automaton is compiled on first use."""
         if whole_number("max_length", max_length, 1, LARGEST_SIZE) <= min_words:
             raise OptionError(
                 f"max_length={max_length} leaves no room for {min_words} words and EOS; give at least {min_words + 1}"
@@ -72,7 +72,7 @@ class Grammar:
         self.lexicon: Lexicon = lexicon if lexicon is not None else english_lexicon()
         used = {symbol for body in self.rules.values() for _, text in body for symbol in text.split()}
         for symbol in sorted({"sentence", *used} - self.rules.keys() - self.lexicon.keys()):
-            raise OptionError(f"{symbol!r} is neither a part of speech in rules nor a category in lexicon")
+            raise OptionError(f"the symbol {symbol!r} is neither in rules nor in lexicon; add it to one of them")
         words = dict.fromkeys(word for category in self.lexicon.values() for word in category)
         self.vocab = Vocabulary((EOS, *sorted(words)), eos=0)
 
@@ -81,12 +81,12 @@ class Grammar:
 
     @cached_property
     def automaton(self) -> Automaton:
-        """The grammar compiled for this seed and these bounds."""
+        """The automaton of the grammar with this seed and these bounds on the length."""
         return Automaton(self.weighted_rules, self.word_weights, self.vocab, self.min_words, self.max_length - 1)
 
     @cached_property
     def weighted_rules(self) -> dict[str, list[tuple[float, tuple[str, ...]]]]:
-        """The rules with this seed's probabilities, which sum to one in each part of speech."""
+        """The rules with the probabilities of this seed, which sum to 1 for each nonterminal."""
         random = np.random.default_rng([self.seed, 0])
         weighted = {}
         for name, alternatives in self.rules.items():
@@ -99,7 +99,7 @@ class Grammar:
 
     @cached_property
     def word_weights(self) -> dict[str, list[tuple[float, str]]]:
-        """Each category's words with this seed's probabilities: Zipf's law in an order of its own."""
+        """The words of each category with the probabilities of this seed: Zipf's law over a random permutation."""
         random = np.random.default_rng([self.seed, 1])
         weighted = {}
         for name, words in self.lexicon.items():
@@ -113,23 +113,23 @@ class Grammar:
         return Batch(tokens, lengths, self.vocab)
 
     def log_prob(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> FloatArray:
-        """Compute the log-probability of each sentence in nats, its end included; -inf outside the language.
+        """Compute the log-probability of each sentence in nats, [n], including EOS; -inf outside the language.
 
-        A row may end in EOS or go without: it is scored as a whole sentence.
+        A row with or without a final EOS is scored as a complete sentence.
         """
         batch = make_batch(tokens, lengths, self.vocab)
         return self.automaton.log_prob(batch.tokens, batch.content_lengths)
 
     def is_valid(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> BoolArray:
-        """Test whether each sentence belongs to the language."""
+        """Return whether each sentence belongs to the language, [n]."""
         return self.log_prob(tokens, lengths) > -np.inf
 
     def allowed(self, prefixes: IntArray, lengths: IntArray) -> BoolArray:
-        """Find the tokens after which each prefix can still become a sentence, [n, V]."""
+        """Return which tokens can follow each prefix in a sentence of the language, [n, V]."""
         return self.automaton.allowed(prefixes, lengths, len(self.vocab))
 
     def steps(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> IntArray:
-        """Number the arc of the automaton that each word follows, [n, T]; -1 from the first invalid word on.
+        """Return the arc of the automaton that each word takes, [n, T]; -1 from the first invalid word on, and for EOS.
 
         >>> english = Grammar(seed=0)
         >>> some = english.sample(100, seed=1)
@@ -140,11 +140,11 @@ class Grammar:
         return self.automaton.arcs(batch.tokens, batch.content_lengths)
 
     def entropy(self) -> float:
-        """Compute the exact entropy of a sentence, in nats."""
+        """Return the exact entropy in nats per sentence."""
         return self.automaton.entropy
 
     def mean_length(self) -> float:
-        """Compute the exact expected number of tokens of a sentence, EOS included."""
+        """Return the exact expected number of tokens of a sentence, including EOS."""
         return self.automaton.mean_words + 1
 
 
@@ -155,17 +155,25 @@ def grammar_task(
     valid_size: int = 1_000,
     test_size: int = 1_000,
 ) -> Task:
-    """English-like sentences of 3 to 20 words, with exact likelihood, entropy and validity."""
+    """English-like sentences of 3 to 20 words, with exact likelihood, entropy and validity.
+
+    Args:
+        seed: Seed of the language's probabilities and of the splits.
+        max_length: Maximum number of tokens of a sentence, including EOS.
+        train_size: Number of training sentences.
+        valid_size: Number of validation sentences.
+        test_size: Number of test sentences.
+    """
     source = Grammar(seed, max_length)
     return sampled_task("grammar", source, max_length, seed, (train_size, valid_size, test_size))
 
 
 class Automaton:
-    """The compiled grammar: arcs from state to state, each a word with its probability.
+    """A grammar compiled to a deterministic finite automaton; an arc is a word with its probability.
 
-    A state is what is still to be said. `mass[state, t]` is the probability that a sentence
-    with t words behind it and that to say ends within bounds; it turns the grammar's
-    probabilities into those of the language conditioned on length.
+    A state is the tuple of symbols that remain to be expanded. `_mass[state, t]` is the probability
+    that a sentence that is in this state after t words ends within the bounds on the length. It
+    conditions the probabilities of the grammar on these bounds.
     """
 
     def __init__(
@@ -176,7 +184,7 @@ class Automaton:
         fewest: int,
         most: int,
     ) -> None:
-        """Follow the rules from "sentence" to every state that can be reached."""
+        """Expand the rules to all states that are reachable from "sentence"."""
         self._rules = rules
         self._words = words
         self._ids = vocab.ids
@@ -184,7 +192,7 @@ class Automaton:
         todo: list[tuple[str, ...]] = [("sentence",)]
         stops: list[float] = []
         arcs: list[tuple[int, int, float, int]] = []
-        for number, state in enumerate(todo):  # grows while it is walked
+        for number, state in enumerate(todo):  # `todo` grows during the loop
             stop, nexts = self._leave(state)
             stops.append(stop)
             for word, probability, after in nexts:
@@ -204,10 +212,12 @@ class Automaton:
         self._most = most
         self._fill_mass()
         if self._mass[0, 0] == 0:
-            raise OptionError(f"the grammar has no sentence of {fewest} to {most} words")
+            raise OptionError(
+                f"the grammar has no sentence of {fewest} to {most} words; change max_length or min_words"
+            )
 
     def _leave(self, state: tuple[str, ...]) -> tuple[float, list[tuple[int, float, tuple[str, ...]]]]:
-        """List how a state continues: the probability of stopping, and (word, probability, next state)."""
+        """Return the probability of stopping in a state, and its arcs: (word id, probability, next state)."""
         stop = 0.0
         nexts: dict[int, tuple[float, tuple[str, ...]]] = {}
         open_ = [(1.0, state)]
@@ -221,27 +231,31 @@ class Automaton:
             else:
                 for p, word in self._words[stack[0]]:
                     if self._ids[word] in nexts:
-                        raise OptionError(f"after {' '.join(state)!r} the word {word!r} fits two rules")
+                        raise OptionError(
+                            f"the grammar is ambiguous: in the state {' '.join(state)!r} the word {word!r} fits two "
+                            "rules; the next word must determine the rule"
+                        )
                     nexts[self._ids[word]] = (probability * p, stack[1:])
         return stop, [(word, *nexts[word]) for word in sorted(nexts)]
 
     def _arcs_with_mass(self, words_before: int) -> FloatArray:
-        """Multiply each arc's probability by that of ending within bounds after it."""
+        """Multiply the probability of each arc by the mass of its target state."""
         ahead: FloatArray = self._mass[self._target, words_before + 1]
         return self._probability * ahead
 
     def _per_state(self, values: FloatArray) -> FloatArray:
+        """Sum values of arcs over the arcs of each state."""
         return np.bincount(self._source, weights=values, minlength=len(self._stop)).astype(np.float64)
 
     def _fill_mass(self) -> None:
-        """Fill the mass of every state, from the longest sentences back to the start."""
+        """Compute the mass of every state, backwards from the longest sentences."""
         self._mass: FloatArray = np.zeros((len(self._stop) + 1, self._most + 2))
         for t in range(self._most, -1, -1):
             self._mass[:-1, t] = self._per_state(self._arcs_with_mass(t))
             self._mass[:-1, t] += self._stop * (t >= self._fewest)
 
     def sample(self, n: int, random: np.random.Generator, width: int) -> tuple[IntArray, IntArray]:
-        """Sample n sentences: `tokens` [n, width] and `lengths` [n], EOS (id 0) included."""
+        """Sample n sentences: `tokens` [n, width] and `lengths` [n], including EOS (id 0)."""
         tokens = np.full((n, width), self._arc_of.shape[1] - 1, dtype=np.int64)
         lengths = np.zeros(n, dtype=np.int64)
         alive = np.arange(n)
@@ -264,7 +278,7 @@ class Automaton:
         return tokens, lengths
 
     def _nearest_possible(self, arc: IntArray, state: IntArray, starts: IntArray, total: FloatArray) -> IntArray:
-        """Undo a rounding error that led past the state's last arc with any probability."""
+        """Clip each arc to the last arc of its state with a positive probability, against rounding errors."""
         ends = np.append(starts[1:], len(self._source))
         weights = np.diff(total)
         last = np.maximum.accumulate(np.where(weights > 0, np.arange(len(weights)), 0))
@@ -272,7 +286,7 @@ class Automaton:
         return np.minimum(arc, furthest)
 
     def log_prob(self, tokens: IntArray, words: IntArray) -> FloatArray:
-        """Compute the log-probability of the first `words` tokens of each row as a sentence."""
+        """Compute the log-probability of the sentence of the first `words` [n] tokens of each row, [n]."""
         with np.errstate(divide="ignore"):
             steps = np.log(self._probability)
             stop = np.log(self._stop)
@@ -288,7 +302,7 @@ class Automaton:
         return np.where(dead, -np.inf, result + stop[np.minimum(state, len(stop) - 1)])
 
     def arcs(self, tokens: IntArray, words: IntArray) -> IntArray:
-        """Find the arc of each of the first `words` tokens of a row, [n, T]; -1 where there is none."""
+        """Return the arc of each of the first `words` [n] tokens of each row, [n, T]; -1 if there is none."""
         state = np.zeros(len(tokens), dtype=np.int64)
         arcs = np.full(tokens.shape, -1, dtype=np.int64)
         for t in range(int(words.max(initial=0))):
@@ -297,7 +311,7 @@ class Automaton:
         return arcs
 
     def allowed(self, prefixes: IntArray, lengths: IntArray, size: int) -> BoolArray:
-        """Find the words, and id 0 for the end, after which a sentence is possible, [n, size]."""
+        """Return which words, and EOS (id 0), can follow each prefix in a sentence, [n, size]."""
         state = np.zeros(len(prefixes), dtype=np.int64)
         for t in range(int(lengths.max(initial=0))):
             arc = self._arc_of[state, prefixes[:, t]]
@@ -312,16 +326,16 @@ class Automaton:
 
     @cached_property
     def entropy(self) -> float:
-        """The entropy of a sentence in nats."""
+        """Entropy in nats per sentence."""
         return self._expected(lambda p: -np.log(p))
 
     @cached_property
     def mean_words(self) -> float:
-        """The expected number of words: one for each choice but the last, which is the end."""
+        """Expected number of words: the expected number of choices without the final one, EOS."""
         return self._expected(np.ones_like) - 1
 
     def _expected(self, cost: Callable[[FloatArray], FloatArray]) -> float:
-        """Compute the expected cost of a sentence whose choices of probability p cost cost(p)."""
+        """Compute the expected cost of a sentence, the sum of cost(p) over its choices of probability p."""
         value = np.zeros(len(self._stop))
         for t in range(self._most, -1, -1):
             mass = np.maximum(self._mass[:-1, t], np.finfo(float).tiny)

@@ -1,7 +1,7 @@
-"""The tasks of GRUE, made of the data sets' published files, each with the benchmark's reward.
+"""The tasks of the GRUE benchmark, read from the published files of the datasets, with the benchmark's rewards.
 
-The files are turned into JSON lines, one record at a time, and read as any corpus is; options of
-`text_gym.corpus.corpus.CorpusOptions` say how. What is expected where stands in docs/grue.md.
+The files are converted to temporary .jsonl files, which are read like any other corpus, with the
+options of `text_gym.corpus.corpus.CorpusOptions`. docs/grue.md lists the expected files.
 """
 
 from __future__ import annotations
@@ -21,53 +21,54 @@ from text_gym.tasks.task import Task
 from text_gym.validation import suggest, whole_number
 
 WORDS = r"</?\w+>|\w+(?:['\u2019-]\w+)*|[^\w\s]"
-"""The default tokenizer: a tag, a word, or a punctuation mark is a token."""
+"""Default tokenizer, a regular expression: a token is a tag, a word or a punctuation mark."""
 DEFAULTS: dict[str, object] = {"tokenizer": WORDS, "max_vocab": 20_000, "long_lines": "cut", "cut_prompts": "end"}
-OWN = ("limit", "lowercase")  # options of these tasks beside those of corpora
+OWN = ("limit", "lowercase")  # options of these tasks in addition to CorpusOptions
 
 
 def imdb_task(folder: str, classifier: str | None = None, prompt_words: int = 64, **options: object) -> Task:
-    """Film reviews to be continued so that a classifier finds them positive (IMDB's files in a folder).
+    """IMDB (needs folder=...): continue film reviews with positive sentiment, as scored by a classifier.
 
     Args:
-        folder: Has train/pos, train/neg, test/pos and test/neg.
-        classifier: The folder or name of the classifier of sentiment that the default reward asks.
-        prompt_words: Words of a review that are the prompt; the rest is the reference.
-        options: `limit`, `lowercase`, and `CorpusOptions`; `valid` is a share of train.
+        folder: The published folder, with train/pos, train/neg, test/pos and test/neg.
+        classifier: Folder or name of the sentiment classifier of the default reward.
+        prompt_words: Number of words at the beginning of a review that are the prompt; the rest is the reference.
+        options: `limit` (maximum number of examples per split), `lowercase`, and the options of `CorpusOptions`.
+            `valid` is a share of the training data.
     """
     splits = published.imdb(_checked(folder), whole_number("prompt_words", prompt_words, least=1))
     model = None if classifier is None else str(classifier)
-    reward = f"classifier(model={model!r}, prompts=True)"  # says what to do where there is none
+    reward = f"classifier(model={model!r}, prompts=True)"  # model=None raises an error that says what to do
     return _task("imdb", splits, reward, {"max_length": 49, "valid": 0.1} | options)
 
 
 def commongen_task(folder: str, **options: object) -> Task:
-    """Sentences with all of a few given concepts (CommonGen's files in a folder)."""
+    """CommonGen (needs folder=...): write a sentence that contains all given concepts."""
     reward = {"meteor": 1.0, "repetition": 1.0}
     sizes = {"max_length": 21, "max_prompt_length": 20}
     return _task("commongen", published.commongen(_checked(folder)), reward, sizes | options)
 
 
 def cnn_dailymail_task(folder: str, **options: object) -> Task:
-    """News articles to be summarised (CNN/DailyMail's files in a folder)."""
+    """CNN/DailyMail (needs folder=...): summarise news articles."""
     sizes = {"max_length": 101, "max_prompt_length": 512}
     return _task("cnn_dailymail", published.cnn_dailymail(_checked(folder)), "meteor", sizes | options)
 
 
 def totto_task(folder: str, **options: object) -> Task:
-    """Table cells to be described in a sentence (ToTTo's files in a folder)."""
+    """ToTTo (needs folder=...): describe the highlighted cells of a table in a sentence."""
     sizes = {"max_length": 51, "max_prompt_length": 512}
     return _task("totto", published.totto(_checked(folder)), "meteor", sizes | options)
 
 
 def iwslt_task(folder: str, source: str = "en", target: str = "de", **options: object) -> Task:
-    """Talks to be translated (IWSLT's files in a folder; source and target are languages)."""
+    """IWSLT (needs folder=...): translate the sentences of talks, by default from English to German."""
     sizes = {"max_length": 129, "max_prompt_length": 128}
     return _task("iwslt", published.iwslt(_checked(folder), source, target), "ter", sizes | options)
 
 
 def narrativeqa_task(folder: str, **options: object) -> Task:
-    """Questions to be answered from a story's summary (NarrativeQA's files in a folder)."""
+    """NarrativeQA (needs folder=...): answer questions about a story from its summary."""
     sizes = {"max_length": 51, "max_prompt_length": 512}
     return _task("narrativeqa", published.narrativeqa(_checked(folder)), "rouge", sizes | options)
 
@@ -75,12 +76,15 @@ def narrativeqa_task(folder: str, **options: object) -> Task:
 def _checked(folder: str | Path) -> Path:
     path = Path(folder).expanduser()
     if not path.is_dir():
-        raise DataError(f"there is no folder {str(folder)!r} (seen from {Path.cwd()}); docs/grue.md says what it holds")
+        raise DataError(
+            f"no folder {str(folder)!r} (the working directory is {Path.cwd()}); give the folder of the dataset's "
+            "published files, which docs/grue.md lists"
+        )
     return path
 
 
 def _task(name: str, splits: published.Splits, reward: str | Mapping[str, float], options: dict[str, object]) -> Task:
-    """Make a task of a data set's records, with the benchmark's reward."""
+    """Create a task from the records of a dataset, with the reward of the benchmark."""
     known = {*CorpusOptions.__dataclass_fields__, *OWN} - {"encoding", "test"}
     known -= {"valid"} if "valid" in splits else set()
     for option in options:
@@ -94,7 +98,10 @@ def _task(name: str, splits: published.Splits, reward: str | Mapping[str, float]
         files = {split: Path(place) / f"{name}_{split}.jsonl" for split in SPLITS if split in splits}
         for split, file in files.items():
             if not _write(file, islice(_usable(splits[split]()), limit), lowercase):
-                raise DataError(f"task {name!r}: the files of its {split!r} split hold no prompt with a reference")
+                raise DataError(
+                    f"task {name!r}: the files of the {split!r} split have no prompt with a reference; "
+                    "are they complete?"
+                )
         others = {split: str(file) for split, file in files.items() if split != "train"}
         made = file_task(files["train"], **options | others)
     return Task(
@@ -103,7 +110,7 @@ def _task(name: str, splits: published.Splits, reward: str | Mapping[str, float]
 
 
 def _usable(records: Iterable[published.Published]) -> Iterator[published.Published]:
-    """Keep records with a prompt and at least one reference."""
+    """Yield the records that have a prompt and at least one reference, without empty references."""
     for record in records:
         references = [text for text in record.references if text.strip()]
         if record.prompt.strip() and references:
@@ -111,7 +118,7 @@ def _usable(records: Iterable[published.Published]) -> Iterator[published.Publis
 
 
 def _write(file: Path, records: Iterable[published.Published], lowercase: bool) -> int:
-    """Write records as lines of JSON; return how many."""
+    """Write records as lines of JSON, and return their number."""
     written = 0
     with file.open("w", encoding="utf-8") as out:
         for prompt, references, columns in records:

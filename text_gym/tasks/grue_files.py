@@ -1,6 +1,6 @@
-"""The published files of six data sets, read one record at a time: a prompt, its references, and other columns.
+"""Readers of the published files of GRUE's six datasets; a record is a prompt, its references and other columns.
 
-docs/grue.md lists the files and their origin.
+docs/grue.md lists the files and their sources.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Json = dict[str, Any]
 
 
 class TableCell(TypedDict):
-    """A cell of a table in ToTTo."""
+    """A cell of a ToTTo table."""
 
     value: str
     is_header: bool
@@ -33,7 +33,7 @@ class TableCell(TypedDict):
 
 
 class Published(NamedTuple):
-    """A prompt with its references and columns."""
+    """A record: a prompt, its references and other columns."""
 
     prompt: str
     references: list[str]
@@ -41,41 +41,41 @@ class Published(NamedTuple):
 
 
 Splits = dict[str, Callable[[], Iterable[Published]]]
-"""Functions that read each split; "valid" is left out where it is a share of "train"."""
+"""A function for each split that reads its records; without "valid" if that is a share of "train"."""
 
 
 def imdb(folder: Path, prompt_words: int) -> Splits:
-    """Film reviews: the first words are the prompt, the rest is the reference."""
+    """IMDB: the first words of a film review are the prompt, the rest is the reference."""
     return {split: partial(_reviews, folder / split, prompt_words) for split in ("train", "test")}
 
 
 def commongen(folder: Path) -> Splits:
-    """Sets of concepts, and sentences that contain all of them."""
+    """CommonGen: a set of concepts is the prompt, the references are sentences that contain all of them."""
     train = folder / "commongen.train.jsonl"
     dev = folder / "commongen.dev.jsonl"
     return _with_dev(partial(_concepts, train), partial(_concepts, dev))
 
 
 def cnn_dailymail(folder: Path) -> Splits:
-    """News articles with their highlights, from train.csv and so on, or from stories and lists of URLs."""
+    """CNN/DailyMail: articles and their highlights, from train.csv etc., or from .story files and lists of URLs."""
     names = {"train": ("train", "all_train"), "valid": ("validation", "all_val"), "test": ("test", "all_test")}
     if (folder / "train.csv").is_file():
         return {split: partial(_articles, folder / f"{csv_name}.csv") for split, (csv_name, _) in names.items()}
     lists = folder / "url_lists" if (folder / "url_lists").is_dir() else folder
     if not (lists / "all_train.txt").is_file():
-        raise missing(folder / "train.csv", "or all_train.txt beside the stories")
+        raise missing(folder / "train.csv", "or all_train.txt next to the stories")
     return {split: partial(_stories, folder, lists / f"{list_name}.txt") for split, (_, list_name) in names.items()}
 
 
 def totto(folder: Path) -> Splits:
-    """Wikipedia tables with highlighted cells, and sentences that describe these."""
+    """ToTTo: Wikipedia tables with highlighted cells, and sentences that describe the cells."""
     train = folder / "totto_train_data.jsonl"
     dev = folder / "totto_dev_data.jsonl"
     return _with_dev(partial(_tables, train), partial(_tables, dev))
 
 
 def iwslt(folder: Path, source: str, target: str) -> Splits:
-    """Sentences of talks in two languages."""
+    """IWSLT: sentences of talks in two languages."""
     pairs = (f"{source}-{target}", f"{target}-{source}")
     places = [(base, pair) for pair in pairs for base in (folder / pair, folder)]
     found = [(base, pair) for base, pair in places if (base / f"train.tags.{pair}.{source}").is_file()]
@@ -87,7 +87,7 @@ def iwslt(folder: Path, source: str, target: str) -> Splits:
     for split, years in (("valid", "dev"), ("test", "tst")):
         sources = sorted(base.glob(f"IWSLT*.TED*.{years}*.{pair}.{source}.xml"))
         files = [[file, file.with_name(file.name.removesuffix(f"{source}.xml") + f"{target}.xml")] for file in sources]
-        files = [both for both in files if both[1].is_file()]  # some years' answers are not published
+        files = [both for both in files if both[1].is_file()]  # the translations of some years are not published
         if not files:
             raise missing(base / f"IWSLT17.TED.{years}2010.{pair}.{source}.xml", "and its translation")
         splits[split] = partial(_aligned, files, _segments)
@@ -95,17 +95,17 @@ def iwslt(folder: Path, source: str, target: str) -> Splits:
 
 
 def narrativeqa(folder: Path) -> Splits:
-    """Questions about stories, to be answered from their summaries."""
+    """NarrativeQA: questions about stories with the summary of the story, and two answers each."""
     return {split: partial(_questions, folder, split) for split in ("train", "valid", "test")}
 
 
 def missing(path: Path, more: str = "") -> DataError:
-    """Make the error about a file that is not where it should be."""
-    return DataError(f"there is no {path}{' ' if more else ''}{more}; docs/grue.md says which files are expected")
+    """Return the error for a missing file; `more` names alternatives."""
+    return DataError(f"no file {path}{' ' if more else ''}{more}; docs/grue.md lists the expected files")
 
 
 def _with_dev(train: Callable[[], Iterable[Published]], dev: Callable[[], Iterable[Published]]) -> Splits:
-    """Use the development set's records as valid and test in turn; the test sets have no references."""
+    """Split the development set: even records for valid, odd ones for test; the test sets have no references."""
     return {
         "train": train,
         "valid": lambda: (record for i, record in enumerate(dev()) if i % 2 == 0),
@@ -120,21 +120,21 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _objects(path: Path, *fields: str) -> Iterator[Json]:
-    """Read the objects of a .jsonl file, each with these fields."""
+    """Yield the objects of a .jsonl file; DataError if one lacks a field."""
     for number, line in _lines(path):
         try:
             record = json.loads(line) if line.strip() else None
         except ValueError as problem:
-            raise DataError(f"{path}, line {number}: not JSON ({problem})") from problem
+            raise DataError(f"{path}, line {number}: invalid JSON ({problem})") from problem
         if record is None:
             continue
         if not isinstance(record, dict) or any(field not in record for field in fields):
-            raise DataError(f"{path}, line {number}: an object with {', '.join(fields)} is expected; see docs/grue.md")
+            raise DataError(f"{path}, line {number}: expected a JSON object with {', '.join(fields)}; see docs/grue.md")
         yield record
 
 
 def _table_rows(path: Path, *fields: str) -> Iterator[dict[str, str]]:
-    """Read the rows of a .csv file that has these columns."""
+    """Yield the rows of a .csv file; DataError if it lacks a column."""
     if not path.is_file():
         raise missing(path)
     with path.open(encoding="utf-8-sig", newline="") as file:
@@ -149,12 +149,12 @@ def _table_rows(path: Path, *fields: str) -> Iterator[dict[str, str]]:
 
 
 def _reviews(folder: Path, prompt_words: int) -> Iterator[Published]:
-    """Read positive and negative reviews in turn, so that the first few are of both kinds."""
+    """Yield positive and negative reviews alternately, so that a limited number has both."""
     kinds = []
     for label in ("pos", "neg"):
         files = sorted((folder / label).glob("*.txt"))
         if not files:
-            raise missing(folder / label / "0_9.txt", "or any other review")
+            raise missing(folder / label / "*.txt")
         kinds.append([(file, label) for file in files])
     for file, label in filter(None, chain.from_iterable(zip_longest(*kinds))):
         words = re.sub(r"<br\s*/?>", " ", file.read_text(encoding="utf-8")).split()
@@ -175,7 +175,7 @@ def _articles(path: Path) -> Iterator[Published]:
 
 
 def _stories(folder: Path, addresses: Path) -> Iterator[Published]:
-    """Read the stories of a list; each file's name is a hash of the story's URL."""
+    """Yield the stories of a list of URLs; the name of a story's file is the hash of its URL."""
     places = [folder / "cnn" / "stories", folder / "dailymail" / "stories", folder]
     for _, address in _lines(addresses):
         if not address.strip():
@@ -196,14 +196,15 @@ def _tables(path: Path) -> Iterator[Published]:
             prompt = linearized(record)
         except (IndexError, KeyError, TypeError) as problem:
             raise DataError(
-                f"{path}, example {record.get('example_id')}: no table as published ({problem!r})"
+                f"{path}, example {record.get('example_id')}: the table is not in ToTTo's format ({problem!r}); "
+                "see docs/grue.md"
             ) from problem
         seen = record.get("overlap_subset")
         yield Published(prompt, references, {"example_id": record.get("example_id"), "overlap_subset": seen})
 
 
 def linearized(record: Json) -> str:
-    """Linearize the titles and highlighted cells of a table, each cell with its column and row headers.
+    """Convert the titles and highlighted cells of a table to text, each cell with its column and row headers.
 
     >>> cells = [[{"value": "Year", "is_header": True, "column_span": 1, "row_span": 1}],
     ...          [{"value": "1997", "is_header": False, "column_span": 1, "row_span": 1}]]
@@ -228,13 +229,17 @@ def linearized(record: Json) -> str:
 def _grid(
     table: list[list[TableCell]],
 ) -> tuple[dict[tuple[int, int], TableCell], dict[tuple[int, ...], tuple[int, int]]]:
-    """Map each place of a table to its cell, and each row and index of a cell to its first place."""
+    """Resolve the row and column spans of a table.
+
+    Returns:
+        The cell at each (row, column), and for each (row, index of a cell in the row) its first (row, column).
+    """
     grid: dict[tuple[int, int], TableCell] = {}
     corners: dict[tuple[int, ...], tuple[int, int]] = {}
     for r, cells in enumerate(table):
         column = 0
         for number, cell in enumerate(cells):
-            while (r, column) in grid:  # taken by a cell that reaches down from above
+            while (r, column) in grid:  # occupied by a cell of a row above
                 column += 1
             corners[r, number] = (r, column)
             for down in range(cell["row_span"]):
@@ -243,7 +248,7 @@ def _grid(
 
 
 def _headers(cells: Iterable[TableCell | None]) -> list[str]:
-    """List the text of the headers among some cells, each once."""
+    """Return the distinct texts of the header cells among these cells."""
     return list(dict.fromkeys(cell["value"] for cell in cells if cell is not None and cell["is_header"]))
 
 
@@ -253,18 +258,20 @@ def _tagged(tag: str, text: str) -> str:
 
 
 def _aligned(pairs: list[list[Path]], read: Callable[[Path], Iterable[str]]) -> Iterator[Published]:
-    """Read pairs of lines of two files, of which the second translates the first."""
+    """Yield pairs of lines of two files, the second of which is the translation of the first."""
     for source, target in pairs:
         if not target.is_file():
             raise missing(target)
         for text, translation in zip_longest(read(source), read(target)):
             if text is None or translation is None:
-                raise DataError(f"{source} and {target} have different numbers of sentences; are they as published?")
+                raise DataError(
+                    f"{source} and {target} have different numbers of sentences; use the files as published"
+                )
             yield Published(text, [translation])
 
 
 def _talk_lines(path: Path) -> Iterator[str]:
-    """Read what is said in the talks, without the lines about them."""
+    """Yield the sentences of the talks, without the lines of metadata, which begin with a tag."""
     return (line.strip() for _, line in _lines(path) if not line.lstrip().startswith("<"))
 
 
@@ -274,7 +281,7 @@ def _segments(path: Path) -> Iterator[str]:
 
 
 def _questions(folder: Path, split: str) -> Iterator[Published]:
-    """Read questions with their summaries; the question comes first, so that truncating the end keeps it."""
+    """Yield questions with their summaries; the question comes first, so that truncating the end keeps it."""
     files = [folder / "third_party" / "wikipedia" / "summaries.csv", folder / "summaries.csv"]
     summaries = next((file for file in files if file.is_file()), files[0])
     rows = _table_rows(summaries, "document_id", "set", "summary")
@@ -284,7 +291,8 @@ def _questions(folder: Path, split: str) -> Iterator[Published]:
             continue
         if row["document_id"] not in about:
             raise DataError(
-                f"{summaries} has no summary of {row['document_id']}, which {folder / 'qaps.csv'} asks about"
+                f"{summaries} has no summary of document {row['document_id']}, which {folder / 'qaps.csv'} refers to; "
+                "use the files as published"
             )
         prompt = f"{row['question']} {about[row['document_id']]}"
         yield Published(prompt, [row["answer1"], row["answer2"]], {"document_id": row["document_id"]})

@@ -1,7 +1,8 @@
-"""SeqGAN's synthetic oracle: a language model with random weights whose likelihood is known.
+"""The task "oracle": SeqGAN's synthetic oracle, a randomly initialised LSTM with exact likelihoods.
 
-Embedding, one LSTM layer and an output layer, every weight drawn from N(0, 1). Sequences have
-a fixed length and no EOS; the LSTM first reads token 0, which is also an ordinary token.
+The oracle has an embedding, one LSTM layer and an output layer. All weights are sampled from
+N(0, 1). Sequences have a fixed length and no EOS. The start token of the LSTM is token 0, which
+is also an ordinary token.
 """
 
 from __future__ import annotations
@@ -27,24 +28,24 @@ if TYPE_CHECKING:
 
 Parameters = Mapping[str, npt.NDArray[np.float32]]
 
-CHUNK = 256  # sequences drawn or scored at a time, which bounds the memory for logits
-FIRST_DRAW = 0x7E97  # keeps the stream of the weights apart from that of the samples
+CHUNK = 256  # sequences sampled or scored at once, to bound the memory for logits
+WEIGHTS_STREAM = 0x7E97  # second seed of the weights' generator, so that it differs from that of the samples
 
 
 class Oracle:
-    """A frozen random LSTM as a known source, with exact log-probabilities.
+    """A source with exact log-probabilities: a frozen LSTM with random weights.
 
     >>> oracle = Oracle(vocab_size=50, max_length=5, seed=1)
     >>> oracle.sample(3, seed=0).tokens.shape
     (3, 5)
 
     Args:
-        vocab_size: Tokens, named "0", "1" and so on.
-        max_length: The length of every sequence.
-        embedding: Size of the token embedding.
+        vocab_size: Number of tokens; their texts are "0", "1" and so on.
+        max_length: Length of every sequence.
+        embedding: Size of the token embeddings.
         hidden: Size of the LSTM.
-        seed: Chooses the weights.
-        parameters: The weights themselves, by NAMES, in place of random ones.
+        seed: Seed of the weights.
+        parameters: Weights to use instead of random ones; the keys are NAMES.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Oracle:
         seed: int = 0,
         parameters: Parameters | None = None,
     ) -> None:
-        """Check the sizes; weights are sampled, and torch imported, when first needed."""
+        """Check the sizes; the weights are sampled, and torch is imported, on first use."""
         sizes = {"vocab_size": vocab_size, "max_length": max_length, "embedding": embedding, "hidden": hidden}
         checked = {name: whole_number(name, size, 1, LARGEST_SIZE) for name, size in sizes.items()}
         self.vocab_size, self.max_length, self.embedding, self.hidden = checked.values()
@@ -71,7 +72,7 @@ class Oracle:
 
     @classmethod
     def load(cls, path: str | Path, max_length: int = 20, vocab_size: int | None = None) -> Oracle:
-        """Read published parameters from an .npz file with NAMES, or from the published pickle."""
+        """Load published parameters from an .npz file with the arrays NAMES, or from SeqGAN's pickle."""
         parameters = load_parameters(path)
         size, embedding = parameters["embedding"].shape
         if vocab_size is not None and vocab_size != size:
@@ -83,21 +84,21 @@ class Oracle:
 
     @cached_property
     def parameters(self) -> dict[str, npt.NDArray[np.float32]]:
-        """The weights by NAMES, each sampled from N(0, 1)."""
-        random = np.random.default_rng([self.seed, FIRST_DRAW])
+        """The weights, sampled from N(0, 1); the keys are NAMES."""
+        random = np.random.default_rng([self.seed, WEIGHTS_STREAM])
         shapes = shapes_of(self.vocab_size, self.embedding, self.hidden)
         return {name: random.standard_normal(shapes[name], dtype=np.float32) for name in NAMES}
 
     @cached_property
     def model(self) -> LSTM:
-        """The weights as a `text_gym.language_model.LSTM`, frozen."""
+        """A frozen `text_gym.language_model.LSTM` with these weights."""
         import torch
 
         from text_gym.language_model import LSTM, tune_memory
 
         tune_memory()
         model = LSTM(self.vocab_size, self.embedding, self.hidden)
-        gates = "ifco"  # torch's order
+        gates = "ifco"  # order of the gates in torch.nn.LSTM
         arrays = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in self.parameters.items()}
         weights = {
             "embed.weight": arrays["embedding"],
@@ -125,7 +126,7 @@ class Oracle:
         return Batch(tokens, np.full(n, self.max_length), self.vocab)
 
     def log_prob(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> FloatArray:
-        """Compute the log-probability of each sequence in nats, summed over its tokens."""
+        """Compute the log-probability of each sequence in nats, summed over its tokens, [n]."""
         import torch
 
         batch = make_batch(tokens, lengths, self.vocab)
@@ -151,7 +152,19 @@ def oracle_task(
     valid_size: int = 1_000,
     test_size: int = 9_984,
 ) -> Task:
-    """SeqGAN's synthetic oracle: a random LSTM over 5000 tokens, with exact likelihood."""
+    """SeqGAN's synthetic oracle: a random LSTM over 5000 tokens, with exact likelihood.
+
+    Args:
+        path: File of published parameters (.npz, or SeqGAN's pickle); None samples random weights.
+        seed: Seed of the weights and of the splits.
+        vocab_size: Number of tokens; None means 5000, or the number of tokens in the file.
+        max_length: Length of every sequence.
+        embedding: Size of the token embeddings.
+        hidden: Size of the LSTM.
+        train_size: Number of training sequences.
+        valid_size: Number of validation sequences.
+        test_size: Number of test sequences.
+    """
     if path is not None:
         source = Oracle.load(path, max_length, vocab_size)
     else:

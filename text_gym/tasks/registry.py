@@ -1,4 +1,4 @@
-"""Tasks by name: `make_task` turns a name, a path or a Task into a Task, and `register_task` adds a name."""
+"""Registry of tasks: `make_task` creates a task from a name, a path or data, and `register_task` adds a name."""
 
 from __future__ import annotations
 
@@ -37,16 +37,20 @@ _made: weakref.WeakValueDictionary[str, Task] = weakref.WeakValueDictionary()
 
 
 TaskSpec = str | Path | Task | Objects | Mapping[str, Objects]
-"""What a task is made from: a name, a path, or Python objects."""
+"""A name, "module:factory", a path, a Task, or data: lists of texts or pairs, or Hugging Face Datasets."""
 
 
 def make_task(spec: TaskSpec = "grammar", **options: object) -> Task:
-    """Make a task from a name, a path to a .txt, .jsonl or .abc file, "module:factory", or texts from Python.
+    """Create a task.
 
-    Options follow the name in brackets or come as arguments. See `grammar_task`,
-    `oracle_task` and `answers_task`, for files `text_gym.corpus.corpus.CorpusOptions`, and for lists of texts, lists of
-    (prompt, references) pairs and Hugging Face Datasets `text_gym.tasks.files.rows_task`. While a task is
-    in use, the same name or path and options return the same object.
+    A call with the same name or path and the same options returns the same object, as long as the object is in use.
+
+    Args:
+        spec: A registered name, "module:factory", the path of a .txt, .jsonl or .abc file, a `Task`, a list of
+            texts, a list of (prompt, references) pairs, or a Hugging Face Dataset. Options may follow a name or path
+            in parentheses: "grammar(seed=1)".
+        **options: Options of the task. See `grammar_task`, `oracle_task` and `answers_task` for these names,
+            `text_gym.corpus.corpus.CorpusOptions` for files, and `text_gym.tasks.files.rows_task` for data.
 
     >>> make_task("grammar", seed=1)
     Task('grammar', 209 tokens, max_length=21)
@@ -57,7 +61,10 @@ def make_task(spec: TaskSpec = "grammar", **options: object) -> Task:
     """
     if isinstance(spec, Task):
         if options:
-            raise OptionError(f"{spec!r} is already made; the options {', '.join(options)} come too late")
+            raise OptionError(
+                f"{spec!r} already exists, so it takes no options; remove {', '.join(options)}, or give them where the "
+                "task is created"
+            )
         return spec
     name, factory, written = find_task(spec, trust=True)
     options = written | options
@@ -67,21 +74,21 @@ def make_task(spec: TaskSpec = "grammar", **options: object) -> Task:
     if task is None:
         task = factory(**options)
         if not isinstance(task, Task):
-            raise TaskError(f"{spec!r} made {task!r}, which is no text_gym.Task")
+            raise TaskError(f"{spec!r} returned {task!r}, which is not a text_gym.Task; return a Task")
     if key is not None:
         _made[key] = task
     return task
 
 
 def find_task(spec: object, trust: bool = False) -> tuple[str, Callable[..., Task], Options]:
-    """Look up the name, the factory and the options of a spec; only with trust may it be "module:factory"."""
+    """Return the name, the factory and the options of a spec; "module:factory" is imported only with trust=True."""
     if isinstance(spec, Path):
         return str(spec), partial(file_task, spec), {}
     if not isinstance(spec, str):
         if not (is_table(spec) or isinstance(spec, Sequence | Mapping)) or isinstance(spec, bytes):
             raise OptionError(
-                f"a task is a name, a path, a text_gym.Task, a list of texts or of (prompt, references) pairs, or a "
-                f"Hugging Face Dataset, not {shown(spec)}"
+                f"a task must be a name, a path, a text_gym.Task, a list of texts or of (prompt, references) pairs, or "
+                f"a Hugging Face Dataset, not {shown(spec)}"
             )
         return type(spec).__name__, partial(rows_task, spec), {}
     name, written = (spec, {}) if spec.endswith(SUFFIXES) else parse_call(spec)
@@ -91,7 +98,7 @@ def find_task(spec: object, trust: bool = False) -> tuple[str, Callable[..., Tas
 
 
 def option_names(spec: object) -> frozenset[str] | None:
-    """List the options of the task that a spec stands for; None if it takes any."""
+    """Return the names of the options that a spec's task takes; None if it takes any."""
     _, factory, _ = find_task(spec, trust=True)
     if isinstance(factory, partial):  # of file_task or rows_task
         columns = ColumnNames._fields if factory.func is rows_task else ()
@@ -101,7 +108,7 @@ def option_names(spec: object) -> frozenset[str] | None:
 
 
 def _memory_key(name: str, factory: Callable[..., Task], options: Mapping[str, object]) -> str | None:
-    """Build a key that two specs of the same task share; None where that cannot be known."""
+    """Return a key that is equal for specs of the same task; None if equality cannot be decided."""
     plain = (str, int, float, bool, Path, type(None))
     if ":" in name or not all(isinstance(value, plain) for value in options.values()):
         return None
@@ -113,10 +120,13 @@ def _memory_key(name: str, factory: Callable[..., Task], options: Mapping[str, o
 
 
 def register_task(name: str, factory: Callable[..., Task], replace: bool = False) -> None:
-    """Let `make_task(name, **options)` call `factory(**options)`; the first line of its docstring describes it."""
+    """Register a task, so that `make_task(name, **options)` calls `factory(**options)`.
+
+    `text-gym tasks` prints the first line of the factory's docstring.
+    """
     TASKS.register(name, factory, replace)
 
 
 def registered_tasks() -> dict[str, str]:
-    """List the registered names, each with a line about it."""
+    """Return the registered names, each with a one-line description."""
     return dict(sorted(TASKS.describe().items()))

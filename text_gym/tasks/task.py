@@ -1,4 +1,4 @@
-"""Tasks: a vocabulary, a maximal length, data, and where it is known, the source of the data."""
+"""Tasks: a vocabulary, a maximum length, data splits and, if it is known, the source of the data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from text_gym.vocab import Vocabulary
 
 
 class Source(Protocol):
-    """The process that generated the data, when it is known."""
+    """The distribution that the data of a task was sampled from."""
 
     vocab: Vocabulary
 
@@ -30,32 +30,32 @@ class Source(Protocol):
 
 
 class KnownLanguage(Source, Protocol):
-    """A source that also knows its language; it may lack some of these methods, see `Task.knows`."""
+    """A source with a known language. All methods are optional; `Task.knows` tells which are defined."""
 
     def is_valid(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> BoolArray:
-        """Test whether each sequence belongs to the language, [n]."""
+        """Return whether each sequence belongs to the language, [n]."""
 
     def steps(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> IntArray:
-        """Number the steps that each sequence takes through the language, at least 0, [n, T]."""
+        """Return the number of the transition that each token takes in the language's automaton, [n, T]."""
 
     def entropy(self) -> float:
         """Compute the exact entropy, in nats per sequence."""
 
     def allowed(self, prefixes: IntArray, lengths: IntArray) -> BoolArray:
-        """Find the tokens that keep each prefix inside the language, [n, V]."""
+        """Return which tokens can follow each prefix within the language, [n, V]."""
 
 
 class Task:
-    """A text-generation problem. It never changes, and copies share it.
+    """A text-generation problem: vocabulary, maximum length and data. Immutable, and shared instead of copied.
 
     Attributes:
-        name: The name in reports.
-        vocab: The tokens; `len(vocab)` is the number of actions.
-        max_length: Maximal tokens of a sequence, EOS included.
-        prompt_length: Maximal tokens of a prompt; 0 for tasks without prompts.
+        name: Name in reports.
+        vocab: The vocabulary; `len(vocab)` is the number of actions.
+        max_length: Maximum number of tokens of a sequence, including EOS.
+        prompt_length: Maximum number of tokens of a prompt; 0 for tasks without prompts.
         source: The known source of the data, or None.
-        default_reward: The reward of an environment that is not given one: a name, or several with their weights.
-        report: For files, counts of what was read and what was left out.
+        default_reward: Reward of environments that are created without one: a name, or a dict {name: weight}.
+        report: For corpora, how many lines were read and left out; else None.
     """
 
     def __init__(
@@ -69,10 +69,10 @@ class Task:
         default_reward: str | Mapping[str, float] = "bleu",
         report: Report | None = None,
     ) -> None:
-        """Take the parts; `splits` may be a function, called once for each split when it is first used."""
+        """Store the parts; `splits` may be a function of a split's name, called when the split is first used."""
         if source is not None and source.vocab.tokens != vocab.tokens:
             raise TaskError(
-                f"the source of task {name!r} has {len(source.vocab)} tokens and the task {len(vocab)}; "
+                f"the source of task {name!r} has {len(source.vocab)} tokens and the task has {len(vocab)}; "
                 "both must have the same vocabulary"
             )
         self.name = name
@@ -90,16 +90,16 @@ class Task:
         return f"Task({self.name!r}, {kind}{len(self.vocab)} tokens, max_length={self.max_length})"
 
     def __deepcopy__(self, memo: dict[int, object]) -> Task:
-        """Return the task itself: it never changes, and Gymnasium copies what an EnvSpec holds."""
+        """Return the task itself: tasks are immutable, and Gymnasium deep-copies the arguments in an EnvSpec."""
         return self
 
     @property
     def conditional(self) -> bool:
-        """Whether there are prompts to answer."""
+        """Whether the task has prompts."""
         return self.prompt_length > 0
 
     def split(self, name: str) -> Examples:
-        """Return the sequences, or prompts with references, of "train", "valid" or "test"."""
+        """Return the sequences (or the prompts with their references) of the split "train", "valid" or "test"."""
         if not isinstance(name, str) or name not in SPLITS:
             raise OptionError(f"unknown split {shown(name)}." + suggest(name, SPLITS))
         if name not in self._splits:
@@ -108,21 +108,27 @@ class Task:
 
     @property
     def train(self) -> Examples:
-        """The split to learn from."""
+        """The training split."""
         return self.split("train")
 
     @property
     def valid(self) -> Examples:
-        """The split to choose settings by."""
+        """The validation split."""
         return self.split("valid")
 
     @property
     def test(self) -> Examples:
-        """The split to report on."""
+        """The test split."""
         return self.split("test")
 
     def batch(self, split: str = "train", indices: npt.ArrayLike | None = None) -> Batch:
-        """Collect real sequences of a split as a Batch, each with its prompt if there are prompts."""
+        """Return the sequences of a split as a `Batch`, each with its prompt in tasks with prompts.
+
+        Args:
+            split: "train", "valid" or "test".
+            indices: Indices of sequences in the split; None takes all. In tasks with prompts, the sequences are the
+                references of all prompts.
+        """
         examples = self.split(split)
         rows = np.arange(len(examples.references)) if indices is None else np.asarray(indices)
         tokens, lengths = examples.references[rows].padded(self.max_length, self.vocab.pad, self.vocab.eos)
@@ -148,11 +154,11 @@ class Task:
         return self._known_source("log_prob").log_prob(tokens, lengths)
 
     def is_valid(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> BoolArray:
-        """Test whether each sequence belongs to the source's language, [n]."""
+        """Return whether each sequence belongs to the source's language, [n]."""
         return self._known_source("is_valid").is_valid(tokens, lengths)
 
     def steps(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> IntArray:
-        """Number the steps that each sequence takes through the source's language, at least 0, [n, T]."""
+        """Return the number of the transition that each token takes in the language's automaton, [n, T]."""
         return self._known_source("steps").steps(tokens, lengths)
 
     def entropy(self) -> float:
@@ -160,32 +166,32 @@ class Task:
         return float(self._known_source("entropy").entropy())
 
     def allowed(self, prefixes: IntArray, lengths: IntArray) -> BoolArray:
-        """Find the tokens that keep each prefix inside the source's language, [n, V]."""
+        """Return which tokens can follow each prefix within the source's language, [n, V]."""
         return self._known_source("allowed").allowed(prefixes, lengths)
 
     def knows(self, ability: str) -> bool:
-        """Whether the task has a known source with this method, for example "is_valid"."""
+        """Return whether the task has a known source with this method, for example "is_valid"."""
         return hasattr(self.source, ability)
 
     def _known_source(self, ability: str) -> KnownLanguage:
-        """Return the source, or refuse a task whose source lacks this method."""
+        """Return the source; TaskError if the task has none, or if the source does not have this method."""
         if not self.knows(ability):
             raise TaskError(
-                f"task {self.name!r} has no known source with {ability}(); of the built-in tasks, "
-                "'grammar' has one with every ability and 'oracle' one with sample() and log_prob()"
+                f"task {self.name!r} has no known source with {ability}(); use 'grammar', whose source has all "
+                "methods, or 'oracle', whose source has sample() and log_prob()"
             )
         return cast(KnownLanguage, self.source)
 
 
 def sampled_task(name: str, source: Source, max_length: int, seed: int, sizes: tuple[int, int, int]) -> Task:
-    """Make a task whose splits are sampled from a known source, each by a random stream of its own.
+    """Create a task whose splits are sampled from a known source, each with its own random generator.
 
     Args:
-        name: The task's name.
-        source: Where the sequences come from.
-        max_length: Maximal tokens of a sequence, EOS included.
+        name: Name of the task.
+        source: The source to sample from.
+        max_length: Maximum number of tokens of a sequence, including EOS.
         seed: Seed of the splits.
-        sizes: Sequences in "train", "valid" and "test".
+        sizes: Number of sequences in "train", "valid" and "test".
     """
     counts = [whole_number(f"{split}_size", size, 0, LARGEST_SIZE) for split, size in zip(SPLITS, sizes, strict=True)]
 

@@ -116,7 +116,7 @@ def test_pickled_lists_of_arrays_are_read(small, tmp_path, protocol):
     path = tmp_path / "oracle.pkl"
     path.write_bytes(pickle.dumps([small.parameters[name] for name in NAMES], protocol=protocol))
     if protocol == 5:  # numpy writes protocol 5 with another function, which is not read
-        with pytest.raises(DataError, match=r"step BYTEARRAY8.*npz"):
+        with pytest.raises(DataError, match=r"opcode BYTEARRAY8.*npz"):
             load_parameters(path)
         return
     loaded = load_parameters(path)
@@ -184,17 +184,17 @@ def test_wrong_arrays_are_named(small, tmp_path):
     with pytest.raises(DataError, match="lacks the arrays bf"):
         load_parameters(tmp_path / "short.npz")
     np.savez(tmp_path / "shape.npz", **{**arrays, "W_out": np.zeros((5, 8), np.float32)})
-    with pytest.raises(DataError, match=r"W_out should be \(5, 7\)"):
+    with pytest.raises(DataError, match=r"W_out must be an array \(5, 7\)"):
         load_parameters(tmp_path / "shape.npz")
     np.savez(tmp_path / "nan.npz", **{**arrays, "bo": np.full(5, np.nan, np.float32)})
-    with pytest.raises(DataError, match="bo should be"):
+    with pytest.raises(DataError, match="bo must be an array"):
         load_parameters(tmp_path / "nan.npz")
-    with pytest.raises(DataError, match="no oracle at"):
+    with pytest.raises(DataError, match="no file"):
         load_parameters(tmp_path / "absent.npz")
 
 
 def test_an_oracle_must_fit_the_vocabulary(small, grammar):
-    with pytest.raises(TaskError, match="7 tokens and the task 209"):
+    with pytest.raises(TaskError, match="7 tokens and the task has 209"):
         text_gym.Task("mixed", grammar.vocab, 4, {}, source=small)
     with pytest.raises(OptionError, match="hidden must be"):
         text_gym.make_task("oracle", hidden=0)
@@ -206,9 +206,9 @@ def test_parameters_are_finite_in_float32(small, tmp_path, value):
     arrays = {name: array.astype(np.float64) for name, array in small.parameters.items()}
     arrays["Wf"][0, 0] = value
     np.savez(tmp_path / "oracle.npz", **arrays)
-    with pytest.raises(DataError, match=r"Wf should be .* finite in float32"):
+    with pytest.raises(DataError, match=r"Wf must be .* finite in float32"):
         load_parameters(tmp_path / "oracle.npz")
-    with pytest.raises(DataError, match=r"parameters: Wf should be .* finite in float32"):
+    with pytest.raises(DataError, match=r"parameters: Wf must be .* finite in float32"):
         Oracle(7, 4, 3, 5, parameters=arrays)
 
 
@@ -216,7 +216,7 @@ def test_parameters_have_the_sizes_of_the_oracle(small):
     again = Oracle(7, 4, 3, 5, parameters=small.parameters)
     rows = again.sample(5, seed=0).tokens
     assert again.log_prob(rows).tolist() == small.log_prob(rows).tolist()
-    with pytest.raises(DataError, match=r"embedding should be \(8, 3\)"):
+    with pytest.raises(DataError, match=r"embedding must be an array \(8, 3\)"):
         Oracle(8, 4, 3, 5, parameters=small.parameters)
     with pytest.raises(DataError, match="parameters lacks the arrays embedding"):
         Oracle(7, 4, 3, 5, parameters={})

@@ -85,7 +85,7 @@ def no_task(size):
         ("grammar(seed=__import__('os'))", {}, OptionError, "cannot read"),
         ("some/folder", {}, DataError, "a corpus ends in"),
         ("tests.text_gym.tasks.test_task:LETTERS", {}, UnknownNameError, "cannot be called"),
-        ("tests.text_gym.tasks.test_task:no_task", {"size": 1}, TaskError, "no text_gym.Task"),
+        ("tests.text_gym.tasks.test_task:no_task", {"size": 1}, TaskError, "not a text_gym.Task"),
         ("tests.text_gym.tasks.test_task:no_task", {}, OptionError, "missing a required argument: 'size'"),
         ("os:path", {}, UnknownNameError, "cannot be called"),
         (":b", {}, UnknownNameError, "cannot import ''"),
@@ -103,7 +103,7 @@ def no_task(size):
 def test_bad_specs(spec, options, error, words):
     with pytest.raises(error, match=words):
         text_gym.make_task(spec, **options)
-    with pytest.raises(OptionError, match="come too late"):
+    with pytest.raises(OptionError, match="takes no options"):
         text_gym.make_task(text_gym.make_task("answers"), seed=1)
 
 
