@@ -1,9 +1,9 @@
-"""BLEU and self-BLEU over lists of tokens, words or ids alike, many sentences at a time.
+"""Vectorised BLEU and self-BLEU for batches of sentences, which are lists of words or token ids.
 
-The definition is NLTK's `sentence_bleu` with uniform weights: modified n-gram precisions
-against every reference at once, their geometric mean, and the brevity penalty of the
-reference length nearest to the hypothesis. References are read once, into one hash table
-of n-grams for each n; scoring a batch is then a handful of array operations.
+Scores equal NLTK's `sentence_bleu` with uniform weights: the geometric mean of the modified n-gram
+precisions against all references, times the brevity penalty for the reference length nearest to
+that of the hypothesis. The references are read once, into a hash table for each n-gram order. A
+batch of hypotheses is then scored by a few array operations.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from text_gym.validation import whole_number
 Smoothing = Literal["method1"] | None
 Sentences = Sequence[Sequence[Hashable]] | AnyArray
 
-EPSILON = 0.1  # method1 puts it in place of a count of zero, as NLTK does
-_LARGEST_ID = 2**31  # ids beyond it go through a dictionary, so that n-gram keys fit 64 bits
+EPSILON = 0.1  # replaces a count of zero in smoothing "method1", as in NLTK
+_LARGEST_ID = 2**31  # larger ids are mapped by a dictionary, so that n-gram keys fit in 64 bits
 
 
 class _Tokens(NamedTuple):
-    """Sentences laid end to end."""
+    """Concatenated sentences; N tokens in n sentences."""
 
-    flat: IntArray  # [N] ids, -1 for a token that no reference holds
-    row: IntArray  # [N] which sentence a token is in
-    room: IntArray  # [N] tokens from here to the end of its sentence, this one included
-    lengths: IntArray  # [n]
+    flat: IntArray  # [N] token ids, -1 for a token that is in no reference
+    row: IntArray  # [N] index of the token's sentence
+    room: IntArray  # [N] number of tokens from here to the end of the sentence, including this one
+    lengths: IntArray  # [n] lengths of the sentences
 
     @classmethod
     def lay_out(cls, flat: IntArray, lengths: IntArray) -> _Tokens:
@@ -43,7 +43,7 @@ class _Tokens(NamedTuple):
 
 
 class _HashTable:
-    """The index of each non-negative int64 key in an array, by open addressing in numpy."""
+    """Maps non-negative int64 keys to their indices, by open addressing in numpy."""
 
     def __init__(self, keys: IntArray) -> None:
         bits = max(int(4 * len(keys)).bit_length(), 4)
@@ -55,7 +55,7 @@ class _HashTable:
         slots = self._hash(keys)
         while len(waiting):
             free = self._keys[slots] == -1
-            self._values[slots[free]] = waiting[free]  # of several for one slot, the last stays
+            self._values[slots[free]] = waiting[free]  # if several keys have the same slot, the last one gets it
             self._keys[slots[free]] = keys[waiting[free]]
             lost = self._keys[slots] != keys[waiting]
             waiting = waiting[lost]
@@ -66,7 +66,7 @@ class _HashTable:
         return (mixed >> self._shift).astype(np.int64)
 
     def find(self, keys: IntArray) -> IntArray:
-        """Look up the index of each key; -1 for a key that is not in the table."""
+        """Return the index of each key, [n]; -1 for a key that is not in the table."""
         slots = self._hash(keys)
         found = self._keys[slots]
         result = np.where(found == keys, self._values[slots], -1)
@@ -82,20 +82,20 @@ class _HashTable:
 
 
 class Bleu:
-    """BLEU of many hypotheses against one set of references, read once.
+    """BLEU of batches of hypotheses against one set of references.
 
     >>> bleu = Bleu([["the", "cat", "sat"], ["a", "cat", "ran"]], n=2)
     >>> bleu.score([["the", "cat", "ran"], ["dogs"]]).round(4).tolist()
     [1.0, 0.0]
 
     Args:
-        references: The reference sentences, lists of tokens of any hashable kind.
-        n: The longest n-gram that counts.
-        smoothing: "method1" (0.1 in place of a zero count) or None.
+        references: The reference sentences: lists of hashable tokens, or an array of ids [n, T].
+        n: Length of the longest n-grams.
+        smoothing: "method1" of NLTK (0.1 instead of a zero count) or None.
     """
 
     def __init__(self, references: Sentences, n: int = 4, smoothing: Smoothing = "method1") -> None:
-        """Build the n-gram tables."""
+        """Build the hash tables of the references."""
         check_bleu_options(n, smoothing)
         if not len(references):
             raise OptionError("BLEU needs at least one reference")
@@ -115,7 +115,7 @@ class Bleu:
 
     @property
     def signature(self) -> str:
-        """A line that says how a score was computed, to print beside it.
+        """Signature of the score, to be reported with it, as in sacreBLEU.
 
         >>> Bleu([[1, 2]]).signature
         'bleu|n:4|smoothing:method1|references:1'
@@ -123,11 +123,11 @@ class Bleu:
         return f"bleu|n:{self.n}|smoothing:{self.smoothing}|references:{self.count}"
 
     def score(self, hypotheses: Sentences, lengths: npt.ArrayLike | None = None) -> FloatArray:
-        """Compute the BLEU of each hypothesis, [len(hypotheses)], between 0 and 1.
+        """Compute the BLEU of each hypothesis, [n], in [0, 1].
 
         Args:
-            hypotheses: Lists of tokens, or ids as one array [n, T].
-            lengths: How many tokens of each row of an array count; all of them if not given.
+            hypotheses: n lists of tokens, or an array of ids [n, T].
+            lengths: For an array, the number of tokens of each row, [n]; by default T.
         """
         tokens = self._read(hypotheses, lengths)
         rows = len(tokens.lengths)
@@ -148,7 +148,7 @@ class Bleu:
         return _combine(matches, tokens.lengths, self._nearest(tokens.lengths), self.smoothing)
 
     def _read_references(self, references: Sentences) -> _Tokens:
-        """Lay out the references, choosing a dictionary of tokens unless they are plain ids."""
+        """Concatenate the references; unless their tokens are small ids, map tokens to ids by a dictionary."""
         flat, lengths = _flatten(references, None)
         if not _are_small_ids(flat):
             self._ids = {}
@@ -160,7 +160,7 @@ class Bleu:
         if self._ids is None and isinstance(flat, np.ndarray):
             return _Tokens.lay_out(flat, counts)
         if self._ids is None:
-            raise OptionError("these references are ids, so the hypotheses must be ids too")
+            raise OptionError("the references are lists of ids, so the hypotheses must be ids too")
         get = self._ids.get
         listed = flat.tolist() if isinstance(flat, np.ndarray) else flat
         return _Tokens.lay_out(np.array([get(token, -1) for token in listed], dtype=np.int64), counts)
@@ -185,14 +185,14 @@ class Bleu:
 
     @staticmethod
     def _clipped(row: IntArray, gram: IntArray, rows: int, most: IntArray) -> FloatArray:
-        """Count the matches in each row, an n-gram no more often than in any one reference."""
+        """Count the matches in each row; the count of an n-gram is clipped by its maximum count in a reference."""
         pairs, counts = _runs(row * max(len(most), 1) + gram)
         owner, kind = np.divmod(pairs, max(len(most), 1))
         clipped = np.minimum(counts, most[kind]).astype(np.float64)
         return np.bincount(owner, weights=clipped, minlength=rows).astype(np.float64)
 
     def _nearest(self, lengths: IntArray) -> IntArray:
-        """Find the reference length nearest to each length, the shorter of two equally near."""
+        """Return the reference length nearest to each length; of two equally near ones, the shorter."""
         above = np.minimum(np.searchsorted(self._lengths, lengths), len(self._lengths) - 1)
         below = np.maximum(above - 1, 0)
         low = self._lengths[below]
@@ -201,14 +201,14 @@ class Bleu:
 
 
 def self_bleu(sentences: Sentences, n: int = 4, smoothing: Smoothing = "method1") -> FloatArray:
-    """Compute the BLEU of each sentence against all the others; high means little diversity.
+    """Compute the BLEU of each sentence against all other sentences, [n]; high values mean low diversity.
 
     >>> self_bleu([["a", "b"], ["a", "b"], ["c", "d"]], n=2).round(3).tolist()
     [1.0, 1.0, 0.0]
     """
     check_bleu_options(n, smoothing)
     if len(sentences) < 2:
-        raise OptionError("self-BLEU compares sentences with each other and needs at least two")
+        raise OptionError("self-BLEU compares sentences with each other; give at least two")
     flat, lengths = _flatten(sentences, None)
     tokens = _Tokens.lay_out(flat if _are_small_ids(flat) else _number(flat, {}), lengths)
     base = int(tokens.flat.max(initial=0)) + 1
@@ -231,7 +231,7 @@ def sentence_bleu(
     n: int = 4,
     smoothing: Smoothing = "method1",
 ) -> float:
-    """Compute the BLEU of one sentence against a few references.
+    """Compute the BLEU of one sentence against its references, in [0, 1].
 
     >>> round(sentence_bleu("a b c".split(), ["a b d".split()], n=2), 4)
     0.5774
@@ -255,34 +255,34 @@ def _ngrams(sentence: Sequence[Hashable], order: int) -> Counter[tuple[Hashable,
 
 
 def check_bleu_options(n: int, smoothing: Smoothing) -> None:
-    """Refuse an n below 1 and an unknown smoothing."""
+    """Raise OptionError if n is below 1 or the smoothing is unknown."""
     whole_number("n", n, least=1)
     if smoothing not in ("method1", None):
         raise OptionError(f"smoothing must be 'method1' or None, not {smoothing!r}")
 
 
 def _flatten(sentences: Sentences, lengths: npt.ArrayLike | None) -> tuple[IntArray | list[Hashable], IntArray]:
-    """Concatenate the sentences, as an array if their tokens are integers; also return their lengths."""
+    """Return the concatenated sentences, as an array if their tokens are integers, and their lengths."""
     if isinstance(sentences, np.ndarray):
         if sentences.ndim != 2 or sentences.dtype.kind not in "iu":
-            raise OptionError(f"an array of ids has shape [n, T], not {sentences.dtype} {sentences.shape}")
+            raise OptionError(f"an array of ids must be integers [n, T], not {sentences.dtype} {sentences.shape}")
         if lengths is None:
             return sentences.reshape(-1).astype(np.int64), np.full(len(sentences), sentences.shape[1])
         counts = np.asarray(lengths)
         if counts.shape != sentences.shape[:1] or counts.dtype.kind not in "iu":
             raise OptionError(f"lengths must be {len(sentences)} whole numbers, one for each row")
         if len(counts) and not 0 <= counts.min() <= counts.max() <= sentences.shape[1]:
-            raise OptionError(f"lengths must lie in 0..{sentences.shape[1]}")
+            raise OptionError(f"lengths must be in 0..{sentences.shape[1]}, not {counts.min()}..{counts.max()}")
         counts = counts.astype(np.int64)
         return sentences[np.arange(sentences.shape[1]) < counts[:, None]].astype(np.int64), counts
     if lengths is not None:
-        raise OptionError("lengths belong to an array of ids; lists have lengths of their own")
+        raise OptionError("lengths are only for an array of ids; leave them out for lists")
     if any(isinstance(sentence, str) for sentence in sentences):
-        raise OptionError("a sentence is a list of tokens, not a string; split it first")
+        raise OptionError("a sentence must be a list of tokens, not a string; split it first")
     try:
         counts = np.fromiter(map(len, sentences), dtype=np.int64, count=len(sentences))
     except TypeError as problem:
-        raise OptionError(f"sentences are a list of lists of tokens: {problem}") from problem
+        raise OptionError(f"sentences must be a list of lists of tokens: {problem}") from problem
     listed = list(chain.from_iterable(sentences))
     numbers = np.array(listed) if listed and isinstance(listed[0], int | np.integer) else None
     if numbers is not None and numbers.dtype.kind == "i":
@@ -291,25 +291,25 @@ def _flatten(sentences: Sentences, lengths: npt.ArrayLike | None) -> tuple[IntAr
 
 
 def _are_small_ids(flat: IntArray | list[Hashable]) -> TypeGuard[IntArray]:
-    """Whether tokens can number n-grams as they are."""
+    """Return whether tokens are non-negative ids small enough for 64-bit n-gram keys."""
     return isinstance(flat, np.ndarray) and flat.min(initial=0) >= 0 and flat.max(initial=0) < _LARGEST_ID
 
 
 def _number(flat: IntArray | list[Hashable], ids: dict[Hashable, int]) -> IntArray:
-    """Number tokens by `ids`, to which new ones are added."""
+    """Map tokens to ids by the dictionary `ids`, to which new tokens are added."""
     listed = flat.tolist() if isinstance(flat, np.ndarray) else flat
     return np.array([ids.setdefault(token, len(ids)) for token in listed], dtype=np.int64)
 
 
 def _runs(keys: IntArray) -> tuple[IntArray, IntArray]:
-    """Sort and count the distinct keys."""
+    """Return the sorted distinct keys and their counts."""
     ordered = np.sort(keys)
     (starts,) = np.nonzero(np.diff(ordered, prepend=-1))
     return ordered[starts], np.diff(starts, append=len(ordered))
 
 
 def _matches_of_others(gram: IntArray, row: IntArray, rows: int) -> FloatArray:
-    """Count the n-grams of each row, clipped by the largest count in any other row."""
+    """Count the n-grams of each row; the count of an n-gram is clipped by its maximum count in another row."""
     pairs, counts = _runs(gram * rows + row)
     if not len(pairs):
         return np.zeros(rows)
@@ -325,7 +325,7 @@ def _matches_of_others(gram: IntArray, row: IntArray, rows: int) -> FloatArray:
 
 
 def _nearest_other(lengths: IntArray) -> IntArray:
-    """Find the nearest length among the other sentences, the shorter of two equally near."""
+    """Return the nearest length among the other sentences; of two equally near ones, the shorter."""
     values, which, counts = np.unique(lengths, return_inverse=True, return_counts=True)
     far = 1 << 40
     padded = np.concatenate(([-far], values, [far]))
@@ -336,7 +336,7 @@ def _nearest_other(lengths: IntArray) -> IntArray:
 
 
 def _combine(matches: FloatArray, lengths: IntArray, reference_lengths: IntArray, smoothing: Smoothing) -> FloatArray:
-    """Combine clipped matches [rows, n] to BLEU [rows]: geometric mean times brevity penalty."""
+    """Compute BLEU [rows] from clipped matches [rows, n]: geometric mean of precisions times brevity penalty."""
     n = matches.shape[1]
     totals = np.maximum(lengths[:, None] - np.arange(n), 1)
     counted = np.where(matches == 0, EPSILON, matches) if smoothing else matches

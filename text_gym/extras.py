@@ -1,4 +1,4 @@
-"""Libraries that only some features need."""
+"""Import optional dependencies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from text_gym.errors import DependencyError
 
 
 def import_extra(module: str, feature: str, extra: str) -> ModuleType:
-    """Import a module, or say which feature needs it and which extra of this package installs it.
+    """Import a module of an optional dependency.
+
+    Args:
+        module: The module.
+        feature: The feature that needs it, for the error message.
+        extra: The extra of this package that installs it.
+
+    Raises:
+        DependencyError: The dependency is not installed.
 
     >>> import_extra("json", "nothing", "hf").loads("[1]")
     [1]

@@ -1,4 +1,4 @@
-"""Files that are replaced whole or not at all, and files of JSON that may be damaged."""
+"""Replace files atomically, and read and write JSON."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any, BinaryIO
 
 from text_gym.errors import DataError
 
-LOCK = ".lock"  # in a folder that one process at a time works in
-DEEPEST = 64  # levels of lists and objects in a file of JSON
+LOCK = ".lock"  # lock file in a folder that only one process may write to
+DEEPEST = 64  # maximum nesting of lists and objects in a JSON file
 
 
 @contextlib.contextmanager
 def replace_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside the path, and give it the path's name once all is written and on the disk.
+    """Replace a file atomically.
 
-    Whoever reads the path meanwhile finds the old file. After an error it is still the old file, and
-    the temporary one is removed.
+    Opens a temporary file in the same folder. At the end of the context, the temporary file is
+    flushed to disk and renamed to `path`. Until then, and after an error, `path` is the old file.
     """
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
@@ -38,10 +38,10 @@ def replace_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def read_json(path: Path) -> Any:
-    """Read a file of JSON; one that is damaged, or nested too deep for recursive functions, is a `DataError`."""
+    """Read a JSON file; DataError if it is missing, damaged, or nested too deeply for recursive functions."""
     try:
         if not path.is_file():
-            raise DataError(f"cannot read {path}: it is {'no file' if path.exists() else 'not there'}")
+            raise DataError(f"cannot read {path}: {'it is not a file' if path.exists() else 'it does not exist'}")
         content = json.loads(path.read_text(encoding="utf-8"))
         _check_json(content)
     except (OSError, ValueError, RecursionError) as problem:
@@ -52,7 +52,7 @@ def read_json(path: Path) -> Any:
 
 
 def worded(content: object) -> object:
-    """Replace the numbers that JSON lacks by words, at any depth.
+    """Replace inf and nan, which JSON does not have, by strings, at any depth.
 
     >>> worded({"a": [1.0, float("nan")], "b": float("-inf")})
     {'a': [1.0, 'nan'], 'b': '-inf'}
@@ -67,7 +67,7 @@ def worded(content: object) -> object:
 
 
 def _check_json(content: object) -> None:
-    """Refuse deep nesting, and texts that cannot be written, level by level."""
+    """Raise ValueError for deep nesting, and for strings with lone surrogates; not recursive."""
     level = [content]
     for _ in range(DEEPEST):
         for value in level:

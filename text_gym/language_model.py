@@ -1,6 +1,6 @@
-"""The base class of language models, sampling from them, and an LSTM.
+"""The base class of language models, functions that sample from them, and an LSTM.
 
-This module imports torch. `import text_gym` does not import it.
+This module imports torch; `import text_gym` does not import this module.
 """
 
 from __future__ import annotations
@@ -17,61 +17,64 @@ from torch import Tensor, nn
 from text_gym.arrays import outline
 from text_gym.errors import OptionError, TrainingError
 
-BLOCK = 128  # tokens in a block of the two-level search, about sqrt(V) for V = 5000 to 50,000
+BLOCK = 128  # tokens per block of the two-level search, about sqrt(V) for V = 5000 to 50,000
 LOGITS_AT_ONCE = (1 << 21, 1 << 27)
-"""Logits kept in memory while sampling, on a CPU and on a GPU: 8 MiB, which fit into a CPU's cache, and 512 MiB."""
+"""Maximum number of logits in memory while sampling: on a CPU (8 MiB, which fit in its cache), on a GPU (512 MiB)."""
 CACHED_AT_ONCE = (1 << 25, 1 << 30)
-"""Numbers in the states of the sequences that are sampled together, at most: 128 MiB on a CPU, 4 GiB on a GPU."""
+"""Maximum size of the states of sequences that are sampled together: on a CPU (128 MiB), on a GPU (4 GiB)."""
 
 State: TypeAlias = "Tensor | tuple[State, ...]"
-"""What a model remembers of n prefixes: a tensor [n, ...], or a tuple of states."""
+"""The recurrent state or cache of a model after n prefixes: a tensor [n, ...], or a tuple of states."""
 
 
 @cache
 def tune_memory() -> None:
-    """Set, for the whole process, what memory is kept for the next step and what is not.
+    """Tune memory allocation on a CPU, for the whole process.
 
-    The C library of Linux keeps large freed blocks. Otherwise it returns them to the system, and clearing their pages
-    anew in every step takes as long as half of the arithmetic. Freeing one block raises the size from which it does so
-    (`man mallopt`, M_MMAP_THRESHOLD). The block is never written, so it costs nothing.
+    glibc returns large freed blocks to the system, and clearing their pages again in every step takes half as long as
+    the arithmetic. Freeing one very large block raises the size from which it does so (`man mallopt`,
+    M_MMAP_THRESHOLD). The block is never written, so it uses no memory.
 
-    oneDNN, which runs LSTMs on a CPU, keeps few kernels. It makes one for every shape, and batches of sequences have
-    many; it would keep 1,024. It reads the number when the first one is made.
+    oneDNN, which runs LSTMs on a CPU, creates a kernel for every shape of a batch and caches 1,024 of them by default.
+    The environment variable limits the cache; oneDNN reads it when it creates the first kernel.
     """
     torch.empty(30 << 20, dtype=torch.uint8)
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
 class LanguageModel(nn.Module, ABC):
-    """Predicts the next token of prefixes, step by step with a state, or at all positions of sequences at once.
+    """Base class of language models, which predict the next token.
 
-    A subclass defines start(), step(), features() and `output`: a layer, a method or a property.
-    Prompts [n, P] are read before the first token; they are right-padded with an id of at least V.
+    start() and step() predict one token at a time with a recurrent state, for sampling. features() and
+    `output` predict all tokens of given sequences at once (teacher forcing), for training.
+
+    A subclass defines start(), step(), features() and `output`, which may be a layer, a method or a
+    property. Prompts [n, P] precede the first token; they are right-padded with an id of at least V.
     """
 
     output: Callable[[Tensor], Tensor]
-    """Maps features [..., H] to logits [..., V]."""
+    """Output layer: maps features [..., H] to logits [..., V]."""
 
     @abstractmethod
     def start(self, n: int, prompts: Tensor | None = None) -> tuple[Tensor, State]:
-        """Logits [n, V] of the first tokens of n sequences, and their state."""
+        """Return the logits [n, V] of the first token of n sequences, and the state."""
 
     @abstractmethod
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """Logits [n, V] after reading one more token of each prefix [n], and the new state."""
+        """Append a token [n] to each prefix; return the logits [n, V] of the next token, and the new state."""
 
     @abstractmethod
     def features(self, tokens: Tensor, prompts: Tensor | None = None) -> Tensor:
-        """Features [n, T, H] from which `output` predicts each of the tokens [n, T]; they see only those before it."""
+        """Return features [n, T, H]; those at position t depend only on tokens before t, and predict token t."""
 
     def log_prob(self, tokens: Tensor, valid_mask: Tensor, prompts: Tensor | None = None) -> Tensor:
-        """Log-probability of each token given those before it, [n, T]; 0 where valid_mask is False."""
+        """Compute the log-probability of each token given the preceding ones, [n, T]; 0 where valid_mask is False."""
         logits = self.output(self.features(tokens, prompts))  # [n, T, V]
         picked = logits.gather(2, tokens.clamp(max=logits.shape[2] - 1)[:, :, None])[:, :, 0]
         return (picked - logits.logsumexp(dim=2)).where(valid_mask, 0.0)
 
     def state_size(self, length: int) -> int:
-        """Numbers in the state of one sequence after `length` tokens; 1 for a state that does not grow."""
+        """Return the number of elements in the state of one sequence after `length` tokens; 1 if it is constant."""
         return 1
 
 
@@ -83,7 +86,7 @@ def map_state(function: Callable[[Tensor], Tensor], state: State) -> State:
 
 
 class LSTM(LanguageModel):
-    """An embedding, one LSTM layer and a linear output layer, which read sequences after a start token.
+    """Language model with an embedding, one LSTM layer and a linear output layer.
 
     >>> model = LSTM(vocab_size=10)
     >>> logits, state = model.start(3)
@@ -91,11 +94,11 @@ class LSTM(LanguageModel):
     (torch.Size([3, 10]), torch.Size([1, 2]))
 
     Args:
-        vocab_size: Number of tokens.
+        vocab_size: Number of tokens V.
         embedding: Size of the embeddings.
         hidden: Size of the LSTM.
-        dropout: Dropout before and after the LSTM.
-        start_token: Token that is read first; SeqGAN reads token 0.
+        dropout: Dropout probability before and after the LSTM.
+        start_token: Input of the first step; 0 as in SeqGAN.
     """
 
     output: nn.Linear
@@ -103,7 +106,7 @@ class LSTM(LanguageModel):
     def __init__(
         self, vocab_size: int, embedding: int = 32, hidden: int = 32, dropout: float = 0.0, start_token: int = 0
     ) -> None:
-        """Create the layers with torch's default initial weights."""
+        """Create the layers with PyTorch's default initialization."""
         super().__init__()
         self.start_token = start_token
         self.embed = nn.Embedding(vocab_size, embedding)
@@ -112,7 +115,7 @@ class LSTM(LanguageModel):
         self.dropout = nn.Dropout(dropout)
 
     def start(self, n: int, prompts: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Logits [n, V] of the first tokens of n sequences, and the hidden and cell state, each [n, H]."""
+        """Return the logits [n, V] of the first token of n sequences, and the hidden and cell state, each [n, H]."""
         weight = self.embed.weight
         zeros = weight.new_zeros(n, self.lstm.hidden_size)  # [n, H]
         state = self._read(torch.full((n,), self.start_token, device=weight.device), (zeros, zeros))
@@ -123,16 +126,16 @@ class LSTM(LanguageModel):
         return self.output(self.dropout(state[0])), state
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Logits [n, V] after reading one more token of each prefix [n], and the new state."""
+        """Append a token [n] to each prefix; return the logits [n, V] of the next token, and the new state."""
         hidden, cell = self._read(tokens, cast("tuple[Tensor, Tensor]", state))
         return self.output(self.dropout(hidden)), (hidden, cell)
 
     def _read(self, tokens: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Read tokens [n], and return the hidden and cell state, each [n, H]."""
+        """Run one step of the LSTM on tokens [n]; return the hidden and cell state, each [n, H]."""
         return torch.lstm_cell(self.dropout(self.embed(tokens)), state, *self.lstm.all_weights[0])
 
     def features(self, tokens: Tensor, prompts: Tensor | None = None) -> Tensor:
-        """Hidden states [n, T, H] before each of the tokens [n, T]."""
+        """Return the hidden states [n, T, H] before each of the tokens [n, T]."""
         real = tokens.clamp(max=self.embed.num_embeddings - 1)
         if prompts is None:
             first = torch.full_like(real[:, :1], self.start_token)
@@ -140,33 +143,32 @@ class LSTM(LanguageModel):
         else:
             _, (last, cell) = self.start(len(tokens), prompts)  # after the prompt, each [n, H]
             hidden = last[:, None][:, : tokens.shape[1]]
-            if tokens.shape[1] > 1:  # torch's LSTM refuses to read nothing
+            if tokens.shape[1] > 1:  # nn.LSTM does not accept empty sequences
                 after, _ = self.lstm(self.dropout(self.embed(real[:, :-1])), (last[None], cell[None]))
                 hidden = torch.cat([hidden, after], dim=1)
         return self.dropout(hidden)  # type: ignore[no-any-return]
 
 
 class Sampling(NamedTuple):
-    """How tokens are sampled from logits."""
+    """Options for sampling tokens from logits."""
 
     temperature: float = 1.0
-    """Divides the logits; below 1, likely tokens become likelier."""
+    """Divisor of the logits; values below 1 make likely tokens more likely."""
     top_k: int = 0
-    """Sample from so many of the likeliest tokens; 0 for all."""
+    """Sample from the k most likely tokens only; 0 means all tokens."""
     top_p: float = 1.0
-    """Nucleus sampling: sample from the fewest likeliest tokens with this much probability together."""
+    """Nucleus sampling: sample from the smallest set of most likely tokens with at least this total probability."""
 
     def checked(self) -> Sampling:
-        """Return itself, or raise an error if a value is out of range."""
+        """Return the options; OptionError if a value is out of range."""
         if not self.temperature >= 1e-3 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise OptionError(
-                f"{self} needs temperature of at least 0.001, top_k >= 0 and 0 < top_p <= 1; "
-                "top_k=1 takes the likeliest token"
+                f"{self} needs temperature >= 0.001, top_k >= 0 and 0 < top_p <= 1; for greedy decoding, give top_k=1"
             )
         return self
 
     def adjust(self, logits: Tensor) -> Tensor:
-        """Return the logits [n, V] of the distribution that tokens are sampled from."""
+        """Apply temperature, top_k and top_p to logits [n, V]; removed tokens get -inf."""
         if self.temperature != 1:
             logits = logits / self.temperature
         if 0 < self.top_k < logits.shape[1]:
@@ -181,17 +183,20 @@ WHOLE_SOFTMAX = Sampling()
 
 
 def nucleus_mask(logits: Tensor, top_p: float, min_tokens: int = 1) -> Tensor:
-    """True at the fewest likeliest tokens with at least this much probability together, [n, V].
+    """Return the nucleus: the smallest set of most likely tokens with a total probability of at least `top_p`.
 
-    Of equally likely tokens, those with smaller ids come first.
+    Among equally likely tokens, smaller ids come first.
 
     >>> nucleus_mask(torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log(), top_p=0.7)
     tensor([[ True,  True, False, False]])
 
     Args:
-        logits: [n, V].
-        top_p: The probability; 1 for all tokens.
-        min_tokens: At least so many of the likeliest tokens are True.
+        logits: Logits, [n, V].
+        top_p: Total probability; 1 selects all tokens.
+        min_tokens: Minimum number of tokens in the nucleus.
+
+    Returns:
+        A boolean mask, True at the tokens of the nucleus, [n, V].
     """
     if top_p >= 1:
         return torch.ones_like(logits, dtype=torch.bool)
@@ -204,7 +209,7 @@ def nucleus_mask(logits: Tensor, top_p: float, min_tokens: int = 1) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _block_width(size: int) -> int:
-    """The number nearest to BLOCK that divides the size of a vocabulary; BLOCK where none is near."""
+    """Return the divisor of a vocabulary size that is nearest to BLOCK; BLOCK if there is none in its range."""
     near = sorted(range(BLOCK // 2, 2 * BLOCK + 1), key=lambda width: abs(width - BLOCK))
     return next((width for width in near if size % width == 0), BLOCK)
 
@@ -213,13 +218,19 @@ def _block_width(size: int) -> int:
 def draw_tokens(
     logits: Tensor, generator: torch.Generator | None = None, sampling: Sampling = WHOLE_SOFTMAX
 ) -> tuple[Tensor, Tensor]:
-    """Sample a token [n] from each row of logits [n, V], and return its log-probability [n] too.
+    """Sample a token from each row of logits.
 
-    The log-probability is that under the adjusted logits. Without a generator, torch's global one is used.
+    The inverse of the cumulative distribution is computed in two levels. The sums of blocks of tokens determine the
+    block of a uniform random number, and only this block is summed token by token. This is exact, and on a CPU many
+    times faster than torch.multinomial, which normalises and searches the whole row.
 
-    The cumulative sum is inverted in two levels: sums over blocks tell which block a uniform number falls in, and only
-    that block is summed up token by token. This is exact, and on a CPU many times faster than torch.multinomial, which
-    normalises and searches the whole row.
+    Args:
+        logits: Logits, [n, V].
+        generator: Random number generator; None uses PyTorch's global generator.
+        sampling: Temperature, top_k and top_p, which adjust the logits.
+
+    Returns:
+        The tokens [n], and their log-probabilities [n] under the adjusted logits.
     """
     logits = sampling.adjust(logits)
     n, size = logits.shape
@@ -230,7 +241,9 @@ def draw_tokens(
     weights = logits.softmax(dim=1).view(n, blocks, width)
     block_sums = weights.sum(dim=2).double().cumsum(dim=1)  # [n, blocks]
     if not block_sums[:, -1:].isfinite().all():
-        raise TrainingError("the model's logits are not finite; it cannot be sampled from")
+        raise TrainingError(
+            "the model's logits are not finite, probably because training has diverged; lower the learning rate"
+        )
     uniform = torch.rand(n, 1, generator=generator, dtype=torch.float64, device=logits.device)
     target = uniform * block_sums[:, -1:]
     block = torch.searchsorted(block_sums, target, right=True).clamp_(max=blocks - 1)  # [n, 1]
@@ -238,7 +251,7 @@ def draw_tokens(
     inside = weights.gather(1, block[:, :, None].expand(n, 1, width))[:, 0]  # [n, width]
     sums = inside.double().cumsum(dim=1)
     place = torch.searchsorted(sums, target - before, right=True)
-    # Rounding may put the target at the very end of a block: take the last token with a probability.
+    # Rounding may put the target at the end of the block: take its last token with a positive probability.
     last = width - 1 - (inside > 0).flip(1).int().argmax(dim=1, keepdim=True)
     place = torch.minimum(place, last)
     log_prob = (inside.gather(1, place).double() / block_sums[:, -1:]).log()[:, 0]
@@ -249,18 +262,18 @@ class Drawn(NamedTuple):
     """Sampled sequences."""
 
     tokens: Tensor
-    """[n, T], PAD = V after the end."""
+    """Token ids, right-padded with PAD = V, [n, T]."""
     lengths: Tensor
-    """[n], EOS included."""
+    """Lengths including EOS, [n]."""
     log_probs: Tensor
-    """[n, T], of each token under the distribution that it was sampled from; 0 after the end."""
+    """Log-probability of each sampled token under the adjusted logits, [n, T]; 0 for prefixes and PAD."""
 
     def __repr__(self) -> str:
         return outline(self)
 
     @property
     def valid_mask(self) -> Tensor:
-        """True at real tokens, and False after the end, [n, T]."""
+        """True at real tokens, False at PAD, [n, T]."""
         return torch.arange(self.tokens.shape[1], device=self.tokens.device) < self.lengths[:, None]
 
 
@@ -275,17 +288,17 @@ def complete(
     generator: torch.Generator,
     sampling: Sampling = WHOLE_SOFTMAX,
 ) -> Drawn:
-    """Sample the rest of sequences of at most `length` tokens.
+    """Sample completions of prefixes.
 
     Args:
         model: The language model.
-        prefixes: [n, k], without an end.
-        logits: The model's logits [n, V] after the prefixes.
+        prefixes: Token ids without EOS, [n, k].
+        logits: The model's logits after the prefixes, [n, V].
         state: The model's state after the prefixes.
-        length: Maximal length.
-        eos: The token that ends a sequence; None for sequences of exactly this length.
-        generator: Source of random numbers.
-        sampling: How tokens are sampled.
+        length: Maximum length of prefix and completion together.
+        eos: Id of EOS; None samples sequences of exactly `length` tokens.
+        generator: Random number generator.
+        sampling: Temperature, top_k and top_p.
     """
     n, pad = len(prefixes), logits.shape[1]
     tokens = torch.full((n, length), pad, dtype=torch.long, device=logits.device)
@@ -322,9 +335,16 @@ def generate(
     sampling: Sampling = WHOLE_SOFTMAX,
     prompts: Tensor | None = None,
 ) -> Drawn:
-    """Sample n sequences of at most `length` tokens, with prompts [n, P] if there are any.
+    """Sample sequences, in batches that are limited by LOGITS_AT_ONCE and CACHED_AT_ONCE.
 
-    Memory is bounded: only as many sequences are sampled together as LOGITS_AT_ONCE and CACHED_AT_ONCE allow.
+    Args:
+        model: The language model.
+        n: Number of sequences.
+        length: Maximum length.
+        eos: Id of EOS; None samples sequences of exactly `length` tokens.
+        generator: Random number generator.
+        sampling: Temperature, top_k and top_p.
+        prompts: Prompt of each sequence, [n, P]; None in tasks without prompts.
     """
     none, _ = model.start(0, None if prompts is None else prompts[:0])  # [0, V], on the model's device
     read = length + (0 if prompts is None else prompts.shape[1])

@@ -1,4 +1,4 @@
-"""Names of tasks, rewards and agents: from "bleu", "bleu(n=2)" or "my_file.py:score" to the object meant."""
+"""Registries of tasks, rewards and agents, and specs such as "bleu", "bleu(n=2)" or "my_file.py:score"."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from text_gym.errors import OptionError, TextGymError, UnknownNameError
 from text_gym.validation import suggest
 
 Options = dict[str, Any]
-"""Keyword arguments; those written in brackets behind a name are literals."""
+"""Keyword arguments of a spec, which are Python literals."""
 T = TypeVar("T", bound=Callable[..., object])
 
 
 class Registry(Generic[T]):
-    """Names for things of one kind; those held as "package.module:attribute" are imported when they are looked up.
+    """Maps names to factories of one kind; an entry "package.module:attribute" is imported when it is looked up.
 
     >>> formats = Registry("format", {"json": "json:loads"})
     >>> formats.find("json")("[1]")
     [1]
 
     Args:
-        kind: What error messages call such a thing.
-        entries: The thing that each name stands for, or where it is.
-        about: Lines about things whose import takes long; of the others it is the docstring's first line.
+        kind: The kind in error messages, such as "task".
+        entries: The factory of each name, or "package.module:attribute".
+        about: Descriptions of entries whose import takes long; the others are described by the first line of their
+            docstring.
     """
 
     def __init__(self, kind: str, entries: Mapping[str, str | T], about: Mapping[str, str] | None = None) -> None:
@@ -41,13 +42,15 @@ class Registry(Generic[T]):
         self.about: dict[str, str] = dict(about or {})
 
     def register(self, name: str, thing: T, replace: bool = False) -> None:
-        """Add a name, refusing one that is taken unless it is to be replaced."""
+        """Add a name; OptionError if it exists and `replace` is False."""
         if not callable(thing):
-            raise OptionError(f"{thing!r} cannot be registered as a {self.kind}: it cannot be called")
+            raise OptionError(
+                f"{thing!r} cannot be registered as a {self.kind}: it cannot be called; give a function or a class"
+            )
         if not isinstance(name, str) or not name.isidentifier():
             raise OptionError(f"the name of a {self.kind} must be an identifier, not {name!r}")
         if name in self.entries and not replace:
-            raise OptionError(f"{self.kind} {name!r} is registered already; choose another name, or pass replace=True")
+            raise OptionError(f"{self.kind} {name!r} is already registered; choose another name, or pass replace=True")
         self.entries[name] = thing
         self.about.pop(name, None)
 
@@ -55,8 +58,8 @@ class Registry(Generic[T]):
         """Look up a name, or import "module:attribute" or "path/to/file.py:attribute".
 
         Args:
-            name: What to look up.
-            trust: Whether code may be imported that is not registered; False where a file gave the name.
+            name: A registered name, "module:attribute" or "path/to/file.py:attribute".
+            trust: Whether to import code that is not registered; pass False for names that are read from a file.
         """
         if ":" not in name and name not in self.entries:
             raise UnknownNameError(f"unknown {self.kind} {name!r}." + suggest(name, self.entries))
@@ -65,21 +68,22 @@ class Registry(Generic[T]):
         return load_attribute(entry, trust) if isinstance(entry, str) else entry
 
     def resolve(self, spec: str, trust: bool = False) -> tuple[str, T, Options]:
-        """Split "name(option=value)" into the name, the thing that it stands for, and its options; see find()."""
+        """Parse "name(option=value)"; return the name, the factory that find() returns, and the options."""
         name, options = parse_call(spec)
         return name, self.find(name, trust), options
 
     def describe(self) -> dict[str, str]:
-        """List the names, each with a line about it."""
+        """Return the names, each with a one-line description."""
         return {name: self.about.get(name) or _first_line(self.find(name)) for name in self.entries}
 
 
 def _first_line(thing: object) -> str:
+    """Return the first line of a docstring."""
     return (inspect.getdoc(thing) or "").partition("\n")[0]
 
 
 def parse_call(spec: str) -> tuple[str, Options]:
-    """Split `"name(key=value, ...)"` into the name and its options, which must be literals.
+    """Parse `"name(key=value, ...)"`; return the name and the options, which must be Python literals.
 
     >>> parse_call("bleu(n=2, smoothing=None)")
     ('bleu', {'n': 2, 'smoothing': None})
@@ -92,22 +96,22 @@ def parse_call(spec: str) -> tuple[str, Options]:
     try:
         call = ast.parse(f"f({rest}", mode="eval").body
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
-            raise ValueError("options are written key=value")
+            raise ValueError("options must be written as key=value")
         options = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
         if len(options) != len(call.keywords):
-            raise ValueError("options are written key=value")
+            raise ValueError("options must be written as key=value")
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as problem:
         raise OptionError(
-            f"cannot read {spec!r}: {problem}. Write it as name or name(key=value, ...), "
-            "with numbers, strings, lists or None as values."
+            f"cannot read {spec!r}: {problem}; write name or name(key=value, ...), "
+            "with numbers, strings, lists or None as values"
         ) from problem
     return name.strip(), options
 
 
 def load_attribute(spec: str, trust: bool = False) -> Any:
-    """Import what `"module:attribute"` or `"path/to/file.py:attribute"` names, and refuse to without trust."""
+    """Import `"module:attribute"` or `"path/to/file.py:attribute"`; OptionError without trust."""
     if not trust:
-        raise OptionError(f"{spec!r} names code, which is only run with trust; give a registered name in its place")
+        raise OptionError(f"{spec!r} names code, which is only run with trust; give a registered name instead")
     module_name, _, attribute = spec.rpartition(":")
     try:
         if module_name.endswith(".py"):
@@ -116,10 +120,10 @@ def load_attribute(spec: str, trust: bool = False) -> Any:
             module = importlib.import_module(module_name)
     except TextGymError:
         raise
-    except Exception as problem:  # the module is the user's own, and may fail in any way
+    except Exception as problem:  # user code may raise anything
         raise UnknownNameError(
-            f"cannot import {module_name!r} for {spec!r}: {type(problem).__name__}: {problem}. "
-            "Write module:attribute for an importable module, or path/to/file.py:attribute for a file."
+            f"cannot import {module_name!r} for {spec!r}: {type(problem).__name__}: {problem}; "
+            "give module:attribute for an importable module, or path/to/file.py:attribute for a file"
         ) from problem
     target = module
     for part in attribute.split("."):
@@ -132,7 +136,7 @@ def load_attribute(spec: str, trust: bool = False) -> Any:
 
 
 def _module_from_file(path: Path) -> ModuleType:
-    """Import a file: loaded once, and again when it has changed."""
+    """Import a Python file; return the same module until the file changes."""
     if not path.is_file():
         raise UnknownNameError(f"no file {str(path)!r}; is the path right?")
     identity = f"{path.resolve()} {path.stat().st_mtime_ns}"

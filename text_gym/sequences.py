@@ -1,7 +1,7 @@
 """Token sequences: ragged in a corpus, padded in a batch.
 
-One rule holds everywhere. A finished sequence is its row of `tokens`, right-padded with PAD,
-and its `length`, which counts EOS where there is one. A valid_mask is True at real tokens.
+Everywhere in this package, a finished sequence is represented by a row of `tokens`, right-padded
+with PAD, and its length, which includes EOS if there is one. A valid mask is True at real tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SPLITS = ("train", "valid", "test")
 
 
 class Sequences:
-    """Many token sequences of any length in two flat arrays; no EOS, no PAD inside.
+    """Token sequences of different lengths in two flat arrays, without EOS and PAD.
 
     >>> some = Sequences.from_lists([[4, 2], [], [7]])
     >>> len(some), some[0].tolist(), some.lengths.tolist()
@@ -31,15 +31,15 @@ class Sequences:
     """
 
     def __init__(self, flat: npt.NDArray[np.int32], offsets: IntArray) -> None:
-        """Take the concatenated tokens, and the offset of each sequence."""
+        """Store the concatenated tokens, and the offset of each sequence in them."""
         if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != len(flat):
-            raise OptionError(f"offsets must run from 0 to the {len(flat)} tokens")
+            raise OptionError(f"offsets must start with 0 and end with the number of tokens, {len(flat)}")
         self.flat = flat  # [sum of lengths]
         self.offsets = offsets  # [n + 1]
 
     @classmethod
     def from_lists(cls, rows: Iterable[Sequence[int]]) -> Sequences:
-        """Pack lists of ids."""
+        """Create sequences from lists of ids."""
         rows = list(rows)
         flat = np.fromiter(chain.from_iterable(rows), dtype=np.int32)
         lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
@@ -56,7 +56,7 @@ class Sequences:
     @overload
     def __getitem__(self, index: AnyArray) -> Sequences: ...
     def __getitem__(self, index: int | AnyArray) -> npt.NDArray[np.int32] | Sequences:
-        """Return one sequence by its number, or several by an array of numbers or a mask."""
+        """Return one sequence by its index, or several by an array of indices or a boolean mask."""
         if isinstance(index, np.ndarray):
             rows = np.flatnonzero(index) if index.dtype == np.bool_ else index
             lengths = self.lengths[rows]
@@ -68,21 +68,30 @@ class Sequences:
 
     @property
     def lengths(self) -> IntArray:
-        """The number of tokens of each sequence, [n]."""
+        """Number of tokens of each sequence, [n]."""
         return np.diff(self.offsets)
 
     @property
     def longest(self) -> int:
-        """The largest length; 0 when there is no sequence."""
+        """Maximum length; 0 if there are no sequences."""
         return int(self.lengths.max(initial=0))
 
     def to_lists(self) -> list[list[int]]:
-        """Unpack into lists of ids."""
+        """Convert to lists of ids."""
         flat = self.flat.tolist()
         return [flat[a:b] for a, b in pairwise(self.offsets.tolist())]
 
     def padded(self, width: int, pad: int, eos: int | None = None) -> tuple[IntArray, IntArray]:
-        """Pad to `tokens` [n, width] and `lengths` [n], with EOS appended where there is room."""
+        """Pad the sequences to a common width.
+
+        Args:
+            width: Number of columns; longer sequences are truncated.
+            pad: Id of PAD.
+            eos: Id of EOS, which is appended to sequences shorter than `width`; None appends nothing.
+
+        Returns:
+            `tokens` [n, width], and `lengths` [n] including EOS.
+        """
         tokens = np.full((len(self), width), pad, dtype=np.int64)
         lengths = np.minimum(self.lengths, width)
         if len(self.flat):
@@ -97,20 +106,20 @@ class Sequences:
 
 
 class Example(NamedTuple):
-    """A prompt, its references, and the other fields of its line of data."""
+    """A prompt, its references, and the other columns of its row in the data."""
 
     prompt: tuple[int, ...]
     references: tuple[tuple[int, ...], ...]
     columns: dict[str, object]
     number: int | None = None
-    """The index in the split; None for a prompt that is not from the data."""
+    """Index in the split; None for a prompt that is not in the data."""
 
     def __repr__(self) -> str:
         return outline(self)
 
 
 class Examples:
-    """One split of a task: its sequences, or its prompts with the references of each.
+    """A split of a task: sequences, or prompts with references.
 
     >>> texts = Examples(Sequences.from_lists([[4, 2], [7]]))
     >>> len(texts), texts[1].references
@@ -127,7 +136,14 @@ class Examples:
         per_prompt: npt.ArrayLike | None = None,
         columns: Mapping[str, Sequence[object]] | None = None,
     ) -> None:
-        """Take the references of all prompts, and how many belong to each prompt (one if not given)."""
+        """Store a split.
+
+        Args:
+            references: The sequences of the split, or the references of all prompts in order.
+            prompts: The prompts; None for a split of sequences.
+            per_prompt: Number of references of each prompt; by default 1.
+            columns: Values of the other columns, one for each prompt (or sequence), by name.
+        """
         self.references = references
         self.prompts = prompts
         counts = np.ones(len(references), dtype=np.int64) if per_prompt is None else np.asarray(per_prompt)
@@ -143,7 +159,7 @@ class Examples:
         return f"Examples({prompts}{len(self.references)} {'references' if prompts else 'sequences'})"
 
     def __getitem__(self, index: int) -> Example:
-        """Return one prompt with its references."""
+        """Return one prompt with its references; in a split of sequences, the sequence is the only reference."""
         index = range(len(self))[index]
         first = self._starts[index]
         last = self._starts[index + 1]
@@ -153,19 +169,19 @@ class Examples:
 
     @cached_property
     def owner(self) -> IntArray:
-        """The number of the prompt that each reference belongs to, [len(references)]."""
+        """Index of the prompt of each reference, [len(references)]."""
         return np.repeat(np.arange(len(self)), self.per_prompt)
 
     @cached_property
     def by_prompt(self) -> dict[tuple[int, ...], int]:
-        """The number of the first example with each prompt."""
+        """Index of the first example with each prompt."""
         prompts = [] if self.prompts is None else self.prompts.to_lists()
         return {tuple(p): i for i, p in reversed(list(enumerate(prompts)))}
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Finished sequences, and on demand their texts; rewards score and sources sample them.
+    """A batch of finished sequences: the input of rewards, and the output of sampling.
 
     >>> vocab = Vocabulary(("<eos>", "to", "be"), eos=0)
     >>> batch = Batch(np.array([[1, 2, 0, 3]]), np.array([3]), vocab)
@@ -174,13 +190,13 @@ class Batch:
     """
 
     tokens: IntArray
-    """Token ids, [n, T], PAD after the end."""
+    """Token ids, right-padded with PAD, [n, T]."""
     lengths: IntArray
-    """Real tokens in each row, EOS included, [n]."""
+    """Number of tokens of each row, including EOS, [n]."""
     vocab: Vocabulary = field(repr=False)
-    """The vocabulary of the ids."""
+    """Vocabulary of the ids."""
     examples: Sequence[Example] | None = field(default=None, repr=False)
-    """For conditional tasks, the example that each row answers."""
+    """Example (prompt and references) of each row; None in tasks without prompts."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -189,14 +205,14 @@ class Batch:
         return outline(self)
 
     def take(self, rows: npt.ArrayLike) -> Batch:
-        """Select rows by their numbers or a mask."""
+        """Select rows by indices or a boolean mask."""
         index = np.asarray(rows)
         chosen: IntArray = np.flatnonzero(index) if index.dtype == np.bool_ else index.astype(np.int64)
         examples = None if self.examples is None else [self.examples[i] for i in chosen.tolist()]
         return Batch(self.tokens[chosen], self.lengths[chosen], self.vocab, examples)
 
     def keys(self) -> list[Hashable]:
-        """Return what each row's score depends on: its tokens, and the prompt with all that belongs to it."""
+        """Return a cache key for each row, equal for rows with the same tokens and the same example."""
         rows: list[Hashable] = [row[:n].tobytes() for row, n in zip(self.tokens, self.lengths.tolist(), strict=True)]
         if self.examples is None:
             return rows
@@ -207,12 +223,12 @@ class Batch:
 
     @cached_property
     def valid_mask(self) -> BoolArray:
-        """True at real tokens, EOS included, [n, T]."""
+        """True at real tokens, including EOS, [n, T]."""
         return np.arange(self.tokens.shape[1]) < self.lengths.reshape(-1, 1)
 
     @cached_property
     def content_lengths(self) -> IntArray:
-        """Real tokens in each row, EOS left out, [n]."""
+        """Number of tokens of each row without EOS, [n]."""
         if self.vocab.eos is None or not len(self.tokens):
             return self.lengths
         last = self.tokens[np.arange(len(self)), np.maximum(self.lengths - 1, 0)]
@@ -221,32 +237,32 @@ class Batch:
 
     @cached_property
     def sentences(self) -> list[list[int]]:
-        """The ids of each row as a list, without EOS and PAD."""
+        """Ids of each row as a list, without EOS and PAD."""
         ends = self.content_lengths.tolist()
         return [row[:end] for row, end in zip(self.tokens.tolist(), ends, strict=True)]
 
     @cached_property
     def texts(self) -> list[str]:
-        """The text of each row."""
+        """Text of each row."""
         return self.vocab.decode_rows(self.tokens, self.content_lengths)
 
     @cached_property
     def prompts(self) -> list[str]:
-        """The prompt of each row as text; empty strings for tasks without prompts."""
+        """Prompt of each row as text; "" in tasks without prompts."""
         if self.examples is None:
             return [""] * len(self)
         return [self.vocab.decode(example.prompt) for example in self.examples]
 
     @cached_property
     def references(self) -> list[list[str]]:
-        """The references of each row as texts; none for tasks without prompts."""
+        """References of each row as texts; [] in tasks without prompts."""
         if self.examples is None:
             return [[] for _ in range(len(self))]
         return [[self.vocab.decode(r) for r in e.references] for e in self.examples]
 
     @cached_property
     def columns(self) -> dict[str, object]:
-        """The other fields of each row's line of data, by name; none for tasks without prompts."""
+        """Other columns of the data by name, with a value for each row; {} in tasks without prompts."""
         names = self.examples[0].columns if self.examples else ()
         return {name: [example.columns.get(name) for example in self.examples or ()] for name in names}
 
@@ -257,16 +273,21 @@ def make_batch(
     vocab: Vocabulary,
     width: int | None = None,
 ) -> Batch:
-    """Make a checked Batch of one row or many, with or without lengths.
+    """Create a `Batch` from token ids, and check it.
 
-    Without `lengths`, a row ends after its first EOS, before its first PAD, or at its end.
+    Args:
+        tokens: Token ids, [n, T] or [T].
+        lengths: Number of tokens of each row, [n]. None infers them: a row ends after its first EOS, before its first
+            PAD, or at column T.
+        vocab: Vocabulary of the ids.
+        width: Minimum number of columns of the batch; None adds no padding.
     """
     rows = np.atleast_2d(np.asarray(tokens))
     if rows.ndim != 2 or (rows.dtype.kind not in "iu" and rows.size):
         raise OptionError(f"tokens must be integers of shape [n, T] or [T], not {rows.dtype} {rows.shape}")
     rows = rows.astype(np.int64)
     if rows.size and (rows.min() < 0 or rows.max() > vocab.pad):
-        raise OptionError(f"tokens must lie in 0..{vocab.pad}, not {rows.min()}..{rows.max()}")
+        raise OptionError(f"tokens must be in 0..{vocab.pad}, not {rows.min()}..{rows.max()}")
     if lengths is None:
         stops = rows == vocab.pad
         if vocab.eos is not None:
@@ -278,7 +299,7 @@ def make_batch(
             raise OptionError(f"lengths must be {len(rows)} numbers in 0..{rows.shape[1]}")
     inside = np.arange(rows.shape[1]) < counts[:, None]
     if (rows[inside] == vocab.pad).any():
-        raise OptionError(f"PAD ({vocab.pad}) stands inside a sequence; it may only follow the end")
+        raise OptionError(f"PAD ({vocab.pad}) occurs within a sequence; it may only follow the last token")
     rows = np.where(inside, rows, vocab.pad)
     if width is not None and rows.shape[1] < width:
         rows = np.pad(rows, ((0, 0), (0, width - rows.shape[1])), constant_values=vocab.pad)

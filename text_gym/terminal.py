@@ -1,15 +1,15 @@
-"""Text for a terminal, whoever wrote it."""
+"""Escape untrusted text for output in a terminal."""
 
 from __future__ import annotations
 
 import re
 
-# Control characters but for tab and newline, lone surrogates, and the marks that change the direction of a line.
+# Control characters except tab and newline, line separators, lone surrogates, and marks of the writing direction.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    r"""Replace the characters that a terminal obeys, or cannot show, by their escapes.
+    r"""Replace control characters, and characters that cannot be printed, by escape sequences.
 
     >>> printable("\x1b[31mred\x07 naïve 猫")
     '\\x1b[31mred\\x07 naïve 猫'

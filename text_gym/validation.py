@@ -1,4 +1,4 @@
-"""Checks of arguments, with errors that name the argument and what it should be."""
+"""Checks of arguments; errors name the argument, its value and the valid values."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 _SHORT.maxlong = 40
 
-LARGEST_SIZE = 10_000_000  # of a vocabulary, a split or a sequence: what is larger is a mistake, and fills the memory
+LARGEST_SIZE = 10_000_000  # maximum size of a vocabulary, a split or a sequence; larger sizes are mistakes
 
-# Names that people bring from other libraries: words as they are written here, words that add nothing, and
-# what goes by quite another name.
+# Names from other libraries, for suggestions in error messages. WORDS: abbreviations and synonyms of single words.
+# FILLERS: words that are ignored. MEANINGS: options with a different name here (sorted words of the name, joined).
 WORDS = {
     "lr": "learning_rate", "bs": "batch_size", "len": "length", "maxlen": "max_length", "emb": "embedding",
     "embed": "embedding", "temp": "temperature", "coeff": "coef", "entropy": "ent", "minibatch": "batch",
@@ -37,19 +37,19 @@ MEANINGS = {
 
 
 def shown(value: object) -> str:
-    """Show a value in an error message, shortened; by its type where it cannot be shown.
+    """Return the repr of a value for an error message, shortened; its type if repr() fails.
 
     >>> shown("the"), shown(list(range(1000))), shown(10**9999)
     ("'the'", '[0, 1, 2, 3, 4, 5, ...]', '<int>')
     """
     try:
         return _SHORT.repr(value)
-    except Exception:  # a value is the user's own, and may fail in any way
+    except Exception:  # repr() of user code may raise anything
         return f"<{type(value).__name__}>"
 
 
 def suggest(name: object, known: Iterable[str]) -> str:
-    """Build the end of an error message: similar names, and all known names.
+    """Return the end of an error message about an unknown name: similar names, and all known names.
 
     >>> suggest("blue", ["bleu", "length"])
     " Did you mean 'bleu'? Known: bleu, length."
@@ -61,7 +61,7 @@ def suggest(name: object, known: Iterable[str]) -> str:
 
 
 def similar(name: str, known: Iterable[str]) -> list[str]:
-    """Find up to three names that may be meant: by their words, abbreviated or not, else by their letters.
+    """Return up to three known names that are similar to a name, in their words or in their spelling.
 
     >>> names = ["learning_rate", "n_epochs", "batch_size", "max_length", "lora", "temperature"]
     >>> [similar(name, names) for name in ("lr", "num-epochs", "per_device_train_batch_size", "max_len", "temprature")]
@@ -75,24 +75,24 @@ def similar(name: str, known: Iterable[str]) -> list[str]:
     share = {other: _overlap(_words(name), _words(other)) for other in names}
     alike = sorted((other for other in names if share[other] >= 0.5), key=lambda other: -share[other])
     same = [other for other in alike if share[other] == 1]
-    surely = same or [*(other for other in meanings if other in names), *(o for o in alike if share[o] > 0.6)]
+    likely = same or [*(other for other in meanings if other in names), *(o for o in alike if share[o] > 0.6)]
     spelled = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    return list(dict.fromkeys(surely or [*spelled, *alike]))[:3]
+    return list(dict.fromkeys(likely or [*spelled, *alike]))[:3]
 
 
 def _overlap(one: set[str], other: set[str]) -> float:
-    """Compute the share of the words of both that both have."""
+    """Compute the Jaccard similarity of two sets of words."""
     return len(one & other) / len(one | other) if one & other else 0.0
 
 
 def _words(name: str) -> set[str]:
-    """Split a name into words: written out, in the singular, without fillers."""
+    """Split a name into words in the singular, with abbreviations expanded and FILLERS removed."""
     found = [part for word in re.split(r"[\W_]+", name.lower()) for part in WORDS.get(word, word).split("_")]
     return {word.removesuffix("s") for word in found if word} - FILLERS
 
 
 def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """Convert any kind of whole number to an int; anything else is an error that names the argument.
+    """Convert an integer of any type to int; OptionError if it is not a whole number in least..most.
 
     >>> whole_number("n", 3, least=1)
     3
@@ -109,7 +109,7 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None) -> 
 
 
 def finite_number(name: str, value: Any) -> float:
-    """Convert a finite number to a float; anything else is an error that names the argument."""
+    """Convert a number of any type to float; OptionError if it is not a finite number."""
     try:
         number = float("nan") if isinstance(value, str | bytes | bool) else float(value)
     except (TypeError, ValueError, OverflowError):
@@ -120,13 +120,20 @@ def finite_number(name: str, value: Any) -> float:
 
 
 def check_switch(name: str, value: object) -> None:
-    """Refuse a value that is neither True nor False."""
+    """Raise OptionError unless the value is True or False."""
     if not isinstance(value, bool):
         raise OptionError(f"{name}={shown(value)} must be True or False")
 
 
 def check_whole(settings: object, least: int, *names: str, group: str = "") -> None:
-    """Refuse settings that are not whole numbers of at least so much; None is accepted where it is the default."""
+    """Raise OptionError unless these settings are whole numbers >= least, or None if None is the default.
+
+    Args:
+        settings: A dataclass with these fields.
+        least: Minimum value.
+        *names: Names of the fields.
+        group: Prefix of the names in error messages.
+    """
     for name in names:
         value = getattr(settings, name)
         if value is not None or getattr(type(settings), name, 0) is not None:
@@ -134,7 +141,7 @@ def check_whole(settings: object, least: int, *names: str, group: str = "") -> N
 
 
 def check_positive(settings: object, *names: str, group: str = "") -> None:
-    """Refuse settings that are not finite numbers above 0; None is accepted where it is the default."""
+    """Raise OptionError unless these settings are finite numbers > 0, or None if None is the default."""
     for name in names:
         value = getattr(settings, name)
         if value is None and getattr(type(settings), name, 0) is None:
@@ -144,18 +151,20 @@ def check_positive(settings: object, *names: str, group: str = "") -> None:
 
 
 def check_not_negative(settings: object, *names: str, group: str = "") -> None:
-    """Refuse settings that are not finite numbers of at least 0."""
+    """Raise OptionError unless these settings are finite numbers >= 0."""
     for name in names:
         if finite_number(group + name, getattr(settings, name)) < 0:
-            raise OptionError(f"{group}{name} must not be negative, and is {getattr(settings, name)}")
+            raise OptionError(f"{group}{name}={getattr(settings, name)} must not be negative")
 
 
 def check_options(what: str, factory: Callable[..., object], options: Mapping[str, object]) -> None:
-    """Refuse options that the factory does not take, or lacks, before anything is built."""
+    """Raise an error if the factory does not accept these options, or if a required option is missing."""
     try:
         signature = inspect.signature(factory)
     except (TypeError, ValueError) as problem:
-        raise UnknownNameError(f"{what} is {factory!r}, which cannot be called to make one") from problem
+        raise UnknownNameError(
+            f"{what} is {factory!r}, which cannot be called; give a function or a class"
+        ) from problem
     takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     for option in options:
         if option not in signature.parameters and not takes_any:

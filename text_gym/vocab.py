@@ -1,4 +1,4 @@
-"""Vocabularies and tokenizers: tokens and their ids, encoding and decoding."""
+"""Vocabularies and tokenizers: encode texts to token ids, and decode ids to texts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.spm", "*.tiktoken")
 
 
 class Splitter:
-    """A tokenizer by "word", by "char", or by a regular expression that matches a token.
+    """Split texts into "word" tokens (at whitespace), "char" tokens, or the matches of a regular expression.
 
     >>> Splitter("word").split("a  b"), Splitter("char").split("ab")
     (['a', 'b'], ['a', 'b'])
@@ -33,7 +33,7 @@ class Splitter:
     """
 
     def __init__(self, pattern: str = "word", joiner: str | None = None) -> None:
-        """Take the pattern, and the text between tokens that are joined again."""
+        """Store the pattern, and the text that is put between tokens when they are joined."""
         if joiner is not None and not isinstance(joiner, str):
             raise OptionError(f"joiner must be a string, not {joiner!r}")
         self.pattern = pattern
@@ -50,15 +50,15 @@ class Splitter:
     def _compile(pattern: str) -> Callable[[str], list[str]]:
         if pattern.isalpha():
             raise OptionError(
-                f"unknown tokenizer {pattern!r}: use 'word', 'char', 'hf:' and the name of a Hugging Face model, a "
-                "regular expression of what a token is, or an object with encode and decode"
+                f"unknown tokenizer {pattern!r}; give 'word', 'char', 'hf:' and the name of a Hugging Face model, a "
+                "regular expression that matches a token, or an object with encode() and decode()"
             )
         try:
             compiled = re.compile(pattern)
         except re.error as problem:
             raise OptionError(f"tokenizer {pattern!r} is not a regular expression: {problem}") from problem
         if compiled.groups:
-            raise OptionError(f"tokenizer {pattern!r} has groups; write (?:...) instead of (...)")
+            raise OptionError(f"tokenizer {pattern!r} has capturing groups; write (?:...) instead of (...)")
         return compiled.findall
 
     def __reduce__(self) -> tuple[type[Splitter], tuple[str, str]]:
@@ -66,7 +66,7 @@ class Splitter:
 
 
 def whole_characters(text: str) -> str:
-    r"""Replace lone surrogates, halves of characters beyond the first 65,536, by U+FFFD; join those that are a pair.
+    r"""Replace lone surrogates by U+FFFD, and join surrogate pairs to the character they encode.
 
     >>> whole_characters("cut \ud83d") == "cut \ufffd"
     True
@@ -79,7 +79,7 @@ def whole_characters(text: str) -> str:
 
 
 class Vocabulary:
-    """A fixed list of tokens; a token's id is its index, and PAD is one past the last.
+    """A fixed list of V tokens. The id of a token is its index; the id of PAD is V.
 
     >>> vocab = Vocabulary(("<eos>", "<unk>", "to", "be"), eos=0, unk=1)
     >>> vocab.encode("to be sure"), vocab.decode([2, 3, 0]), vocab.pad
@@ -93,24 +93,26 @@ class Vocabulary:
         unk: int | None = None,
         splitter: Splitter | None = None,
     ) -> None:
-        """Take the tokens in the order of their ids, and the ids of EOS and UNK."""
+        """Store the tokens in the order of their ids, and the ids of EOS and UNK."""
         self.tokens = tuple(tokens)
         self.eos = eos
         self.unk = unk
         self.splitter = splitter or Splitter()
         if not self.tokens:
-            raise OptionError("a vocabulary needs at least one token")
+            raise OptionError("the vocabulary is empty; give at least one token")
         if len(set(self.tokens)) != len(self.tokens):
-            raise OptionError("a vocabulary cannot hold the same token twice")
+            raise OptionError("the vocabulary has duplicate tokens; every token must be distinct")
         broken = next((token for token in self.tokens if whole_characters(token) is not token), None)
         if broken is not None:
             raise OptionError(
-                f"the token {broken!r} has half of a character (a lone surrogate), which no file can hold; "
+                f"the token {broken!r} has a lone surrogate, which cannot be encoded as UTF-8; "
                 "replace it, for example by text_gym.vocab.whole_characters(token)"
             )
         for special in (eos, unk):
             if special is not None and not 0 <= special < len(self.tokens):
-                raise OptionError(f"special id {special} is outside the vocabulary of {len(self.tokens)}")
+                raise OptionError(
+                    f"the id {special} of EOS or UNK is not in the vocabulary; give an id in 0..{len(self.tokens) - 1}"
+                )
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -120,33 +122,37 @@ class Vocabulary:
 
     @property
     def pad(self) -> int:
-        """The id that fills the space after the end; never an action."""
+        """Id of PAD, which fills a row after its end; never an action."""
         return len(self)
 
     @cached_property
     def ids(self) -> dict[str, int]:
-        """The id of each token."""
+        """Id of each token."""
         return {token: i for i, token in enumerate(self.tokens)}
 
     def encode(self, text: str) -> list[int]:
-        """Encode a text to ids, without EOS; words outside the vocabulary become UNK."""
+        """Encode a text to ids without EOS; unknown words become UNK, or raise DataError if there is no UNK."""
         return self.encode_tokens(self.splitter.split(text))
 
     def encode_tokens(self, tokens: Iterable[str]) -> list[int]:
-        """Encode tokens to ids."""
+        """Encode a list of tokens to ids; like encode(), but without tokenization."""
         tokens = list(tokens)
         get = self.ids.get
         unk = self.unk
         ids = [get(token, unk) for token in tokens]
         if self.eos is not None and self.eos in ids:
-            raise DataError(f"the text contains {self.tokens[self.eos]!r}, which marks the end and is no word")
+            raise DataError(
+                f"the text contains {self.tokens[self.eos]!r}, which is reserved for the end of a sequence; remove it"
+            )
         if None in ids:
             unknown = tokens[ids.index(None)]
-            raise DataError(f"{unknown!r} is not in this vocabulary, which has no token for unknown words")
+            raise DataError(
+                f"{unknown!r} is not in this vocabulary, which has no token for unknown words; use words of the task"
+            )
         return ids  # type: ignore[return-value]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Decode ids up to the first EOS; PAD is left out."""
+        """Decode ids to a text, up to the first EOS and without PAD."""
         kept: list[int] = []
         for i in ids:
             if i == self.eos:
@@ -170,7 +176,7 @@ class Vocabulary:
 
 
 class Tokenizer(Protocol):
-    """A tokenizer with ids of its own, such as a Hugging Face one."""
+    """A tokenizer with its own ids, such as a Hugging Face tokenizer."""
 
     @property
     def encode(self) -> Callable[..., Iterable[SupportsIndex]]:
@@ -183,18 +189,20 @@ class Tokenizer(Protocol):
 class TokenizerVocabulary(Vocabulary):
     """The vocabulary of an object with encode(text) and decode(ids), such as a Hugging Face tokenizer.
 
-    Its ids are kept. A tokenizer without an eos_token_id gets EOS as one more id. Names of tokens
-    are from convert_ids_to_tokens(), where the tokenizer has it, and else their numbers, such as <7>.
+    The ids of the tokenizer are kept. If the tokenizer has no eos_token_id, an id for EOS is appended.
+    The names of tokens are those of convert_ids_to_tokens(), or else the ids in brackets, such as <7>.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Wrap the tokenizer; its size is read from len() or vocab_size."""
+        """Wrap the tokenizer; its size is len(tokenizer) or tokenizer.vocab_size."""
         for method in ("encode", "decode"):
             if not callable(getattr(tokenizer, method, None)):
-                raise OptionError(f"the tokenizer {tokenizer!r} has no {method}() method")
+                raise OptionError(
+                    f"the tokenizer {tokenizer!r} has no {method}() method; give one with encode and decode"
+                )
         size = len(tokenizer) if isinstance(tokenizer, Sized) else getattr(tokenizer, "vocab_size", None)
         if not isinstance(size, int) or size < 1:
-            raise OptionError(f"the tokenizer {tokenizer!r} says its size neither by len() nor by vocab_size")
+            raise OptionError(f"the tokenizer {tokenizer!r} has no size; define its len() or its vocab_size")
         self.tokenizer = tokenizer
         eos, unk = (getattr(tokenizer, name, None) for name in ("eos_token_id", "unk_token_id"))
         for special in (eos, unk):
@@ -206,7 +214,7 @@ class TokenizerVocabulary(Vocabulary):
         self._encode_options = {"add_special_tokens": False} if "add_special_tokens" in takes else {}
 
     def encode(self, text: str) -> list[int]:
-        """Encode by the tokenizer, without an EOS at the end."""
+        """Encode a text by the tokenizer, without special tokens and without a final EOS."""
         try:
             ids = list(map(operator.index, self.tokenizer.encode(whole_characters(text), **self._encode_options)))
         except TypeError as problem:
@@ -214,13 +222,16 @@ class TokenizerVocabulary(Vocabulary):
         if ids and ids[-1] == self.eos:
             ids.pop()
         if self.eos in ids:
-            raise DataError(f"{text[:60]!r} contains the tokenizer's own mark of the end")
+            raise DataError(f"{text[:60]!r} contains the tokenizer's EOS token; remove it from the text")
         if ids and not 0 <= min(ids) <= max(ids) < len(self):
-            raise DataError(f"the tokenizer gave the ids {min(ids)}..{max(ids)}, outside its own size {len(self)}")
+            raise DataError(
+                f"the tokenizer returned the ids {min(ids)}..{max(ids)}, but its size is {len(self)}; "
+                "correct its len() or vocab_size"
+            )
         return ids
 
     def decode_rows(self, tokens: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> list[str]:
-        """Decode each row by the tokenizer."""
+        """Decode each row of `tokens` [n, T] up to its end in `ends` [n] by the tokenizer."""
         rows = zip(tokens.tolist(), ends.tolist(), strict=True)
         return [self._join(row[:end]) for row, end in rows]
 
@@ -229,13 +240,17 @@ class TokenizerVocabulary(Vocabulary):
 
 
 def model_source(name: str, option: str) -> str:
-    """Resolve a model for transformers: the folder of this name, or else the name, for its hub.
+    """Return what transformers loads a model from: a local folder, or a name on the Hugging Face Hub.
 
-    A name on the hub has at most one slash, so that what has more, or looks like a path in another way, is a folder.
+    A name on the Hub has at most one slash. A name with more slashes, or one that looks like a path in
+    another way, must be an existing folder.
 
     Args:
-        name: What the user wrote.
-        option: How it was written, for the error where there is no such folder.
+        name: The name that the user gave.
+        option: The option with this name, for the error message.
+
+    Raises:
+        OptionError: The name is a path, and the folder does not exist.
 
     >>> model_source("gpt2", "model='gpt2'"), model_source("google/flan-t5-small", "model='google/flan-t5-small'")
     ('gpt2', 'google/flan-t5-small')
@@ -252,33 +267,36 @@ def model_source(name: str, option: str) -> str:
         or (len(folder.parts) == 2 and Path(folder.parts[0]).is_dir())
     )
     if looks_local:
-        raise OptionError(f"{option}: there is no such folder (seen from {Path.cwd()}); is the path right?")
+        raise OptionError(
+            f"{option}: there is no such folder (the working directory is {Path.cwd()}); is the path right?"
+        )
     return name
 
 
 def has_tokenizer(name: str) -> bool:
-    """Whether there is a tokenizer in a folder; a model that is no folder here is taken to have one."""
+    """Return whether a folder has the files of a tokenizer; True for names that are not folders."""
     folder = Path(name).expanduser()
     return not folder.is_dir() or any(True for pattern in TOKENIZER_FILES for _ in folder.glob(pattern))
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """Load the tokenizer of a Hugging Face model, from the model's name or its folder."""
+    """Load the tokenizer of a Hugging Face model, given by its name or folder."""
     transformers = import_extra("transformers", f"tokenizer='hf:{name}'", "hf")
     source = model_source(name, f"tokenizer='hf:{name}'")
-    why = "there is none in the folder"
-    if has_tokenizer(name):  # without files, transformers would make one up
+    why = "the folder has no files of a tokenizer"
+    if has_tokenizer(name):  # without files, transformers would create a default tokenizer
         try:
             return cast(Tokenizer, transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False))
-        except Exception as problem:  # each kind of tokenizer fails in its own way
+        except Exception as problem:  # tokenizers raise many types of exceptions
             why = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
     raise OptionError(
-        f"tokenizer='hf:{name}' is no tokenizer that transformers can load, neither a folder nor a name ({why})"
+        f"tokenizer='hf:{name}' cannot be loaded by transformers ({why}); give the folder of a model, or its name on "
+        "the Hugging Face Hub"
     )
 
 
 def _names(tokenizer: Tokenizer, size: int) -> list[str]:
-    """List the names of a tokenizer's tokens."""
+    """Return the names of a tokenizer's tokens."""
     plain = [f"<{i}>" for i in range(size)]
     name_all = getattr(tokenizer, "convert_ids_to_tokens", None)
     if not callable(name_all):
@@ -291,7 +309,7 @@ def _names(tokenizer: Tokenizer, size: int) -> list[str]:
 
 
 def _unique(names: list[str]) -> list[str]:
-    """Replace repeated names by numbers."""
+    """Replace duplicate names by ids in brackets, in place."""
     taken = set(names)
     seen: set[str] = set()
     for i, name in enumerate(names):

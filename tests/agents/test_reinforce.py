@@ -395,7 +395,7 @@ def test_mistakes_are_told():
         ({"kl": {"target": 0.1}}, "needs a kl.weight above 0"),
         ({"kl": {"target": 0, "weight": 0.1}}, "kl.target=0 must be above 0"),
         ({"temperature": 0}, "temperature=0 must be"),
-        ({"temperature": 1e-4}, "temperature of at least 0.001"),
+        ({"temperature": 1e-4}, "temperature >= 0.001"),
         ({"top_p": 1.5}, "top_p <= 1"),
         ({"top_k": -1}, "top_k must be"),
         ({"critic_learning_rate": 0}, "critic_learning_rate=0"),

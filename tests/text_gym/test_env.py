@@ -405,7 +405,7 @@ def test_arguments_are_checked():
         ({"reward": "blue"}, "Did you mean 'bleu'"),
         ({"task": 3}, "a name, a path"),
         ({"rewards": "bleu"}, "unexpected keyword argument 'rewards'.*Did you mean 'reward'"),
-        ({"task": "some.csv"}, "a corpus ends in .txt"),
+        ({"task": "some.csv"}, "give a file that ends in .txt"),
         ({"task": "some.txt", "tokeniser": "char"}, "Did you mean 'tokenizer'"),
     ]:
         with pytest.raises(text_gym.TextGymError, match=words):

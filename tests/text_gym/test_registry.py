@@ -54,7 +54,7 @@ def test_what_is_registered_can_be_called_and_has_a_name_of_its_own(numbers):
     numbers.register("five", lambda: 5)
     assert numbers.find("five")() == 5
     for name, thing, words in [
-        ("one", one, "number 'one' is registered already; choose another name, or pass replace=True"),
+        ("one", one, "number 'one' is already registered; choose another name, or pass replace=True"),
         ("six", 6, "6 cannot be registered as a number: it cannot be called"),
         ("my number", one, "the name of a number must be an identifier, not 'my number'"),
     ]:

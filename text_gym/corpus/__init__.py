@@ -1,1 +1,1 @@
-"""Files of text, read, split and encoded."""
+"""Corpora: read texts from files or Python objects, split and encode them, and cache the result."""

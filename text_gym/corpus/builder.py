@@ -1,6 +1,7 @@
-"""Records while they are read: words are numbered as they come, then split and renumbered.
+"""Collect and encode the records of a corpus in one pass over its files.
 
-A file is read once, and the words of the training split get their ids after they have been counted.
+While files are read, words get provisional numbers in the order of their first occurrence. The
+final ids are assigned at the end, when the words of the training split have been counted.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from text_gym.vocab import UNK, whole_characters
 
 
 class Limits(Protocol):
-    """The part of `CorpusOptions` that reading depends on."""
+    """The fields of `CorpusOptions` that `RawCorpus` uses."""
 
     @property
     def max_length(self) -> int | None: ...  # noqa: D102
@@ -40,7 +41,7 @@ class Limits(Protocol):
 
 
 class _Rows:
-    """Sequences while they are read: numbers in flat arrays, 4 bytes a token."""
+    """Sequences of word numbers in growing flat arrays, 4 bytes per token."""
 
     def __init__(self) -> None:
         self.flat = array("i")
@@ -58,7 +59,7 @@ class _Rows:
 
 
 class _Numbering(dict[str, int]):
-    """The number of each word, in the order in which words are first looked up."""
+    """Maps each word to a number, in the order in which words are first looked up."""
 
     def __missing__(self, word: str) -> int:
         self[word] = number = len(self)
@@ -66,14 +67,16 @@ class _Numbering(dict[str, int]):
 
 
 class RawCorpus:
-    """Everything that was read, in the order in which it was read.
+    """All records of a corpus in the order of reading.
 
-    `cut_up` turns a text into tokens. Those that are strings are numbered here, in `numbers`;
-    a tokenizer that gives ids of its own keeps them.
+    Args:
+        cut_up: Splits a text into tokens. Tokens that are strings are numbered in `numbers`; tokens that are ids
+            of a tokenizer are kept.
+        limits: Options of the corpus.
     """
 
     def __init__(self, cut_up: CutUp, limits: Limits) -> None:
-        """Start empty."""
+        """Start without records."""
         self._cut_up = lambda text: cut_up(self._whole(text))
         self._limits = limits
         self._salt = _salt(limits.seed)
@@ -88,7 +91,7 @@ class RawCorpus:
         self._conditional: bool | None = None
 
     def read(self, source: Path | Rows, split: int) -> None:
-        """Add the records of a file, or of Python objects; `split` is the number of the split that they are for."""
+        """Add the records of a file or of Python objects; `split` is the index in SPLITS of their split."""
         before = len(self._files)
         if isinstance(source, Rows):
             records = source.records(self._cut_up)
@@ -107,18 +110,18 @@ class RawCorpus:
         if self.too_long:
             raise DataError(
                 f"every line of {source} is longer than max_length={self._limits.max_length} allows "
-                "(EOS takes one place); raise it, or pass long_lines='cut'"
+                "(EOS counts as a token); increase max_length, or pass long_lines='cut'"
             )
-        raise DataError(f"{source} holds only blank lines; a corpus has a sequence a line")
+        raise DataError(f"{source} has only blank lines; give a file with one sequence per line")
 
     def _whole(self, text: str) -> str:
-        """Replace halves of characters, which JSON can hold and no file of text, terminal or tokenizer can."""
+        """Replace lone surrogates, which JSON may contain, but which cannot be encoded as UTF-8."""
         whole = whole_characters(text)
         self.broken += whole is not text
         return whole
 
     def _fit(self, record: Record, source: Path | Rows) -> Record | None:
-        """Apply the rule for long lines; None when nothing is left."""
+        """Apply `long_lines` to a record; None if the record is dropped."""
         limits = self._limits
         room = limits.max_length - 1 if limits.max_length is not None else None
         prompt_room = limits.max_prompt_length
@@ -131,7 +134,7 @@ class RawCorpus:
             limit = (
                 f"max_prompt_length={prompt_room} allows"
                 if long_prompt
-                else f"max_length={limits.max_length} allows (EOS takes one place)"
+                else f"max_length={limits.max_length} allows (EOS counts as a token)"
             )
             raise DataError(
                 f"{source}: {record.text[:60]!r} is longer than {limit}; raise it, or pass long_lines='drop' or 'cut'"
@@ -145,15 +148,18 @@ class RawCorpus:
         return None if long_prompt or not short else record._replace(references=short)
 
     def _add(self, record: Record, source: Path | Rows) -> None:
-        """Number a record's tokens and keep them."""
+        """Encode a record and store it."""
         self._add_columns(record.columns)
         conditional = record.prompt is not None
         if self._conditional is None:
             self._conditional = conditional
         elif self._conditional != conditional:
-            raise DataError(f"{source} and the file before it disagree: only one of them has prompts")
-        told_apart_by = record.prompt if record.prompt is not None else record.references[0]
-        key = "\x1f".join(map(str, told_apart_by)).encode("utf-8", "surrogatepass")
+            raise DataError(
+                f"{source} and the file before it have different formats: only one of them has prompts; "
+                "give all splits prompts, or none"
+            )
+        identity = record.prompt if record.prompt is not None else record.references[0]
+        key = "\x1f".join(map(str, identity)).encode("utf-8", "surrogatepass")
         self._keys.append(int.from_bytes(blake2b(key, digest_size=8, salt=self._salt).digest(), "little"))
         if record.prompt is not None:
             self._prompts.add(self._ids(record.prompt))
@@ -167,7 +173,7 @@ class RawCorpus:
         return cast("Sequence[int]", tokens)
 
     def _add_columns(self, columns: dict[str, object]) -> None:
-        """Keep the other fields of a record; those it lacks are None."""
+        """Store the other fields of a record; missing fields are None."""
         done = len(self._files)
         for name in columns.keys() - self._columns.keys():
             self._columns[name] = [None] * done
@@ -175,15 +181,15 @@ class RawCorpus:
             values.append(_whole_characters_in(columns.get(name)))
 
     def keys(self) -> npt.NDArray[np.uint64]:
-        """Hash each record's prompt, or its text, [records]; the seed changes all hashes."""
+        """Return the hash of each record's prompt, or of its text if it has none, [records]; salted by the seed."""
         return np.array(self._keys, dtype=np.uint64)
 
     def files(self) -> IntArray:
-        """Return the number of the split that each record's file is for, [records]."""
+        """Return the index of the split of each record's file, [records]."""
         return np.array(self._files, dtype=np.int64)
 
     def counts(self, chosen: BoolArray) -> IntArray:
-        """Count each word in the chosen records, [words]."""
+        """Count the occurrences of each word in the chosen records, [words]."""
         counts = np.zeros(len(self.numbers), dtype=np.int64)
         for rows, owner in ((self._references, np.repeat(chosen, self._per_prompt)), (self._prompts, chosen)):
             if rows.flat:
@@ -192,7 +198,7 @@ class RawCorpus:
         return counts
 
     def examples(self, chosen: BoolArray, new_ids: npt.NDArray[np.int32] | None) -> Examples:
-        """Collect the chosen records, each word under its new id."""
+        """Return the chosen records, with word numbers replaced by `new_ids`."""
         per_prompt = np.array(self._per_prompt, dtype=np.int64)
         references = self._references.sequences()[np.repeat(chosen, per_prompt)]
         prompts = self._prompts.sequences()[chosen] if self._conditional else None
@@ -205,7 +211,7 @@ class RawCorpus:
 
 
 def _whole_characters_in(value: object) -> object:
-    """Replace lone surrogates in all texts of a value that JSON can hold."""
+    """Replace lone surrogates in all strings of a JSON value."""
     if isinstance(value, str):
         return whole_characters(value)
     if isinstance(value, list):
@@ -216,7 +222,7 @@ def _whole_characters_in(value: object) -> object:
 
 
 def _salt(seed: int) -> bytes:
-    """Make 16 bytes of a seed of any size."""
+    """Convert a seed of any size to 16 bytes."""
     number = int(seed)
     size = max(16, (number.bit_length() + 7) // 8)
     whole = number.to_bytes(size, "little")
@@ -224,10 +230,10 @@ def _salt(seed: int) -> bytes:
 
 
 def hold_out(keys: npt.NDArray[np.uint64], files: IntArray, shares: Mapping[str, float]) -> IntArray:
-    """Choose the split of each record, [records]: records of the first file are held out by their keys.
+    """Return the split of each record, [records]; held-out records are chosen from the training file by their keys.
 
-    Keys are taken in order until a share is filled, with all records of a key together. A key
-    that would overfill a share is passed over.
+    All records with the same key stay together. Keys are taken in ascending order until a share is
+    filled; a key with more records than the share has left is skipped.
 
     >>> hold_out(np.array([5, 1, 5, 9], dtype=np.uint64), np.zeros(4, dtype=int), {"test": 0.25}).tolist()
     [0, 2, 0, 0]
@@ -250,7 +256,7 @@ def hold_out(keys: npt.NDArray[np.uint64], files: IntArray, shares: Mapping[str,
 
 
 def frequent_words(words: Sequence[str], counts: IntArray, min_count: int, most: int | None) -> list[str]:
-    """Choose the words to keep, ordered by frequency, then text.
+    """Return the words of the vocabulary, ordered by frequency, then alphabetically.
 
     >>> frequent_words(["b", "a", "c"], np.array([2, 2, 1]), min_count=2, most=None)
     ['a', 'b']

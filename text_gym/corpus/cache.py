@@ -1,4 +1,4 @@
-"""A cache of encoded corpora: one .npz for each file and way of reading it, never a pickle."""
+"""A cache of encoded corpora on disk: one .npz file, without pickles, for each corpus and its options."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import numpy as np
 from text_gym.arrays import AnyArray
 from text_gym.files import replace_file
 
-VERSION = 2  # of what is stored; raise it when the way of reading changes
-SMALLEST = 1 << 20  # bytes; a smaller file is read faster than it is looked up
+VERSION = 2  # of the cached data; increase it when reading or encoding changes
+SMALLEST = 1 << 20  # bytes; reading a smaller file is faster than a lookup in the cache
 
 
 def folder() -> Path:
-    """The cache's folder: TEXT_GYM_CACHE, or text_gym in the user's cache folder."""
+    """Return the folder of the cache: $TEXT_GYM_CACHE, or text_gym in the user's cache folder."""
     own = os.environ.get("TEXT_GYM_CACHE")
     if own:
         return Path(own)
@@ -28,12 +28,12 @@ def folder() -> Path:
 
 
 def worth_keeping(files: Iterable[Path]) -> bool:
-    """Whether reading these files takes noticeable time."""
+    """Return whether the files are large enough to be cached."""
     return sum(file.stat().st_size for file in files) >= SMALLEST
 
 
 def key_of(files: Mapping[str, Path], options: Mapping[str, object]) -> str:
-    """Hash what the files contain and how they are read; their names do not matter."""
+    """Hash the contents of the files and the options; the names of the files have no effect."""
     digest = hashlib.blake2b(digest_size=16)
     described = {k: v for k, v in options.items() if k not in files}
     kinds = {name: path.suffix for name, path in files.items()}
@@ -47,7 +47,7 @@ def key_of(files: Mapping[str, Path], options: Mapping[str, object]) -> str:
 
 
 def load(key: str) -> dict[str, AnyArray] | None:
-    """Load what was stored under a key; None if there is nothing, or nothing readable."""
+    """Load the arrays stored under a key; None if the entry is missing or damaged."""
     try:
         with (folder() / f"{key}.npz").open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
@@ -56,7 +56,7 @@ def load(key: str) -> dict[str, AnyArray] | None:
 
 
 def store(key: str, arrays: Mapping[str, AnyArray]) -> None:
-    """Store arrays under a key, whole or not at all; a full or read-only disk is no error."""
+    """Store arrays under a key atomically; errors of the disk are ignored."""
     with contextlib.suppress(OSError):
         folder().mkdir(parents=True, exist_ok=True)
         with replace_file(folder() / f"{key}.npz") as file:

@@ -1,4 +1,4 @@
-"""Files of text as tasks: .txt, .jsonl and .abc, split, numbered by frequency, and cached."""
+"""Read .txt, .jsonl and .abc files, and Python objects, as a vocabulary and encoded splits."""
 
 from __future__ import annotations
 
@@ -27,38 +27,39 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CorpusOptions:
-    """Options of a task made of a file: the keyword arguments of `make_task("file.txt", ...)`."""
+    """Options of tasks from files and Python objects: the keyword arguments of `make_task("file.txt", ...)`."""
 
     tokenizer: str | Tokenizer | None = None
-    """"word" (the default), "char", a regular expression, "hf:" and the name or the folder of a Hugging Face model, or
-    an object with encode and decode."""
+    """"word" (split at whitespace), "char", a regular expression that matches a token, "hf:" followed by the name or
+    folder of a Hugging Face model, or an object with encode() and decode(). None means "word", or musical tokens for
+    .abc files."""
     joiner: str | None = None
-    """Text between tokens in decoded text; a space, or nothing for "char"."""
+    """Text between tokens when ids are decoded; None means a space, or "" for the tokenizer "char"."""
     max_length: int | None = None
-    """Maximal tokens of a sequence, EOS included; None takes the length of the longest line."""
+    """Maximum number of tokens of a sequence, including EOS; None takes that of the longest line."""
     max_prompt_length: int | None = None
-    """Maximal tokens of a prompt; None sets no limit."""
+    """Maximum number of tokens of a prompt; None sets no limit."""
     long_lines: Literal["drop", "cut", "error"] = "drop"
-    """Whether longer lines are left out, truncated, or an error."""
+    """What to do with lines that are too long: "drop" leaves them out, "cut" truncates them, "error" raises."""
     cut_prompts: Literal["beginning", "end"] = "beginning"
-    """Which end of a prompt that is too long is truncated: a dialogue's beginning, an article's end."""
+    """Which end of a long prompt long_lines="cut" removes: "beginning" (for dialogues) or "end" (for articles)."""
     min_count: int = 1
-    """Words seen less often in the training split become UNK."""
+    """Minimum number of occurrences of a word in the training split; rarer words become UNK."""
     max_vocab: int | None = None
-    """Number of the most frequent words to keep, EOS and UNK not counted; None keeps all."""
+    """Maximum number of words, the most frequent ones, without EOS and UNK; None keeps all."""
     valid: float | str = 0.1
-    """The share of lines held out for validation, or a file of its own."""
+    """Validation split: a share of the lines, or the path of a separate file."""
     test: float | str = 0.1
-    """The share of lines held out for testing, or a file of its own."""
+    """Test split: a share of the lines, or the path of a separate file."""
     seed: int = 0
-    """Seed that chooses the held-out lines. Lines of equal tokens, or equal prompts, stay together."""
+    """Seed for choosing the held-out lines. Lines with equal tokens, or equal prompts, stay in the same split."""
     encoding: str = "utf-8"
-    """The file's encoding."""
+    """Character encoding of the files."""
     cache: bool = True
-    """Whether large files, once encoded, are kept in the cache folder."""
+    """Whether to cache encoded large files in the cache folder."""
 
     def __post_init__(self) -> None:
-        """Check every option but the tokenizer."""
+        """Check all options but the tokenizer."""
         if self.long_lines not in ("drop", "cut", "error"):
             raise OptionError(f"long_lines must be 'drop', 'cut' or 'error', not {self.long_lines!r}")
         if self.cut_prompts not in ("beginning", "end"):
@@ -71,46 +72,46 @@ class CorpusOptions:
         shares = [finite_number("valid or test", s) for s in (self.valid, self.test) if not is_file(s)]
         if any(not 0 <= share < 1 for share in shares) or sum(shares) >= 1:
             raise OptionError(
-                f"valid={self.valid!r} and test={self.test!r} must be shares that leave lines to train on, or files"
+                f"valid={self.valid!r} and test={self.test!r} must be shares with a sum below 1, or paths of files"
             )
 
 
 @dataclass(frozen=True)
 class Report:
-    """Counts of what was read, and of what was left out."""
+    """Statistics of a corpus: what was read, dropped and changed."""
 
     lines: int
-    """Lines, records or tunes kept."""
+    """Number of lines, records or tunes in all splits."""
     empty: int
-    """Blank lines, left out."""
+    """Number of blank lines, which are dropped."""
     too_long: int
-    """Lines longer than max_length: left out or truncated, as long_lines says."""
+    """Number of lines longer than max_length, which are dropped or truncated as `long_lines` says."""
     tokens: dict[str, int]
-    """Tokens in each split."""
+    """Number of tokens in each split."""
     unknown: dict[str, int]
-    """Tokens in each split that became UNK."""
+    """Number of UNK tokens in each split."""
     broken: int
-    """Texts with half of a character, which was replaced by U+FFFD."""
+    """Number of texts with lone surrogates, which are replaced by U+FFFD."""
     unfilled: tuple[str, ...] = ()
-    """Splits that got nothing of their share, because equal lines stay together."""
+    """Held-out splits that are empty because equal lines stay in the same split."""
 
     def __str__(self) -> str:
-        """Summarise in one line."""
+        """Return a summary in one line."""
         parts = [f"{self.lines:,} lines"]
         parts += [f"{self.too_long:,} longer than max_length"] * bool(self.too_long)
         parts += [f"{self.empty:,} blank"] * bool(self.empty)
-        parts += [f"half a character replaced by U+FFFD in {self.broken:,} texts"] * bool(self.broken)
+        parts += [f"lone surrogates replaced by U+FFFD in {self.broken:,} texts"] * bool(self.broken)
         for split, count in self.unknown.items():
             if count:
                 parts.append(f"{count:,} of {self.tokens[split]:,} tokens unknown in {split}")
         if self.unfilled:
-            why = "equal lines, or equal prompts, stay together in one split"
-            parts.append(f"nothing left for {' and '.join(self.unfilled)} ({why})")
+            why = "equal lines, or equal prompts, stay in the same split"
+            parts.append(f"no lines for {' and '.join(self.unfilled)} ({why})")
         return ", ".join(parts)
 
 
 class Corpus(NamedTuple):
-    """A file that was read: vocabulary, splits, and a report."""
+    """The result of reading: vocabulary, encoded splits and statistics."""
 
     vocab: Vocabulary
     splits: dict[str, Examples]
@@ -118,12 +119,12 @@ class Corpus(NamedTuple):
 
 
 def is_file(held_out: object) -> TypeGuard[str | os.PathLike[str]]:
-    """Whether valid= or test= names a file, and not a share."""
+    """Return whether a value of `valid` or `test` is a path, not a share."""
     return isinstance(held_out, str | os.PathLike)
 
 
 def read_corpus(path: str | Path, options: CorpusOptions) -> Corpus:
-    """Read a file into splits of encoded sequences, from the cache if it has been read before."""
+    """Read a file as encoded splits, from the cache if possible."""
     files = {"train": Path(path)}
     files |= {split: Path(f) for split in SPLITS[1:] if is_file(f := getattr(options, split))}
     for file in files.values():
@@ -142,7 +143,7 @@ def read_corpus(path: str | Path, options: CorpusOptions) -> Corpus:
 
 
 def read_rows(rows: Mapping[str, Rows], options: CorpusOptions) -> Corpus:
-    """Read Python objects into splits of encoded sequences; valid= and test= may name files beside them."""
+    """Read Python objects as encoded splits; the options `valid` and `test` may be paths of files."""
     files = {split: Path(f) for split in SPLITS[1:] if is_file(f := getattr(options, split))}
     for file in files.values():
         _check_file(file)
@@ -152,22 +153,22 @@ def read_rows(rows: Mapping[str, Rows], options: CorpusOptions) -> Corpus:
 
 
 def _tell(source: object, report: Report) -> None:
-    """Warn of what was left out."""
+    """Log a warning if lines were dropped or changed."""
     if report.too_long or report.broken or any(report.unknown.values()) or report.unfilled:
         _log.warning("%s: %s", source, report)
 
 
 def _check_file(path: Path) -> None:
     if path.suffix not in SUFFIXES:
-        raise DataError(f"cannot read {str(path)!r}: a corpus ends in {', '.join(SUFFIXES)}")
-    if not os.path.isfile(path):  # noqa: PTH113 - also false for a path that is no path at all
-        raise DataError(f"no file {str(path)!r}; is the path right? (seen from {Path.cwd()})")
+        raise DataError(f"cannot read {str(path)!r}: unknown suffix; give a file that ends in {', '.join(SUFFIXES)}")
+    if not os.path.isfile(path):  # noqa: PTH113 - also False for invalid paths, where Path.is_file() may raise
+        raise DataError(f"no file {str(path)!r} (the working directory is {Path.cwd()}); is the path right?")
     if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty; a corpus has a sequence a line")
+        raise DataError(f"{path} is empty; give a file with one sequence per line")
 
 
 def _cutter(options: CorpusOptions, path: Path) -> Splitter | TokenizerVocabulary:
-    """Make what cuts text into words, or the vocabulary of a tokenizer that has ids of its own."""
+    """Return the splitter of texts into words, or the vocabulary of a tokenizer with its own ids."""
     tokenizer = options.tokenizer
     if tokenizer is None:
         tokenizer = ABC_TOKEN if path.suffix == ".abc" else "word"
@@ -181,20 +182,22 @@ def _cutter(options: CorpusOptions, path: Path) -> Splitter | TokenizerVocabular
 def _read_sources(
     sources: Mapping[str, Path | Rows], options: CorpusOptions, cutter: Splitter | TokenizerVocabulary
 ) -> Corpus:
-    """Read, hold out, and renumber by frequency."""
+    """Read all sources, choose the held-out records, and assign ids by frequency."""
     raw = RawCorpus(cutter.split if isinstance(cutter, Splitter) else cutter.encode, options)
     for split in SPLITS:
         if split in sources:
             raw.read(sources[split], SPLITS.index(split))
     shares = {split: getattr(options, split) for split in SPLITS[1:] if split not in sources}
-    which = hold_out(raw.keys(), raw.files(), shares)  # [records] the number of each one's split
+    which = hold_out(raw.keys(), raw.files(), shares)  # [records], the index of the split
     vocab: Vocabulary
     new_ids = None
     if isinstance(cutter, TokenizerVocabulary):
         vocab = cutter
     else:
         if EOS in raw.numbers:
-            raise DataError(f"{sources['train']} contains {EOS!r}, which marks the end here; write it differently")
+            raise DataError(
+                f"{sources['train']} contains {EOS!r}, which is reserved for the end of a sequence; replace it"
+            )
         kept = frequent_words(list(raw.numbers), raw.counts(which == 0), options.min_count, options.max_vocab)
         vocab = Vocabulary([EOS, UNK, *kept], 0, 1, cutter)
         new_ids = np.array([vocab.ids.get(word, 1) for word in raw.numbers], dtype=np.int32)
@@ -211,7 +214,7 @@ def _report(raw: RawCorpus, splits: Mapping[str, Examples], vocab: Vocabulary, u
 
 
 def _pack(corpus: Corpus) -> dict[str, AnyArray]:
-    """Convert a corpus to plain arrays."""
+    """Convert a corpus to arrays for the cache."""
     arrays: dict[str, AnyArray] = {}
     for split, examples in corpus.splits.items():
         arrays |= {
@@ -233,7 +236,7 @@ def _pack(corpus: Corpus) -> dict[str, AnyArray]:
 
 
 def _unpack(arrays: Mapping[str, AnyArray] | None, splitter: Splitter) -> Corpus | None:
-    """Convert arrays back to a corpus; None if they hold none."""
+    """Convert arrays from the cache to a corpus; None if they are missing or invalid."""
     if arrays is None:
         return None
     try:

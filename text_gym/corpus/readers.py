@@ -1,4 +1,4 @@
-"""Lines of .txt, objects of .jsonl and tunes of .abc, read one at a time with useful errors."""
+"""Readers of .txt, .jsonl and .abc files, one record at a time; errors name the file and the line."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ ABC_TOKEN = (
     r"|[:|]+\]?|\[\d"  # a bar line, a numbered ending
     r"|\(\d|\S"  # a tuplet, anything else
 )
-"""A token of ABC notation."""
+"""Regular expression of a token of ABC notation."""
 
 Tokens = Sequence[str | int]
-"""Words, or ids where a tokenizer of its own gives them."""
+"""Words, or the ids of a tokenizer."""
 CutUp = Callable[[str], Tokens]
+"""Splits a text into tokens."""
 
 
 class Record(NamedTuple):
-    """A line, a JSON object, or a tune."""
+    """A line of .txt, an object of .jsonl or a tune of .abc, tokenized."""
 
     text: str
     prompt: Tokens | None
@@ -37,7 +38,7 @@ class Record(NamedTuple):
 
 
 def read_records(path: Path, cut_up: CutUp, encoding: str) -> Iterator[Record]:
-    """Read a file's records in the format of its suffix; `cut_up` turns text into tokens."""
+    """Yield the records of a file, in the format of its suffix; `cut_up` splits texts into tokens."""
     lines = read_lines(path, encoding)
     if path.suffix == ".jsonl":
         yield from _json_records(path, lines, cut_up)
@@ -48,19 +49,19 @@ def read_records(path: Path, cut_up: CutUp, encoding: str) -> Iterator[Record]:
 
 
 def check_encoding(encoding: str) -> None:
-    """Refuse an encoding that Python does not know, or that is not one of text."""
+    """Raise OptionError unless Python has this text encoding."""
     try:
         "".encode(encoding)
     except (LookupError, TypeError, ValueError) as problem:
-        raise OptionError(f"encoding={encoding!r}: {problem}; for example 'utf-8' or 'latin-1'") from problem
+        raise OptionError(f"encoding={encoding!r}: {problem}; give for example 'utf-8' or 'latin-1'") from problem
 
 
 def read_lines(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
-    """Read a file's lines with their numbers, with a progress bar when it takes longer than a second."""
+    """Yield the numbers and lines of a file, with a progress bar if reading takes longer than a second."""
     from tqdm import tqdm
 
     if codecs.lookup(encoding).name == "utf-8":
-        encoding = "utf-8-sig"  # leave out a mark at the beginning
+        encoding = "utf-8-sig"  # skip a byte order mark
     size, done = path.stat().st_size, 0
     bar = tqdm(total=size, desc=path.name, unit="B", unit_scale=True, delay=1, disable=None, leave=False)
     with bar, path.open(encoding=encoding, newline="\n") as file:
@@ -79,11 +80,11 @@ def read_lines(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
 
 
 def _undecodable_line(path: Path, encoding: str) -> int:
-    """Find the first line that cannot be decoded; the reader decodes ahead of the lines it gives."""
+    """Return the number of the first line that cannot be decoded; the error itself occurs in a buffer read ahead."""
     try:
         with path.open(encoding=encoding, newline="\n", errors="replace") as file:
             return next((number for number, line in enumerate(file, 1) if "\ufffd" in line), 1)
-    except UnicodeError:  # no mark of the byte order
+    except UnicodeError:  # no byte order mark
         return 1
 
 
@@ -95,9 +96,9 @@ def _json_records(path: Path, lines: Iterator[tuple[int, str]], cut_up: CutUp) -
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as problem:
-            raise DataError(f"{path}, line {number}: not JSON ({problem})") from problem
+            raise DataError(f"{path}, line {number}: invalid JSON ({problem})") from problem
         if not isinstance(record, dict):
-            raise DataError(f"{path}, line {number}: a JSON object is needed, not {line[:40]!r}")
+            raise DataError(f"{path}, line {number}: expected a JSON object, not {line[:40]!r}")
         if conditional is None:
             conditional = "text" not in record
         if not conditional:
@@ -115,8 +116,8 @@ def _field(record: dict[str, object], name: str, path: Path, number: int) -> str
     if name not in record:
         found = ", ".join(record) or "none"
         raise DataError(
-            f"{path}, line {number}: no field {name!r} (found: {found}). A line is "
-            '{"text": ...}, or {"prompt": ..., "reference": ...} or {"prompt": ..., "references": [...]}.'
+            f"{path}, line {number}: no field {name!r} (found: {found}); each line must be "
+            '{"text": ...}, {"prompt": ..., "reference": ...} or {"prompt": ..., "references": [...]}'
         )
     text = record[name]
     if not isinstance(text, str):
@@ -134,7 +135,7 @@ def _references(record: dict[str, object], path: Path, number: int) -> list[str]
 
 
 def _tunes(lines: Iterator[tuple[int, str]]) -> Iterator[str]:
-    """Read each tune of an ABC file as one text: metre and key first, then its body up to a blank line."""
+    """Yield each tune of an ABC file as one text: the fields of metre and key, then the body up to a blank line."""
     tune: list[str] = []
     in_tune = in_body = False
     for _, line in lines:

@@ -1,4 +1,4 @@
-"""Records of Python objects: lists of texts, pairs or dicts, and tables such as a Hugging Face Dataset."""
+"""Readers of Python objects: lists of texts, pairs or dicts, and tables such as a Hugging Face Dataset."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from text_gym.corpus.readers import CutUp, Record
 from text_gym.errors import DataError, OptionError
 from text_gym.validation import suggest
 
-TEXT, PROMPT, REFERENCES = "text", "prompt", ("references", "reference", "completion")  # usual names of columns
+TEXT, PROMPT, REFERENCES = "text", "prompt", ("references", "reference", "completion")  # default names of columns
 
 
 class Table(Protocol):
-    """Columns by name, as a Hugging Face Dataset has them."""
+    """A table with named columns, such as a Hugging Face Dataset."""
 
     @property
     def column_names(self) -> list[str]:
-        """The names of the columns."""
+        """Names of the columns."""
 
     def __getitem__(self, name: str, /) -> Iterable[object]:
         """Return the values of a column."""
@@ -29,7 +29,7 @@ Objects = Table | Sequence[object]
 
 
 class ColumnNames(NamedTuple):
-    """Columns of a table, or keys of dicts, that hold the sequences; None for those that have the usual names."""
+    """Names of the columns of a table, or keys of dicts, with the sequences; None means the default names."""
 
     text_column: str | None = None
     prompt_column: str | None = None
@@ -37,35 +37,35 @@ class ColumnNames(NamedTuple):
 
 
 def is_table(objects: object) -> TypeGuard[Table]:
-    """Whether these objects are a table with named columns."""
+    """Return whether an object is a table with named columns."""
     return hasattr(objects, "column_names") and hasattr(objects, "__getitem__")
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Python objects to be read as the records of one split."""
+    """The Python objects of one split."""
 
     objects: Objects
-    """What the user gave."""
+    """A table, or a list of texts, pairs or dicts."""
     names: ColumnNames
-    """Columns that hold the sequences."""
+    """Names of the columns with the sequences."""
 
     def __str__(self) -> str:
-        """Name them in error messages."""
+        """Return the description for error messages."""
         return f"this {type(self.objects).__name__}"
 
     def records(self, cut_up: CutUp) -> Iterator[Record]:
-        """Yield each row as a record; `cut_up` turns text into tokens."""
+        """Yield each row as a record; `cut_up` splits texts into tokens."""
         conditional: bool | None = None
         for number, row in enumerate(self._rows()):
             prompt, references, columns = self._parts(row, number)
             if conditional not in (None, prompt is not None):
-                raise DataError(f"{self}, row {number}: give every row a prompt, or none")
+                raise DataError(f"{self}, row {number}: not all rows have prompts; give every row a prompt, or none")
             conditional = prompt is not None
             cut = [cut_up(text) for text in references]
             yield Record(prompt or references[0], None if prompt is None else list(cut_up(prompt)), cut, columns)
         if conditional is None:
-            raise DataError(f"{self} is empty; a task needs sequences")
+            raise DataError(f"{self} is empty; give at least one sequence")
 
     def _rows(self) -> Iterator[object]:
         if not is_table(self.objects):
@@ -77,7 +77,7 @@ class Rows:
             yield dict(zip(names, values, strict=True))
 
     def _parts(self, row: object, number: int) -> tuple[str | None, list[str], dict[str, object]]:
-        """Split a row into its prompt, if it has one, its references, and its other columns."""
+        """Split a row into its prompt (or None), its references and its other columns."""
         where = f"{self}, row {number}"
         if isinstance(row, str):
             return None, [row], {}
@@ -90,26 +90,26 @@ class Rows:
         if isinstance(row, Sequence) and len(row) == 2:
             return _text(row[0], "the prompt", where), _texts(row[1], where), {}
         raise DataError(
-            f"{where}: a row is a text, a (prompt, references) pair, or a dict with a text or a prompt and references; "
-            f"not {_shown(row)}"
+            f"{where}: a row must be a text, a (prompt, references) pair, or a dict with a text or with a prompt and "
+            f"references, not {_shown(row)}"
         )
 
 
 def _find(known: Sequence[str], names: ColumnNames, where: str) -> tuple[str | None, str]:
-    """Find the columns of the prompt, None if there is none, and of the text or the references."""
+    """Return the name of the column of prompts (or None), and of the column of texts or references."""
     for option, name in names._asdict().items():
         if name is not None and name not in known:
             raise OptionError(f"{where}: no column {name!r} for {option}." + suggest(name, known))
     if names.text_column is not None and (names.prompt_column or names.references_column):
-        raise OptionError("give text_column, or prompt_column and references_column, not both")
+        raise OptionError("text_column excludes prompt_column and references_column; give one or the others, not both")
     prompt = names.prompt_column or (PROMPT if PROMPT in known and names.text_column is None else None)
     if names.text_column is None and (names.prompt_column or names.references_column or TEXT not in known):
         references = names.references_column or next((name for name in REFERENCES if name in known), None)
         if prompt is not None and references is not None:
             return prompt, references
         raise OptionError(
-            f"{where} has the columns {', '.join(known) or 'none'}: say text_column=..., "
-            "or prompt_column=... and references_column=..."
+            f"{where} has the columns {', '.join(known) or 'none'}, none of them with a default name; give "
+            "text_column=..., or prompt_column=... and references_column=..."
         )
     return None, names.text_column or TEXT
 
@@ -121,7 +121,7 @@ def _text(value: object, name: str, where: str) -> str:
 
 
 def _texts(value: object, where: str) -> list[str]:
-    """One reference or several."""
+    """Return the references of a row as a list, from a string or a list of strings."""
     listed = [value] if isinstance(value, str) else value
     if not isinstance(listed, Sequence) or not listed or not all(isinstance(text, str) for text in listed):
         raise DataError(f"{where}: the references must be a string or a list of strings, not {_shown(value)}")

@@ -119,7 +119,7 @@ def test_an_agent_gets_what_it_has_parameters_for(env, tmp_path):
         find_agent("takes").make(env, "fast", seed=1, folder=tmp_path, start=None, device="cpu")
         assert seen == {"folder": tmp_path, "start": "scratch"}
         assert "takes" in registered_agents()
-        with pytest.raises(OptionError, match="agent 'takes' is registered already"):
+        with pytest.raises(OptionError, match="agent 'takes' is already registered"):
             register_agent("takes", takes)
         register_agent("takes", OnlySamples, replace=True)
         assert find_agent("takes").factory is OnlySamples

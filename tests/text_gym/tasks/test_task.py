@@ -83,7 +83,7 @@ def no_task(size):
         ("grammar", {"sed": 1}, OptionError, "no option 'sed'.*Did you mean 'seed'"),
         ("grammar(seed)", {}, OptionError, "key=value"),
         ("grammar(seed=__import__('os'))", {}, OptionError, "cannot read"),
-        ("some/folder", {}, DataError, "a corpus ends in"),
+        ("some/folder", {}, DataError, "give a file that ends in"),
         ("tests.text_gym.tasks.test_task:LETTERS", {}, UnknownNameError, "cannot be called"),
         ("tests.text_gym.tasks.test_task:no_task", {"size": 1}, TaskError, "not a text_gym.Task"),
         ("tests.text_gym.tasks.test_task:no_task", {}, OptionError, "missing a required argument: 'size'"),
@@ -191,7 +191,7 @@ def test_batches_with_and_without_lengths_are_one(rows):
         ([[-1]], None, r"0\.\.7"),
         ([[1, 2]], [3], r"0\.\.2"),
         ([[1, 2]], [1, 2], "lengths must be 1"),
-        ([[7, 1]], [2], "PAD .* stands inside"),
+        ([[7, 1]], [2], "PAD .* occurs within"),
     ],
 )
 def test_bad_batches(tokens, lengths, words):
@@ -217,8 +217,8 @@ def test_vocabularies():
         LETTERS.encode("a z")
     for tokens, options, words in [
         ([], {}, "at least one token"),
-        (["a", "a"], {}, "same token twice"),
-        (["a"], {"eos": 1}, "special id 1"),
+        (["a", "a"], {}, "duplicate tokens"),
+        (["a"], {"eos": 1}, "the id 1 of EOS or UNK"),
     ]:
         with pytest.raises(OptionError, match=words):
             Vocabulary(tokens, **options)
