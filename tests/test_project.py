@@ -158,7 +158,7 @@ def test_links_in_the_documentation_lead_somewhere(page):
         assert target.exists(), path
         if anchor:
             headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
-            assert anchor[1:] in {h.lower().replace(" ", "-") for h in headings}, link
+            assert anchor[1:] in {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}, link
 
 
 def test_the_readmes_first_screen():

@@ -1,4 +1,4 @@
-"""What is reported of a model: each figure's name, what it means, and which way is better."""
+"""Metrics of a model: name, description, unit, range and direction. docs/glossary.md defines each metric in full."""
 
 from __future__ import annotations
 
@@ -8,25 +8,45 @@ from typing import Literal, NamedTuple
 
 
 class Column(NamedTuple):
-    """One figure of a model."""
+    """One metric."""
 
     key: str
     """Name in files."""
     title: str
-    """Name in tables."""
+    """Name in tables and sentences."""
     better: Literal["lower", "higher", "neither"]
     """Direction that is better."""
     about: str
-    """Description, in a sentence."""
+    """Description: one sentence, which also opens the metric's entry in docs/glossary.md."""
+    unit: str
+    """Unit, for example "nats per token"."""
+    range: str
+    """Possible values, for example "0 to 1"."""
     headline: bool = False
-    """Whether claims are made about it."""
+    """Whether the metric is tested against the baseline and has verdicts."""
     form: str = ".3f"
-    """Format of its values; "%" for shares."""
+    """Format of the values; "%" shows a share as a percentage."""
     same_as: str = ""
-    """Key of the figure that it equals but for a constant of the task: where both are there, one is tested."""
+    """Key of a metric that differs only by a constant of the task. If a model has both, only that one is tested."""
+
+    @property
+    def facts(self) -> str:
+        """Unit, range and direction as a sentence.
+
+        >>> COLUMNS["js"].facts
+        'Nats per sequence, 0 to 0.693; lower is better.'
+        """
+        direction = "" if self.better == "neither" else f"; {self.better} is better"
+        return f"{self.unit[0].upper()}{self.unit[1:]}, {self.range}{direction}."
+
+    @property
+    def help(self) -> str:
+        """Description with unit, range and direction."""
+        same = f" Tested together with {COLUMNS[self.same_as].title} as one metric." if self.same_as else ""
+        return f"{self.about} {self.facts}{same}"
 
     def show(self, value: float | None, signed: bool = False) -> str:
-        """Write a value of this column.
+        """Format a value of this metric.
 
         >>> COLUMNS["nll_oracle"].show(8.7364), COLUMNS["validity"].show(0.8333), COLUMNS["validity"].show(-0.02, True)
         ('8.736', '83.3 %', '-2.0 %')
@@ -41,98 +61,229 @@ class Column(NamedTuple):
         return f"{100 * value:{sign}.1f} %" if self.form == "%" else f"{value:{sign}{self.form}}"
 
 
-def _lower(key: str, title: str, about: str, headline: bool = False, form: str = ".3f") -> Column:
-    return Column(key, title, "lower", about, headline, form)
-
-
-def _higher(key: str, title: str, about: str, headline: bool = False, form: str = ".3f") -> Column:
-    return Column(key, title, "higher", about, headline, form)
-
-
-def _neither(key: str, title: str, about: str, form: str = ".3f") -> Column:
-    return Column(key, title, "neither", about, False, form)
-
-
-_PER_TOKEN = "in nats per token; EOS and <unk> count as tokens"
+TOKENS_COUNTED = (
+    "Metrics in nats per token count EOS and <unk> as tokens. BLEU, self-BLEU, distinct-n and length leave EOS out and "
+    "count <unk> as a token."
+)
+PER_TOKEN, PER_SEQUENCE = "nats per token", "nats per sequence"
+_ANY = "0 to infinity"
 _LIKELIHOODS = [
-    _lower(
+    Column(
         "nll_oracle",
         "NLL-oracle",
-        f"negative log-likelihood of the model's sequences under the source, {_PER_TOKEN}; falls as a model says less",
-        True,
+        "lower",
+        "Negative log-likelihood of the model's samples under the task's source (the oracle).",
+        PER_TOKEN,
+        _ANY,
+        headline=True,
     ),
-    _lower(
-        "nll_test", "NLL-test", f"negative log-likelihood of held-out sequences under the model, {_PER_TOKEN}", True
+    Column(
+        "nll_valid",
+        "NLL-valid",
+        "lower",
+        "Negative log-likelihood of the validation split under the model, measured during training.",
+        PER_TOKEN,
+        _ANY,
     ),
-    _neither("entropy", "entropy", f"negative log-likelihood of the model's sequences under itself, {_PER_TOKEN}"),
-    _lower(
+    Column(
+        "nll_test",
+        "NLL-test",
+        "lower",
+        "Negative log-likelihood of the held-out test split under the model.",
+        PER_TOKEN,
+        _ANY,
+        headline=True,
+    ),
+    Column(
+        "entropy",
+        "entropy",
+        "neither",
+        "Negative log-likelihood of the model's samples under the model itself; low entropy means low diversity.",
+        PER_TOKEN,
+        "0 to log(vocabulary size)",
+    ),
+    Column(
         "kl_model_data",
         "KL(model, data)",
-        "NLL-oracle less entropy, in nats per token: what the model generates and the data do not have",
-        True,
+        "lower",
+        "Kullback-Leibler divergence of the model from the source, high if the model generates what the data lack.",
+        PER_TOKEN,
+        _ANY,
+        headline=True,
     ),
-    _lower(
+    Column(
         "kl_data_model",
         "KL(data, model)",
-        "NLL-test less the data's entropy, in nats per token: what the model leaves out. The data's entropy is the "
-        "same for all models, so this is tested and counted as one figure with NLL-test",
-        True,
-    )._replace(same_as="nll_test"),
-    _lower("kl_sum", "KL sum", "KL(model, data) and KL(data, model) added up, in nats per token", True),
-    _lower("js", "JS", "Jensen-Shannon divergence, in nats per sequence: 0 to 0.693", True),
+        "lower",
+        "Kullback-Leibler divergence of the source from the model, high if the model lacks part of the data.",
+        PER_TOKEN,
+        _ANY,
+        headline=True,
+        same_as="nll_test",
+    ),
+    Column(
+        "kl_sum",
+        "KL sum",
+        "lower",
+        "Sum of KL(model, data) and KL(data, model), high if the model errs in either direction.",
+        PER_TOKEN,
+        _ANY,
+        headline=True,
+    ),
+    Column(
+        "js",
+        "JS divergence",
+        "lower",
+        "Jensen-Shannon divergence between the model and the source; finite even if the supports differ.",
+        PER_SEQUENCE,
+        "0 to 0.693",
+        headline=True,
+    ),
 ]
 _SUCCESS = [
-    _higher("reward", "reward", "the mean reward of the task's environment", True),
-    _higher("validity", "valid", "sequences that belong to the language", True, "%"),
-    _higher(
-        "coverage", "coverage", "steps of real sequences through the language that occur in written ones", True, "%"
+    Column(
+        "reward",
+        "reward",
+        "higher",
+        "Mean reward of the model's samples under the environment's reward.",
+        "units of the reward",
+        "depends on the reward",
+        headline=True,
     ),
-    _higher("exact_match", "exact", "answers that equal a reference", True, "%"),
-    _higher("rouge_l", "ROUGE-L", "mean ROUGE-L against the prompt's own references", True),
+    Column(
+        "validity",
+        "validity",
+        "higher",
+        "Share of the model's samples that belong to the task's language.",
+        "share",
+        "0 to 100 %",
+        headline=True,
+        form="%",
+    ),
+    Column(
+        "coverage",
+        "coverage",
+        "higher",
+        "Share of the grammar transitions in the test split that also occur in the model's samples.",
+        "share",
+        "0 to 100 %",
+        headline=True,
+        form="%",
+    ),
+    Column(
+        "exact_match",
+        "exact match",
+        "higher",
+        "Share of the model's answers that are equal to a reference of their prompt.",
+        "share",
+        "0 to 100 %",
+        headline=True,
+        form="%",
+    ),
+    Column(
+        "rouge_l",
+        "ROUGE-L",
+        "higher",
+        "Mean ROUGE-L F-measure of the model's answers against the best-matching reference of their prompt.",
+        "score",
+        "0 to 1",
+        headline=True,
+    ),
 ]
-_WORDS = "EOS is left out, <unk> counts as a word"
 _BLEU = [
-    _higher(
+    Column(
         f"bleu{n}",
         f"BLEU-{n}",
-        f"mean BLEU-{n}, 0 to 1, against held-out sequences, or the prompt's own references; {_WORDS}",
-        n == 4,
+        "higher",
+        "Mean sentence BLEU of the model's samples against held-out sequences, or the references of their prompt.",
+        "score",
+        "0 to 1",
+        headline=n == 4,
     )
     for n in (2, 3, 4, 5)
 ]
-_VARIETY = [
+_DIVERSITY = [
     *[
-        _lower(
-            f"self_bleu{n}", f"self-BLEU-{n}", f"mean BLEU-{n} against the model's other sequences; {_WORDS}", n == 4
+        Column(
+            f"self_bleu{n}",
+            f"self-BLEU-{n}",
+            "lower",
+            "Mean sentence BLEU of each sample against the model's other samples; high values mean low diversity.",
+            "score",
+            "0 to 1",
+            headline=n == 4,
         )
         for n in (2, 3, 4, 5)
     ],
     *[
-        _higher(
+        Column(
             f"distinct{n}",
             f"distinct-{n}",
-            f"distinct {n}-grams among all {n}-grams of the model's sequences; {_WORDS}",
+            "higher",
+            "Share of distinct n-grams among all n-grams of the model's samples.",
+            "share",
+            "0 to 100 %",
             form="%",
         )
         for n in (1, 2, 3, 4)
     ],
-    _lower("duplicates", "duplicates", "sequences written before among the same", form="%"),
-    _neither("copies", "copies", "sequences that stand in the training data", "%"),
-    _neither("length", "length", "mean number of tokens, EOS not counted, <unk> counted", ".1f"),
+    Column(
+        "duplicates",
+        "duplicates",
+        "lower",
+        "Share of the model's samples that repeat an earlier sample.",
+        "share",
+        "0 to 100 %",
+        form="%",
+    ),
+    Column(
+        "copies",
+        "copies",
+        "neither",
+        "Share of the model's samples that are also training sequences.",
+        "share",
+        "0 to 100 %",
+        form="%",
+    ),
+    Column(
+        "length",
+        "length",
+        "neither",
+        "Mean length of the model's samples without EOS.",
+        "tokens",
+        "0 to the task's maximal length",
+        form=".1f",
+    ),
 ]
 _COST = [
-    _neither("seconds", "seconds", "wall-clock time of learning, without that of the common start", ".0f"),
-    _neither("sequences", "drawn", "sequences drawn in learning, completions included", ",.0f"),
+    Column(
+        "seconds",
+        "training time",
+        "neither",
+        "Wall-clock training time without the warm start's.",
+        "seconds",
+        "0 to infinity",
+        form=".0f",
+    ),
+    Column(
+        "sequences",
+        "sampled sequences",
+        "neither",
+        "Number of sequences sampled during training, rollout completions included.",
+        "sequences",
+        "0 to infinity",
+        form=",.0f",
+    ),
 ]
 
-COLUMNS: dict[str, Column] = {column.key: column for column in (*_LIKELIHOODS, *_SUCCESS, *_BLEU, *_VARIETY, *_COST)}
-"""Every figure that has a name of its own, in the order of tables."""
+COLUMNS: dict[str, Column] = {column.key: column for column in (*_LIKELIHOODS, *_SUCCESS, *_BLEU, *_DIVERSITY, *_COST)}
+"""All named metrics, in the order of tables."""
 
-ALSO = "also:"  # before the name of a reward that the user has asked to see
+ALSO = "also:"  # prefix of the keys of rewards that --also adds
 
 
 def column_of(key: str) -> Column:
-    """Look up the column of a key; rewards that were asked for beside the named columns have keys `also:name`.
+    """Look up the column of a key; a reward added by --also has the key `also:name`.
 
     >>> column_of("also:validity").title
     'reward validity'
@@ -140,9 +291,11 @@ def column_of(key: str) -> Column:
     if key in COLUMNS:
         return COLUMNS[key]
     name = key.removeprefix(ALSO)
-    return Column(key, f"reward {name}", "neither", f"the mean of the reward {name}", True)
+    about = f"Mean of the reward {name} over the model's samples."
+    unit, limits = COLUMNS["reward"].unit, COLUMNS["reward"].range
+    return Column(key, f"reward {name}", "neither", about, unit, limits, headline=True)
 
 
 def in_order(keys: Set[str]) -> list[Column]:
-    """List the columns of these keys, in the order of tables, the asked-for ones last."""
+    """List the columns of these keys in the order of tables; rewards added by --also come last."""
     return [COLUMNS[key] for key in COLUMNS if key in keys] + [column_of(key) for key in sorted(keys - COLUMNS.keys())]
