@@ -1,1 +1,1 @@
-"""Reports, made from run folders alone."""
+"""Reports of runs and comparisons, created from run folders alone."""

@@ -1,4 +1,4 @@
-"""Learning curves and the plane of quality against diversity, drawn from the run files of a comparison."""
+"""Charts of a report: learning curves and the quality/diversity plane."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from agents.report.columns import column_of
 from agents.report.run_files import Run, Runs
 from agents.report.sweeps import far_end, plane_axes
 
-# Told apart by the colour-blind too; each has a contrast of 3 and more, the first on white and the second on black.
+# Safe for colour-blind readers. Contrast of at least 3: the first colour on white, the second on the dark background.
 PALETTE = [
     ("#0072b2", "#56b4e9"),
     ("#d55e00", "#ff9a52"),
@@ -36,7 +36,7 @@ CURVES = ("nll_oracle", "nll_valid", "nll_test", "js", "validity", "reward", "en
 
 
 class Chart(Figure):
-    """A figure that no pyplot keeps, and that a notebook shows once, as the value of a cell."""
+    """A matplotlib figure without pyplot; a notebook shows it once, as the value of a cell."""
 
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()
@@ -45,56 +45,46 @@ class Chart(Figure):
 
 
 class Style(NamedTuple):
-    """Colour, dash and marker of a model in all charts."""
+    """Colour, dash and marker of a model, the same in all charts."""
 
     number: int
     colour: str
     dash: str
-    """Dash as in SVG's stroke-dasharray."""
+    """Value of SVG's stroke-dasharray."""
     marker: str
 
     @property
     def css(self) -> str:
-        """The colour as pages have it, where it depends on the background."""
+        """Colour as a CSS variable, which depends on the page's colour scheme."""
         return _in_page(self.colour)
 
     @property
     def line(self) -> Literal["-"] | tuple[float, tuple[float, ...]]:
-        """The dash as matplotlib has it."""
+        """Line style of matplotlib."""
         return "-" if self.dash == "none" else (0, tuple(map(float, self.dash.split())))
 
 
 class Series(NamedTuple):
-    """One model's line: over its seeds the mean, the lowest and the highest value."""
+    """Learning curve of a model: mean, lowest and highest value over seeds."""
 
     x: list[float]
     mean: list[float]
     low: list[float]
     high: list[float]
     infinite: int
-    """Number of points that were left out."""
+    """Number of points that are excluded because a seed's value is infinite."""
 
 
 class Point(NamedTuple):
-    """A model at one temperature, the mean over its seeds."""
+    """Mean over seeds of a model at one temperature."""
 
     temperature: float
     x: float
     y: float
 
 
-def title(key: str) -> str:
-    """Title of a figure in charts, where that of the validation split occurs too."""
-    return "NLL-valid" if key == "nll_valid" else column_of(key).title
-
-
-def better(key: str) -> str:
-    """Direction that is better, of the validation split's likelihood too."""
-    return "lower" if key == "nll_valid" else column_of(key).better
-
-
 def styles(results: Runs) -> dict[str, Style]:
-    """Choose every model's colour, dash and marker."""
+    """Choose the colour, dash and marker of each model."""
     found = {}
     for i, label in enumerate(results.labels):
         kind = results.kind(label)
@@ -104,19 +94,19 @@ def styles(results: Runs) -> dict[str, Style]:
 
 
 def curve_keys(results: Runs) -> list[str]:
-    """List the figures that were evaluated during learning, the most telling first."""
+    """List the metrics that were evaluated during training, the most informative first."""
     seen = {key for run in results.runs.values() for row in run.curve for key in row}
     return [key for key in CURVES if key in seen]
 
 
 def curves(results: Runs, *keys: str, legend: bool = True, growing: bool = False) -> Chart | None:
-    """Draw learning curves, one panel for each key; None if no model's curve has them.
+    """Plot learning curves, one panel for each metric; None if no run evaluated these metrics during training.
 
     Args:
-        results: The runs.
-        *keys: The figures.
-        legend: Whether to draw a legend below the panels.
-        growing: Whether to add a thin line for each run that is not finished.
+        results: Runs to plot.
+        *keys: Metrics.
+        legend: Whether to add a legend below the panels.
+        growing: Whether to add a thin line for each run that has not finished.
     """
     lines = {key: {label: _series(results, label, key) for label in results.labels} for key in keys}
     shown = [key for key in keys if any(line.x for line in lines[key].values())]
@@ -153,15 +143,15 @@ def _draw_curves(axes: Axes, results: Runs, key: str, lines: dict[str, Series]) 
         elif _is_reference(label, results) and (values := _finite(results.values(label, key).values())):
             axes.axhline(fmean(values), linewidth=1.6, color=style.colour, linestyle=style.line, gid=gid)
     _mark_pretraining(axes, results)
-    notes = ["epochs, then updates or rounds"]
+    notes = ["training steps (epochs, updates or rounds)"]
     if infinite := sum(line.infinite for line in lines.values()):
-        notes.append(f"{infinite} {'point is' if infinite == 1 else 'points are'} infinite and left out")
+        notes.append(f"{infinite} infinite {'point is' if infinite == 1 else 'points are'} not shown")
     _name_axes(axes, "\n".join(notes), _axis_title(key))
 
 
 def _draw_unfinished(axes: Axes, results: Runs, key: str) -> None:
-    """Draw a thin line for each run that is not finished."""
-    looks = styles(results)
+    """Plot a thin line for each run that has not finished."""
+    all_styles = styles(results)
     for run in results.unfinished:
         points = [
             (_before(results, run) + row["step"], row[key])
@@ -169,7 +159,7 @@ def _draw_unfinished(axes: Axes, results: Runs, key: str) -> None:
             if math.isfinite(row.get(key, math.inf))
         ]
         if points:
-            style = looks[run.label]
+            style = all_styles[run.label]
             axes.plot(
                 *zip(*points, strict=True), linewidth=0.8, alpha=0.7, marker=".", markersize=3, color=style.colour,
                 linestyle=style.line, gid=f"seed-{run.seed}-line-{style.number}",
@@ -177,19 +167,19 @@ def _draw_unfinished(axes: Axes, results: Runs, key: str) -> None:
 
 
 def _series(results: Runs, label: str, key: str) -> Series:
-    """A model's line, where every seed has a value; a point is left out if one seed's is infinite."""
+    """Average a model's learning curve over seeds, at the steps that all seeds have and where all values are finite."""
     runs = [run for run in results.of(label) if run.finished] or results.of(label)
     rows = [{_before(results, run) + row["step"]: row[key] for row in run.curve if key in row} for run in runs]
     rows = [row for row in rows if row]
     shared = sorted(set.intersection(*map(set, rows))) if rows else []
     values = {x: [row[x] for row in rows] for x in shared}
     x = [x for x in shared if all(map(math.isfinite, values[x]))]
-    mean, low, high = ([of(values[at]) for at in x] for of in (fmean, min, max))
+    mean, low, high = ([reduce(values[at]) for at in x] for reduce in (fmean, min, max))
     return Series(x, mean, low, high, len(shared) - len(x))
 
 
 def _before(results: Runs, run: Run) -> float:
-    """Count the steps before a model's own: those of the model that it started from."""
+    """Count the training steps of a run's warm start, and of the warm start's own warm start."""
     passed, seen = 0.0, {run.label}
     start = results.runs.get((str(run.spec.get("start")), run.seed))
     while start is not None and start.label not in seen:
@@ -209,7 +199,7 @@ def _mark_pretraining(axes: Axes, results: Runs) -> None:
 
 
 def plane(results: Runs, legend: bool = True) -> Chart | None:
-    """Draw quality against diversity, a line for each model through its temperatures; None if none were swept."""
+    """Plot quality against diversity, one line per model through its temperatures; None without a temperature sweep."""
     keys = plane_axes(results)
     if keys is None:
         return None
@@ -222,10 +212,10 @@ def plane(results: Runs, legend: bool = True) -> Chart | None:
             _draw_line(axes, points, style)
         elif not missing and (values := _finite(results.values(label, keys[0]).values())):
             axes.axhline(fmean(values), color=style.colour, linestyle=style.line, gid=f"line-{style.number}")
-    drawn = [point for points, _ in lines.values() for point in points]
-    notes = _window(axes, drawn)
+    visible = [point for points, _ in lines.values() for point in points]
+    notes = _limit_axes(axes, visible)
     if infinite := sum(missing for _, missing in lines.values()):
-        notes.append(f"{infinite} infinite {'point is' if infinite == 1 else 'points are'} left out")
+        notes.append(f"{infinite} infinite {'point is' if infinite == 1 else 'points are'} not shown")
     _name_axes(axes, "\n".join([_axis_title(keys[1]), *notes]), _axis_title(keys[0]))
     if legend:
         used = [label for label in results.labels if lines[label][0] or _is_reference(label, results)]
@@ -234,7 +224,7 @@ def plane(results: Runs, legend: bool = True) -> Chart | None:
 
 
 def _points(results: Runs, label: str, keys: tuple[str, str]) -> tuple[list[Point], int]:
-    """List a model's points by temperature, and count the infinite ones; its own figures are those at temperature 1."""
+    """List a model's finite points by temperature, and count the infinite ones; its main row is temperature 1."""
     rows: dict[float, list[dict[str, float]]] = {}
     for run in results.of(label):
         swept = {row["temperature"]: row for row in run.sweep if "temperature" in row}
@@ -247,7 +237,7 @@ def _points(results: Runs, label: str, keys: tuple[str, str]) -> tuple[list[Poin
 
 
 def _draw_line(axes: Axes, points: list[Point], style: Style) -> None:
-    """Draw a line with small dots, and the model's own marker at temperature 1."""
+    """Plot a line with small dots, and the model's marker at temperature 1."""
     axes.plot(
         [point.x for point in points],
         [point.y for point in points],
@@ -271,8 +261,8 @@ def _draw_line(axes: Axes, points: list[Point], style: Style) -> None:
     )
 
 
-def _window(axes: Axes, points: Sequence[Point]) -> list[str]:
-    """Keep a few far points from squeezing the others into a corner, and say so."""
+def _limit_axes(axes: Axes, points: Sequence[Point]) -> list[str]:
+    """Limit the axes to the range of most points; return a note on the points outside."""
     x, y = [point.x for point in points], [point.y for point in points]
     right, top = far_end(x), far_end(y)
     outside = sum(point.x > right or point.y > top for point in points)
@@ -281,7 +271,7 @@ def _window(axes: Axes, points: Sequence[Point]) -> list[str]:
     for limit, lowest, highest in ((axes.set_xlim, min(x), right), (axes.set_ylim, min(y), top)):
         margin = 0.05 * (highest - lowest) or 0.1
         limit(lowest - margin, highest + margin)
-    return [f"{outside} {'point lies' if outside == 1 else 'points lie'} beyond the edges"]
+    return [f"{outside} {'point lies' if outside == 1 else 'points lie'} outside the chart"]
 
 
 def _name_axes(axes: Axes, x: str, y: str) -> None:
@@ -292,7 +282,9 @@ def _name_axes(axes: Axes, x: str, y: str) -> None:
 
 
 def _axis_title(key: str) -> str:
-    return title(key) if better(key) == "neither" else f"{title(key)} ({better(key)} is better)"
+    column = column_of(key)
+    title = f"{column.title}, {column.unit}"
+    return title if column.better == "neither" else f"{title}\n({column.better} is better)"
 
 
 def _is_reference(label: str, results: Runs) -> bool:
@@ -304,33 +296,34 @@ def _finite(values: Iterable[float]) -> list[float]:
 
 
 def _legend(figure: Figure, results: Runs, labels: Sequence[str], markers: bool) -> None:
-    looks = [(label, styles(results)[label]) for label in labels]
-    handles = [
-        Line2D([], [], color=its.colour, linestyle=its.line, marker=its.marker if markers else "", label=_name(label))
-        for label, its in looks
-    ]
+    handles = []
+    for label in labels:
+        style = styles(results)[label]
+        marker = style.marker if markers else ""
+        handles.append(Line2D([], [], color=style.colour, linestyle=style.line, marker=marker, label=_escaped(label)))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), frameon=False)
 
 
-def _name(label: str) -> str:
-    """Escape a label, so that matplotlib takes it neither for a formula nor for one of its own hidden names."""
+def _escaped(label: str) -> str:
+    """Escape a label: matplotlib reads $ as a formula, and hides labels that begin with an underscore."""
     return (" " if label.startswith("_") else "") + label.replace("$", r"\$")
 
 
 def png(figure: Figure, file: BinaryIO, dpi: int = 180) -> None:
-    """Write the chart as a picture on white."""
+    """Write the chart as a PNG image on a white background."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a label in letters that matplotlib lacks
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the font does not have all scripts
         figure.savefig(file, format="png", dpi=dpi, facecolor="white")
 
 
 def svg(figure: Figure, name: str) -> str:
-    """The chart as an element of a page, in the page's own colours and font; the name makes its ids unique."""
+    """Return the chart as an SVG element in the page's colours and font; `name` makes its ids unique in the page."""
     text = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     element = text.getvalue()[text.getvalue().index("<svg") :]
-    element = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", element, flags=re.DOTALL)  # styles leak out
+    # without its style element, which would apply to the whole page
+    element = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", element, flags=re.DOTALL)
     element = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", element)
     element = re.sub(r"font-family: [^;\"]*;? ?|font: ([\d.]+px) [^;\"]*", _size_only, element)
     opening = r'<svg viewBox="\1" fill="currentColor" role="img">'
@@ -338,7 +331,7 @@ def svg(figure: Figure, name: str) -> str:
 
 
 def _in_page(text: str) -> str:
-    """Replace colours by the page's own variables."""
+    """Replace colours by the page's CSS variables."""
     for number, (colour, _) in enumerate(PALETTE):
         text = text.replace(colour, f"var(--mark-{number})")
     return text.replace("#000000", "currentColor")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from agents.report import charts
 from agents.report.claims import Verdict
-from agents.report.columns import in_order
+from agents.report.columns import column_of, in_order
 from agents.report.run_files import KINDS, Run, Runs, read_runs
 from agents.report.tables import comparison_title
 from agents.report.verdicts import summaries, verdicts
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 Part = Literal["figures", "curves", "sweep"]
-POSITIONS = {"figures": None, "curves": "step", "sweep": "temperature"}  # the column that tells rows of a run apart
+POSITIONS = {"figures": None, "curves": "step", "sweep": "temperature"}  # column that distinguishes the rows of a run
 
 
 class Results(Runs):
@@ -52,7 +52,7 @@ class Results(Runs):
 
     @property
     def verdicts(self) -> list[Verdict]:
-        """Verdict on every agent but the baseline, for every headline figure; `verdict.text` is the sentence."""
+        """Verdicts on each agent but the baseline, for each headline metric; `verdict.text` is the verdict in words."""
         return verdicts(self)
 
     def to_dataframe(self, part: Part = "figures") -> DataFrame:
@@ -62,8 +62,8 @@ class Results(Runs):
         ("lower", "higher" or "neither"). Runs without results have no rows.
 
         Args:
-            part: "figures" for the final figures; "curves" for the learning curves, with a column `step`;
-                "sweep" for the figures at other temperatures, with a column `temperature`.
+            part: "figures" for the final metrics; "curves" for the learning curves, with a column `step`;
+                "sweep" for the temperature sweep, with a column `temperature`.
         """
         if part not in POSITIONS:
             raise OptionError(f"part must be one of {', '.join(map(repr, POSITIONS))}, not {part!r}")
@@ -82,13 +82,13 @@ class Results(Runs):
                 for row in rows:
                     place = [] if position is None else [int(row[position]) if part == "curves" else row[position]]
                     for key in (column.key for column in in_order(row.keys() - {position})):
-                        yield label, run.kind, run.seed, *place, key, row[key], charts.better(key)
+                        yield label, run.kind, run.seed, *place, key, row[key], column_of(key).better
 
     def plot_curves(self, *metrics: str) -> charts.Chart:
-        """Draw the learning curves: mean over seeds, and a band from the lowest to the highest.
+        """Plot learning curves: mean over seeds, with a band from the lowest to the highest seed.
 
         Args:
-            *metrics: A panel for each, for example "nll_valid"; the two most telling ones if none are given.
+            *metrics: Metrics, one panel each, for example "nll_valid"; by default the two most informative ones.
         """
         known = charts.curve_keys(self)
         if unknown := [metric for metric in metrics if metric not in known]:
@@ -100,7 +100,7 @@ class Results(Runs):
         return figure
 
     def plot_frontier(self) -> charts.Chart:
-        """Draw quality against diversity, a line for each model through the temperatures of its sweep."""
+        """Plot quality against diversity, one line per model through the temperatures of its sweep."""
         figure = charts.plane(self)
         if figure is None:
             raise DataError("these runs have no temperature sweep; compare agents with temperatures in metrics")

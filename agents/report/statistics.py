@@ -1,12 +1,9 @@
-"""How sure a comparison can be of a difference, given how few seeds there are.
+"""Confidence intervals and significance tests over few seeds.
 
-Two things are settled here, and not left to whoever reads a table:
-
-- No number stands without its number of seeds. A figure, a difference and a test each carry theirs; seeds that failed
-  are never filled in, and fewer than two seeds, or a figure that is infinite, give no interval instead of a wide one.
-- Every comparison counts. Who asks forty questions at the level of 5 % gets two answers by chance; so the p-values of
-  all models, controls included, and all headline figures are corrected together, by Holm's method, which assumes
-  nothing about how the figures depend on one another. Intervals are not corrected: each is what it is of its own.
+- Every summary, difference and test has its number of seeds. Failed seeds are not replaced. There is no interval for
+  fewer than two seeds or for infinite values.
+- The p-values of all tests of a report are corrected together: all agents and controls, all headline metrics. Holm's
+  method makes no assumption about the dependence between metrics. Intervals are not corrected.
 """
 
 from __future__ import annotations
@@ -24,81 +21,85 @@ from text_gym.validation import suggest
 
 RESAMPLES = 9_999
 SIGNIFICANT = 0.05
-_ROUNDING = 1e-12  # figures nearer than this share of their size differ by rounding alone
+_ROUNDING = 1e-12  # relative difference of values that are equal up to rounding
 
 
 class Summary(NamedTuple):
-    """A figure over seeds."""
+    """Mean of a metric over seeds, with its interval."""
 
     n: int
-    """The number of seeds."""
+    """Number of seeds."""
     mean: float
-    """Their mean; nan if there is none."""
+    """Mean over seeds; nan without seeds."""
     low: float | None
-    """Lower end of the interval, if there is one."""
+    """Lower bound of the interval; None without an interval."""
     high: float | None
-    """Upper end of the interval."""
+    """Upper bound of the interval; None without an interval."""
 
 
 class Difference(NamedTuple):
-    """A difference of two models over the seeds that both have."""
+    """Mean paired difference of two models over the seeds that both have, with its interval."""
 
     n: int
-    """The number of those seeds."""
+    """Number of seeds in common."""
     mean: float
-    """The mean difference; nan if there is none."""
+    """Mean difference; nan without seeds in common."""
     low: float | None
-    """Lower end of the interval, if there is one."""
+    """Lower bound of the interval; None without an interval."""
     high: float | None
-    """Upper end of the interval."""
+    """Upper bound of the interval; None without an interval."""
 
     @property
     def above_zero(self) -> bool:
-        """Whether all of the interval is above zero."""
+        """Whether the whole interval is above zero."""
         return self.low is not None and self.low > 0
 
     @property
     def below_zero(self) -> bool:
-        """Whether all of the interval is below zero."""
+        """Whether the whole interval is below zero."""
         return self.high is not None and self.high < 0
 
     def __neg__(self) -> Difference:
-        """Return the difference as the other model sees it."""
+        """Return the difference with the two models exchanged."""
         low, high = (None if bound is None else -bound for bound in (self.high, self.low))
         return Difference(self.n, -self.mean, low, high)
 
 
 class Test(NamedTuple):
-    """One model against the baseline in one figure."""
+    """Test of one model against the baseline in one metric."""
 
     label: str
-    """The model."""
+    """Label of the model."""
     key: str
-    """The figure's key."""
+    """Key of the metric."""
     n: int
-    """The model's seeds."""
+    """Number of the model's seeds."""
     n_baseline: int
-    """The baseline's seeds."""
+    """Number of the baseline's seeds."""
     difference: Difference
-    """The model's figure less the baseline's, over the seeds that both have."""
+    """Paired difference: the model's metric minus the baseline's."""
     p: float
-    """p-value of Welch's test, two-sided."""
+    """Two-sided p-value of Welch's t-test; nan where the test is not applicable."""
     p_holm: float
-    """p-value corrected for all comparisons of the report."""
+    """p-value after Holm's correction for all tests of the report; nan where the test is not applicable."""
 
     @property
     def significant(self) -> bool:
-        """Whether it is significant after the correction."""
+        """Whether the corrected p-value is below 0.05."""
         return self.p_holm < SIGNIFICANT
 
 
-Test.__test__ = False  # type: ignore[attr-defined]  # pytest takes classes of this name for its own
+Test.__test__ = False  # type: ignore[attr-defined]  # pytest would collect a class with this name
 
 
 def summarize(values: Sequence[float], level: float = 0.95) -> Summary:
-    """Mean and percentile bootstrap interval over seeds, for tables and charts.
+    """Compute the mean over seeds and its percentile bootstrap interval, for tables.
 
-    It shows how far seeds scatter, and always lies within what was seen. Claims rest on `paired`, not on this.
+    The interval shows the spread of the seeds and never exceeds their range. Verdicts use `paired` instead.
+
+    Args:
+        values: One value per seed.
+        level: Confidence level.
 
     >>> summarize([1.0, 1.0]), summarize([2.0])
     (Summary(n=2, mean=1.0, low=1.0, high=1.0), Summary(n=1, mean=2.0, low=None, high=None))
@@ -117,22 +118,27 @@ def summarize(values: Sequence[float], level: float = 0.95) -> Summary:
         vectorized=True,
         confidence_level=level,
         method="percentile",
-        random_state=np.random.default_rng(0),  # the same numbers give the same report
+        random_state=np.random.default_rng(0),  # fixed, so that equal values give equal reports
     ).confidence_interval
     return Summary(n, mean, float(found.low), float(found.high))
 
 
 def paired(a: Mapping[int, float], b: Mapping[int, float], level: float = 0.95) -> Difference:
-    """The mean of a - b over the seeds that both have, with Student's t interval.
+    """Compute the mean of a - b over the seeds that both have, with Student's t interval.
 
-    By seed, because all models of a seed begin with the same pretrained model: what that one happens to be like
-    cancels. Student's t and no bootstrap, because verdicts rest on this: of so few seeds a percentile bootstrap
-    interval is too narrow. On normal values an interval of 95 % holds the truth, by measurement, in:
+    The differences are paired by seed because all models of a seed share one warm start, whose quality cancels out.
+    Student's t replaces the bootstrap because percentile bootstrap intervals of few seeds are too narrow. Measured
+    coverage of 95 % intervals on normal data:
 
         seeds   Student's t   percentile bootstrap
             3      95.1 %                 75.1 %
             5      94.7 %                 83.5 %
            10      94.9 %                 90.0 %
+
+    Args:
+        a: Values of the first model by seed.
+        b: Values of the second model by seed.
+        level: Confidence level.
 
     >>> paired({0: 2.0, 1: 3.0, 2: 9.0}, {0: 1.5, 1: 2.5})
     Difference(n=2, mean=0.5, low=0.5, high=0.5)
@@ -148,11 +154,11 @@ def paired(a: Mapping[int, float], b: Mapping[int, float], level: float = 0.95) 
 
 
 def welch(a: Sequence[float], b: Sequence[float]) -> float:
-    """Two-sided p of Welch's t-test: models differ in spread too, and need not have the same seeds.
+    """Compute the two-sided p-value of Welch's t-test, which allows different variances and different seeds.
 
-    nan where there is nothing to test: fewer than two values, values that are not finite, or two models without any
-    spread and different means. There t would be infinite and p zero, a certainty that no handful of seeds can give.
-    Two models without spread and with the same mean have p = 1.
+    Returns:
+        The p-value. nan if the test is not applicable: fewer than two values, infinite values, or two constant samples
+        with different means, for which p would be 0. 1 for two constant samples with the same mean.
 
     >>> welch([1.0, 2.0], [1.0, 2.0]), welch([1.0], [1.0, 2.0])
     (1.0, nan)
@@ -162,15 +168,16 @@ def welch(a: Sequence[float], b: Sequence[float]) -> float:
     (mean_a, spread_a), (mean_b, spread_b) = _moments(a), _moments(b)
     if spread_a == 0 and spread_b == 0:
         return 1.0 if _gap(mean_a, mean_b) == 0 else math.nan
-    # from means and spreads, because ttest_ind warns of values that are nearly equal
+    # from means and standard deviations, because ttest_ind warns about nearly equal values
     test = stats.ttest_ind_from_stats(mean_a, spread_a, len(a), mean_b, spread_b, len(b), equal_var=False)
     return float(test.pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values, in the order given; nan stay nan and do not count.
+    """Adjust p-values by Holm's step-down method; nan stays nan and is not counted as a test.
 
-    Below 0.05 are those that may all be called significant with at most 5 % risk of even one false among them.
+    If tests with an adjusted p-value below 0.05 are called significant, the probability of even one false positive is
+    at most 5 %.
 
     >>> holm([0.25, 0.5, float("nan"), 0.125])
     [0.5, 0.5, nan, 0.375]
@@ -185,12 +192,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def against(results: Runs, baseline: str) -> list[Test]:
-    """Every other agent and control against the baseline, in every headline figure that can be better and both have.
+    """Test all other agents and controls against the baseline, in all headline metrics with a direction.
 
-    Two figures that differ by a constant of the task are one test. Holm's correction is over all tests together.
+    Two metrics that differ only by a constant of the task are tested as one. Holm's correction covers all tests.
+
+    Raises:
+        OptionError: If there is no model with the baseline's label.
     """
     if baseline not in results.labels:
-        raise OptionError(f"no model {baseline!r} in these results." + suggest(baseline, results.labels))
+        raise OptionError(f"there is no model {baseline!r} in these results." + suggest(baseline, results.labels))
     tests = []
     for label in results.labels:
         if label == baseline or results.kind(label) == "reference":
@@ -217,17 +227,17 @@ def _finite(values: Sequence[float]) -> bool:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Without numpy's warnings about nothing and about infinities."""
+    """Mean without numpy's warnings about empty and infinite values."""
     return float(sum(values) / len(values)) if values else math.nan
 
 
 def _gap(a: float, b: float) -> float:
-    """The difference; rounding alone counts as none, or two equal models would "differ" in every seed."""
+    """Difference of two values; 0 if they are equal up to rounding."""
     return 0.0 if math.isfinite(a) and math.isclose(a, b, rel_tol=_ROUNDING) else a - b
 
 
 def _moments(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation; of values that are equal but for rounding, the first and zero."""
+    """Mean and standard deviation; the first value and 0 if all values are equal up to rounding."""
     if _gap(min(values), max(values)) == 0:
         return float(values[0]), 0.0
     return float(np.mean(values)), float(np.std(values, ddof=1))

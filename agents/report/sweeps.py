@@ -1,4 +1,4 @@
-"""Sweeps over temperatures: the quality that a model has where its diversity keeps within a limit."""
+"""Temperature sweeps: the quality/diversity plane, and the frontier of a model in it."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import NamedTuple
 from agents.report.columns import column_of
 from agents.report.run_files import Runs
 
-ROUNDING = 1e-9  # in steps: an end of the range that is a round number is one of them
+ROUNDING = 1e-9  # tolerance in steps, so that round ends of a range are included
 PLANES = [("nll_oracle", "nll_test"), ("bleu4", "self_bleu4")]  # quality and diversity
 
 
 class Best(NamedTuple):
-    """A model's best quality among the temperatures that keep its diversity within a limit."""
+    """Point on a frontier: a model's best quality over the temperatures whose diversity metric is within a limit."""
 
     label: str
     limit: float
     mean: float
-    """Mean over the seeds in which some temperature does; nan if none does."""
+    """Mean over the seeds that have such a temperature; nan without one."""
     n: int
-    """Number of those seeds."""
+    """Number of seeds that have such a temperature."""
     seeds: int
-    """Number of seeds that were swept."""
+    """Number of seeds with a temperature sweep."""
 
 
 def plane_axes(results: Runs) -> tuple[str, str] | None:
-    """Choose the figures of quality and of diversity that the sweep has, both finite somewhere; None without one."""
+    """Choose the metrics of quality and diversity, with a finite point in some sweep; None if there are none."""
     sweeps = [row for run in results.runs.values() for row in run.sweep]
     for quality, diversity in PLANES:
         if any(math.isfinite(row.get(quality, math.inf) + row.get(diversity, math.inf)) for row in sweeps):
@@ -37,18 +37,22 @@ def plane_axes(results: Runs) -> tuple[str, str] | None:
 
 
 def best_under(results: Runs, limits: Sequence[float] | None = None) -> list[Best]:
-    """Find the best NLL-oracle at an NLL-test no higher than each limit; without a source, BLEU-4 and self-BLEU-4.
+    """Compute the frontier of each model.
+
+    With a known source it is the best NLL-oracle at an NLL-test of at most each limit, otherwise the best BLEU-4 at a
+    self-BLEU-4 of at most each limit.
+
 
     Args:
-        results: A comparison.
-        limits: About five round numbers within the swept range, if not given.
+        results: Runs with temperature sweeps.
+        limits: Limits of NLL-test or self-BLEU-4; about five round numbers in the range of the sweeps if None.
     """
     keys = plane_axes(results)
     if keys is None:
         return []
     sweeps = {label: [run.sweep for run in results.of(label) if run.sweep] for label in results.labels}
     if limits is None:
-        rows = [row for its in sweeps.values() for sweep in its for row in sweep if set(keys) <= set(row)]
+        rows = [row for runs in sweeps.values() for sweep in runs for row in sweep if set(keys) <= set(row)]
         found = [row[keys[1]] for row in rows if math.isfinite(row[keys[0]] + row[keys[1]])]
         limits = round_numbers(min(found), far_end(found)) if found else []
     return [_best(label, sweeps[label], limit, keys) for label in results.labels if sweeps[label] for limit in limits]
@@ -56,14 +60,14 @@ def best_under(results: Runs, limits: Sequence[float] | None = None) -> list[Bes
 
 def _best(label: str, sweeps: Sequence[Sequence[dict[str, float]]], limit: float, keys: tuple[str, str]) -> Best:
     quality, diversity = keys
-    of = min if column_of(quality).better == "lower" else max
+    best_of = min if column_of(quality).better == "lower" else max
     within = [[row[quality] for row in sweep if set(keys) <= set(row) and row[diversity] <= limit] for sweep in sweeps]
-    best = [of(values) for values in within if values]
+    best = [best_of(values) for values in within if values]
     return Best(label, limit, fmean(best) if best else math.nan, len(best), len(sweeps))
 
 
 def far_end(values: Sequence[float]) -> float:
-    """Choose where a chart ends: no farther than three interquartile ranges above most values."""
+    """Choose the end of an axis: the maximum, but at most three interquartile ranges above the third quartile."""
     if len(values) < 4:
         return max(values, default=0.0)
     first, _, third = quantiles(values, n=4)
@@ -71,7 +75,7 @@ def far_end(values: Sequence[float]) -> float:
 
 
 def round_numbers(lowest: float, highest: float) -> list[float]:
-    """List about five round numbers of a range.
+    """List four to eight round numbers in a range, as an axis has.
 
     >>> round_numbers(5.6, 8.3), round_numbers(0.31, 0.52), round_numbers(2.0, 2.0)
     ([6.0, 6.5, 7.0, 7.5, 8.0], [0.35, 0.4, 0.45, 0.5], [2.0])

@@ -1,6 +1,6 @@
-"""All that a report of a comparison says, as plain data worked out once from the run files.
+"""Content of a report as plain data, computed once from the run files.
 
-The page, the Markdown, the table of numbers and the terminal only arrange it, so a number is the same in all of them.
+The HTML page, the Markdown, the CSV and the terminal only format it, so all of them show the same numbers.
 """
 
 from __future__ import annotations
@@ -11,39 +11,75 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
-from agents.report.columns import Column, column_of
-from agents.report.run_files import Run, Runs, Sample
+from agents.report.claims import join_words
+from agents.report.columns import TOKENS_COUNTED, Column, column_of
+from agents.report.run_files import KINDS, Run, Runs, Sample
 from agents.report.statistics import Difference, Summary, Test, against, summarize
-from agents.report.sweeps import Best, best_under, plane_axes
+from agents.report.sweeps import PLANES, Best, best_under, plane_axes
 from agents.report.verdicts import summaries, verdicts
 
 SAMPLES_SHOWN = 5  # of each model
 ARROWS = {"lower": "↓", "higher": "↑", "neither": ""}
-OUTCOMES = {  # a sign, and what it says
-    "gain": ("▲", "gain"),
-    "control": ("=", "not told from a control"),
-    "uncontrolled": ("?", "better, no control"),
-    "none": ("·", "no difference"),
-    "loss": ("▼", "loss"),
-    "one seed": ("1", "one seed"),
+OUTCOMES = {  # symbol and meaning of each outcome
+    "gain": ("▲", "better, and better than its controls"),
+    "control": ("=", "better, but not better than a control"),
+    "uncontrolled": ("?", "better, without a control"),
+    "none": ("·", "no evidence of a difference"),
+    "loss": ("▼", "worse"),
+    "one seed": ("1", "one seed only"),
+}
+NOT_SIGNIFICANT = "not significant after the correction"
+ABOUT = {  # how to read each part of a report
+    "verdicts": "One verdict for each metric. In brackets: 95 % interval of the difference over seeds.",
+    "metrics": (
+        "Mean over seeds, with the 95 % bootstrap interval of the mean. The best of the agents and controls is marked, "
+        "without uniform noise. ↓ lower is better, ↑ higher is better."
+    ),
+    "tests": (
+        "Difference: mean over the seeds that both models have, with its 95 % interval. Welch p: p-value of Welch's "
+        "test. Holm p: the same p-value, corrected for all {n_tests} tests; bold if it is below 0.05. Seeds: of the "
+        "model and of the baseline."
+    ),
+    "curves": (
+        "Metrics measured during training: mean over seeds, with a band from the lowest to the highest seed. Controls "
+        "are dashed, references dotted."
+    ),
+    "plane": (
+        "Each line is one model at several sampling temperatures; the large marker is temperature 1. A model is better "
+        "than another if its line lies further to the {corner}. Another point on the same line is only another "
+        "trade-off of {quality} against {diversity}."
+    ),
+    "frontier": "Best {quality} over all temperatures at which {diversity} is at most the limit in the column's head.",
+}
+DESCRIBED = {  # names in the report of settings in run.json
+    "description": "words",
+    "agent": "agent",
+    "preset": "preset",
+    "reward": "reward",
+    "warm start": "start",
+    "options": "options",
 }
 Plain = dict[str, Any]
 
 
 def context(results: Runs) -> Plain:
-    """Collect all that a report says, but for its pictures."""
+    """Compute the content of a report, without the charts."""
     tests = against(results, results.baseline) if results.baseline else []
+    n_tests = sum(not math.isnan(test.p) for test in tests)
     return {
         "title": comparison_title(results),
         "line": _line(results),
+        "intro": _intro(results),
         "baseline": results.baseline,
         "summaries": summaries(results),
         "verdicts": _verdicts(results, tests),
         "table": main_table(results),
         "tests": _tests(tests),
-        "comparisons": sum(not math.isnan(test.p) for test in tests),
-        "best": _best_table(results),
-        "samples": [its for label in results.labels if (its := _samples(results, label))],
+        "n_tests": n_tests,
+        "about": _about(results, n_tests),
+        "tokens_counted": TOKENS_COUNTED,
+        "best": _frontier(results),
+        "samples": [found for label in results.labels if (found := _samples(results, label))],
         "settings": [_settings(results, label) for label in results.labels],
         "failures": [_place(run) | _error(run) for run in results.failures],
         "unfinished": [_place(run) for run in results.unfinished],
@@ -54,51 +90,75 @@ def context(results: Runs) -> Plain:
 
 
 def comparison_title(results: Runs) -> str:
-    """Name the agents and the task."""
+    """Title of a report: the agents and the task."""
     agents = [label for label in results.labels if results.kind(label) == "agent"] or results.labels
-    names = " and ".join([*([", ".join(agents[:-1])] if len(agents) > 1 else []), agents[-1]])
-    return f"{names} on the task {results.task}"
+    what = "Comparison" if len(results.labels) > 1 else "Report"
+    return f"{what} of {join_words(agents)} on the task {results.task}"
+
+
+def _intro(results: Runs) -> str:
+    """Say what was compared with what, and how to read the outcome."""
+    sentences = []
+    baseline = results.baseline
+    others = [label for label in results.labels if label != baseline and results.kind(label) == "agent"]
+    if baseline is not None and others:
+        warm = [label for label in others if results.begins_with(label) == baseline]
+        verb, pronoun = ("is", "its") if len(others) == 1 else ("are", "their")
+        role = (
+            f", {pronoun} warm start" if warm == others else f", the warm start of {join_words(warm)}" if warm else ""
+        )
+        sentences.append(f"{join_words(others)} {verb} compared with {baseline}{role}.")
+    if any(results.kind(label) == "control" for label in results.labels):
+        sentences.append(
+            "A control does not have the information that an agent learns from: for example, it is trained with a "
+            "constant or random reward. A gain counts as an agent's own only if no control gains as much."
+        )
+    return " ".join(sentences)
 
 
 def _line(results: Runs) -> str:
-    """Say what was measured, and when."""
+    """Count the models, seeds and sequences, and give the share of unknown words and the starting time."""
     kinds = [results.kind(label) for label in results.labels]
-    counts = [f"{n} {kind}{'s' * (n != 1)}" for kind in ("agent", "control", "reference") if (n := kinds.count(kind))]
-    counts.append(f"{len(results.seeds)} seed{'s' * (len(results.seeds) != 1)}")
+    models = [_count(n, kind) for kind in KINDS if (n := kinds.count(kind))]
+    parts = [f"{join_words(models)} over {_count(len(results.seeds), 'seed')}"]
     runs = results.runs.values()
-    drawn = {run.spec.get("metrics", {}).get("samples") for run in runs} - {None}
-    counts += [f"{n:,} sequences drawn from each" for n in drawn] if len(drawn) == 1 else []
-    started = sorted(str(run.about["started"]) for run in runs if "started" in run.about)
+    sampled = {run.spec.get("metrics", {}).get("samples") for run in runs} - {None}
+    parts += [f"{n:,} samples per model" for n in sampled] if len(sampled) == 1 else []
     sizes = _distinct(_pairs(run.about.get("sizes")) for run in runs)
-    counts += [f"sequences of data: {size}" for size in sizes]
-    counts += _distinct(_unknown(run.about.get("unknown")) for run in runs)
-    counts += [f"begun {started[0][:16].replace('T', ' ')}"] if started else []
-    return ", ".join(counts)
+    parts += [f"sequences of data: {size}" for size in sizes]
+    parts += _distinct(_unknown(run.about.get("unknown")) for run in runs)
+    started = sorted(str(run.about["started"]) for run in runs if "started" in run.about)
+    parts += [f"started {started[0][:16].replace('T', ' ')}"] if started else []
+    return "; ".join(parts)
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'s' * (n != 1)}"
 
 
 def _unknown(shares: Plain | None) -> str:
-    """Say how many of the data's words are <unk>, where the vocabulary has such a token."""
+    """Describe the share of <unk> in each split; "" if the vocabulary has no such token."""
     if not shares:
         return ""
     return "unknown words (<unk>): " + ", ".join(f"{100 * share:.2g} % of {split}" for split, share in shares.items())
 
 
 def _verdicts(results: Runs, tests: Sequence[Test]) -> list[Plain]:
-    """The verdicts by agent."""
-    certain = {(test.label, test.key) for test in tests if test.significant}
+    """Verdicts grouped by agent."""
+    significant = {(test.label, test.key) for test in tests if test.significant}
     groups: dict[str, list[Plain]] = {}
     for verdict in verdicts(results):
         sign, word = OUTCOMES[verdict.outcome]
-        weak = verdict.outcome in ("gain", "uncontrolled", "loss") and (verdict.label, verdict.key) not in certain
+        weak = verdict.outcome in ("gain", "uncontrolled", "loss") and (verdict.label, verdict.key) not in significant
         item = {"outcome": verdict.outcome.replace(" ", "-"), "sign": sign, "word": word, "text": verdict.text}
-        item |= {"word": f"{word}, but not after the correction"} if weak else {}
+        item |= {"word": f"{word}, {NOT_SIGNIFICANT}"} if weak else {}
         groups.setdefault(verdict.label, []).append(item | {"weak": weak})
     return [{"label": label, "items": items} for label, items in groups.items()]
 
 
 def main_table(results: Runs) -> Plain:
-    """The main table: columns, and groups of rows of cells."""
-    rows = {label: [_figure(results, label, column) for column in results.columns] for label in results.labels}
+    """Build the main table: columns, and rows of cells grouped by the kind of model."""
+    rows = {label: [_cell(results, label, column) for column in results.columns] for label in results.labels}
     ranked = [rows[label] for label in results.labels if _is_ranked(results, label)]
     for i, column in enumerate(results.columns):
         _mark_best([cells[i] for cells in ranked], column)
@@ -120,7 +180,7 @@ def _heading(column: Column) -> Plain:
         "title": column.title,
         "better": column.better,
         "arrow": ARROWS[column.better],
-        "about": column.about,
+        "help": column.help,
         "headline": column.headline,
     }
 
@@ -129,65 +189,70 @@ def _row(results: Runs, label: str, cells: list[Plain]) -> Plain:
     done, due = sum(run.finished for run in results.of(label)), len(results.of(label))
     words = results.of(label)[0].spec.get("words") or ""
     seeds = str(done) if done == due else f"{done} of {due}"
-    begun = results.begins_with(label)
-    return {"label": label, "words": words, "begun": begun, "done": done, "seeds": seeds, "cells": cells}
+    initial = results.begins_with(label)
+    return {"label": label, "words": words, "initial": initial, "done": done, "seeds": seeds, "cells": cells}
 
 
-def _figure(results: Runs, label: str, column: Column) -> Plain:
-    """A model's figure: its mean as text and in full, its interval, and each seed's value."""
+def _cell(results: Runs, label: str, column: Column) -> Plain:
+    """Build a cell: mean and interval as text and in full, and the value of each seed."""
     values = results.values(label, column.key)
-    its = summarize(list(values.values()))
+    summary = summarize(list(values.values()))
     return {
-        "text": column.show(its.mean),
-        "interval": _interval(column, its),
-        "half": _half(column, its),
-        "odd": _odd(list(values.values())),
-        "summary": its,
+        "text": column.show(summary.mean),
+        "interval": _interval(column, summary),
+        "half": _half_width(column, summary),
+        "infinite": _infinite(list(values.values())),
+        "summary": summary,
         "values": values,
         "best": False,
     }
 
 
-def _interval(column: Column, its: Summary | Difference, signed: bool = False) -> str:
-    """The interval in brackets, without units."""
-    if its.low is None or its.high is None:
+def _interval(column: Column, estimate: Summary | Difference, signed: bool = False) -> str:
+    """Format the interval in brackets, without the unit; "" without one."""
+    if estimate.low is None or estimate.high is None:
         return ""
-    return f"[{', '.join(column.show(end, signed).removesuffix(' %') for end in (its.low, its.high))}]"
+    return f"[{', '.join(column.show(end, signed).removesuffix(' %') for end in (estimate.low, estimate.high))}]"
 
 
-def _half(column: Column, its: Summary) -> str:
-    """Half of the interval, for where there is no room for its ends."""
-    return "" if its.low is None or its.high is None else column.show((its.high - its.low) / 2).removesuffix(" %")
+def _half_width(column: Column, summary: Summary) -> str:
+    """Format half of the interval's width; "" without an interval."""
+    if summary.low is None or summary.high is None:
+        return ""
+    return column.show((summary.high - summary.low) / 2).removesuffix(" %")
 
 
-def _odd(values: Sequence[float]) -> str:
+def _infinite(values: Sequence[float]) -> str:
+    """Count the infinite values, if others are finite."""
     infinite = sum(map(math.isinf, values))
     return f"infinite in {infinite} of {len(values)}" if 0 < infinite < len(values) else ""
 
 
 def _is_ranked(results: Runs, label: str) -> bool:
-    """Whether a model can be the best: not real data, nor noise, which has most variety."""
+    """Whether a model can be marked as the best: not real data, and not noise, which has the highest diversity."""
     return results.kind(label) != "reference" and not results.is_trivial(label)
 
 
 def _mark_best(cells: Sequence[Plain], column: Column) -> None:
-    """Mark the best of several models, and all that read the same."""
+    """Mark the best of several models, and all models with the same text."""
     finite = [cell for cell in cells if math.isfinite(cell["summary"].mean)]
     if column.better == "neither" or len({cell["text"] for cell in finite}) < 2:
         return
-    of = min if column.better == "lower" else max
-    best = of(finite, key=lambda cell: float(cell["summary"].mean))
+    best_of = min if column.better == "lower" else max
+    best = best_of(finite, key=lambda cell: float(cell["summary"].mean))
     for cell in finite:
         cell["best"] = cell["text"] == best["text"]
 
 
 def _tests(tests: Sequence[Test]) -> list[Plain]:
-    """The tests against the baseline, by figure; without the figures that are finite for nobody."""
+    """Group the tests by metric, without the metrics that are infinite for all models."""
     groups: dict[str, list[Plain]] = {}
     for test in tests:
         if any(math.isfinite(other.difference.mean) for other in tests if other.key == test.key):
             groups.setdefault(test.key, []).append(_test(test))
-    return [_heading(column_of(key)) | {"rows": rows} for key, rows in groups.items()]
+    columns = [column_of(key) for key in groups]
+    units = ["percentage points" if column.form == "%" else column.unit for column in columns]
+    return [_heading(c) | {"unit": unit, "rows": groups[c.key]} for c, unit in zip(columns, units, strict=True)]
 
 
 def _test(test: Test) -> Plain:
@@ -195,7 +260,7 @@ def _test(test: Test) -> Plain:
     return {
         "label": test.label,
         "seeds": f"{test.n} and {test.n_baseline}",
-        "difference": column.show(test.difference.mean, signed=True) or "—",
+        "difference": column.show(test.difference.mean, signed=True).removesuffix(" %") or "—",
         "interval": _interval(column, test.difference, signed=True),
         "value": test.difference.mean,
         "p": _p(test.p),
@@ -209,53 +274,60 @@ def _p(p: float) -> str:
     return "—" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _best_table(results: Runs) -> Plain | None:
+def _about(results: Runs, n_tests: int) -> dict[str, str]:
+    """Complete the texts of ABOUT with the number of tests and the axes of the quality/diversity plane."""
+    quality, diversity = map(column_of, plane_axes(results) or PLANES[0])
+    corner = "lower left" if quality.better == "lower" else "upper left"
+    names = {"quality": quality.title, "diversity": diversity.title, "corner": corner, "n_tests": n_tests}
+    return {part: text.format(**names) for part, text in ABOUT.items()}
+
+
+def _frontier(results: Runs) -> Plain | None:
+    """Build the table of the best quality within each limit of diversity; None without a temperature sweep."""
     keys = plane_axes(results)
     rows = best_under(results)
     if keys is None or not rows:
         return None
-    quality, diversity = map(column_of, keys)
+    quality = column_of(keys[0])
     limits = list(dict.fromkeys(row.limit for row in rows))
-    cells = {(row.label, row.limit): _best_cell(row, quality) for row in rows}
+    cells = {(row.label, row.limit): _frontier_cell(row, quality) for row in rows}
     labels = list(dict.fromkeys(row.label for row in rows))
     for limit in limits:
         ranked = [cell for (label, at), cell in cells.items() if at == limit and _is_ranked(results, label)]
         _mark_best([cell for cell in ranked if cell["complete"]], quality)
     return {
-        "quality": quality.title,
-        "diversity": diversity.title,
-        "limits": [f"{limit:g}" for limit in limits],
+        "limits": [f"≤ {limit:g}" for limit in limits],
         "rows": [{"label": label, "cells": [cells[label, limit] for limit in limits]} for label in labels],
     }
 
 
-def _best_cell(row: Best, column: Column) -> Plain:
+def _frontier_cell(row: Best, column: Column) -> Plain:
     text = column.show(row.mean) or "—"
     seeds = "" if row.n in (0, row.seeds) else f"{row.n} of {row.seeds}"
-    its = Summary(row.n, row.mean, None, None)
-    return {"text": text, "seeds": seeds, "summary": its, "complete": row.n == row.seeds, "best": False}
+    summary = Summary(row.n, row.mean, None, None)
+    return {"text": text, "seeds": seeds, "summary": summary, "complete": row.n == row.seeds, "best": False}
 
 
 def _samples(results: Runs, label: str) -> Plain | None:
-    """A model's samples of the first seed that has any, with each token's credit."""
+    """Return a model's samples of its first seed with samples, with the credit of each token; None without samples."""
     run = next((run for run in results.of(label) if run.samples), None)
     if run is None:
         return None
     shown = run.samples[:SAMPLES_SHOWN]
     largest = max((abs(credit) for sample in shown for credit in _credits(sample)), default=0.0) or 1.0
-    told = [{key: sample.get(key) for key in ("prompt", "reward", "nearest")} for sample in shown]
-    samples = [its | {"tokens": _tokens(sample, largest)} for its, sample in zip(told, shown, strict=True)]
+    parts = [{key: sample.get(key) for key in ("prompt", "reward", "nearest")} for sample in shown]
+    samples = [part | {"tokens": _tokens(sample, largest)} for part, sample in zip(parts, shown, strict=True)]
     return {"label": label, "kind": run.kind, "seed": run.seed, "samples": samples}
 
 
 def _credits(sample: Sample) -> list[float]:
-    """Compute what each token added to the value."""
+    """Compute the credit of each token: the change of the value."""
     values = sample.get("values") or []
     return [after - before for before, after in pairwise(values)]
 
 
 def _tokens(sample: Sample, largest: float) -> list[Plain]:
-    """Each token, with its credit as text and as a share of the largest, where it is known."""
+    """Return each token, with its credit as text and as a share of the largest credit, if values were estimated."""
     tokens: list[Plain] = [{"text": token} for token in sample["tokens"]]
     for token, credit, after in zip(tokens, _credits(sample), (sample.get("values") or [])[1:], strict=False):
         token |= {"share": round(credit / largest, 3), "credit": f"{credit:+.3f}", "value": f"{after:.3f}"}
@@ -263,10 +335,10 @@ def _tokens(sample: Sample, largest: float) -> list[Plain]:
 
 
 def _settings(results: Runs, label: str) -> Plain:
-    """Describe a model, with all its hyper-parameters."""
+    """Describe a model and its hyperparameters."""
     runs = results.of(label)
     spec = runs[0].spec
-    about = {key: spec.get(key) for key in ("words", "agent", "preset", "reward", "start", "options")}
+    about = {name: spec.get(key) for name, key in DESCRIBED.items()}
     if controls := results.controls_of(label):
         about["controls"] = ", ".join(controls)
     settings: Plain = next((run.about["settings"] for run in runs if run.about.get("settings")), {})
@@ -274,7 +346,7 @@ def _settings(results: Runs, label: str) -> Plain:
 
 
 def _flattened(settings: Plain, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield each hyper-parameter, those in groups as group.name."""
+    """Yield each hyperparameter; a hyperparameter of a group is named group.name."""
     for name, value in settings.items():
         if isinstance(value, dict):
             yield from _flattened(value, f"{prefix}{name}.")
@@ -283,7 +355,7 @@ def _flattened(settings: Plain, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _texts(values: Plain) -> dict[str, str]:
-    """Write the values that are not empty."""
+    """Format the values that are not empty."""
     full = {key: value for key, value in values.items() if value not in (None, "", {}, [])}
     return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in full.items()}
 
@@ -293,7 +365,7 @@ def _place(run: Run) -> Plain:
 
 
 def _error(run: Run) -> Plain:
-    """The whole message, and its last line, which says what it was."""
+    """Return the traceback and its last line, which is the error message."""
     text = (run.error or "").strip()
     return {"error": text, "last": text.rpartition("\n")[2]}
 
@@ -303,5 +375,5 @@ def _pairs(values: Plain | None) -> str:
 
 
 def _distinct(values: Iterable[Any]) -> list[str]:
-    """Each of these once, but for the empty ones."""
+    """List the different values as text, without empty ones."""
     return list(dict.fromkeys(str(value) for value in values if value))

@@ -1,7 +1,7 @@
-"""What a comparison shows, in words: which agent does better than the baseline, and whether a control does as well.
+"""Verdicts of a comparison in words: which agents are better than the baseline, and whether a control is too.
 
-The number of seeds stands in every sentence, "3 of 5" where some are missing. The sentences rest on paired differences,
-each at 95 %; each that claims something also says what is left of it when all comparisons are counted.
+Verdicts rest on paired differences over seeds with 95 % intervals. Each verdict states the number of seeds ("3 of 5" if
+some are missing) and, for a difference, its p-value after the correction for all tests of the report.
 """
 
 from __future__ import annotations
@@ -17,102 +17,118 @@ from agents.report.statistics import Test, against
 
 
 class Skipped(NamedTuple):
-    """A figure of which nothing is said."""
+    """Metric of an agent that is excluded from the verdicts."""
 
     label: str
-    """The agent."""
+    """Label of the agent."""
     key: str
-    """The figure's key."""
+    """Key of the metric."""
     reason: str
-    """Why: where a figure is infinite, there is no difference to measure."""
+    """Reason: in how many seeds the metric is not finite."""
 
 
 def verdicts(results: Runs) -> list[Verdict]:
-    """A verdict on every agent but the baseline, in every headline figure that both have."""
-    return [claim.verdict() for claim in _claims(results) if not claim.trouble]
+    """Return a verdict for each agent but the baseline, in each headline metric that both have."""
+    return [claim.verdict() for claim in _claims(results) if not claim.problem]
 
 
 def skipped(results: Runs) -> list[Skipped]:
-    """The figures that would have had a verdict, were they finite."""
-    return [Skipped(claim.label, claim.column.key, claim.trouble) for claim in _claims(results) if claim.trouble]
+    """List the metrics that have no verdict because they are not finite in all seeds."""
+    return [Skipped(claim.label, claim.column.key, claim.problem) for claim in _claims(results) if claim.problem]
 
 
 def summaries(results: Runs) -> list[str]:
-    """A line for every agent but the baseline, and one for the seeds that are missing."""
+    """Summarize the verdicts: a paragraph for each agent but the baseline, and one for missing runs."""
     agents = [label for label in results.labels if results.kind(label) == "agent" and label != results.baseline]
-    said, left_out = verdicts(results), skipped(results)
+    all_verdicts, excluded = verdicts(results), skipped(results)
+    significant = {(test.label, test.key) for test in _tests(results) if test.significant}
     lines = []
-    strong = {(test.label, test.key) for test in _tests(results) if test.significant}
     for label in agents:
-        its = [verdict for verdict in said if verdict.label == label]
-        without = _by_reason([s for s in left_out if s.label == label])
-        also = f"; left out: {without}" if without else ""
-        lines.append(f"{label}{_origin(results, label)} against {results.baseline}: {_count(its, strong)}{also}.")
+        text = _summary(results, label, [v for v in all_verdicts if v.label == label], significant)
+        reasons = _by_reason([s for s in excluded if s.label == label])
+        lines.append(text + (f" Excluded: {reasons}." if reasons else ""))
     if len(results.seeds) == 2 and agents:
-        lines.append("Two seeds show next to nothing about chance; five are a beginning.")
+        lines.append("Two seeds are too few to separate an effect from chance; use at least five.")
     return [*lines, *missing_seeds(results)]
 
 
 def missing_seeds(results: Runs) -> list[str]:
-    """Name the seeds without results, in one line; no line if there are none."""
+    """Name the runs without results in one sentence; an empty list if there are none."""
     missing = _missing(results)
-    return [f"Missing: {'; '.join(missing)}."] if missing else []
+    return [f"Missing runs: {'; '.join(missing)}."] if missing else []
 
 
-def _origin(results: Runs, label: str) -> str:
-    """Say what an agent began with."""
-    begun = results.begins_with(label)
-    return f" (from {begun})" if begun else ""
-
-
-def _by_reason(left_out: Sequence[Skipped]) -> str:
-    """The figures of which nothing is said, and why."""
-    reasons = list(dict.fromkeys(s.reason for s in left_out))
-    groups = {reason: [column_of(s.key).title for s in left_out if s.reason == reason] for reason in reasons}
+def _by_reason(excluded: Sequence[Skipped]) -> str:
+    """List excluded metrics, grouped by the reason."""
+    reasons = list(dict.fromkeys(s.reason for s in excluded))
+    groups = {reason: [column_of(s.key).title for s in excluded if s.reason == reason] for reason in reasons}
     return "; ".join(f"{join_words(titles)} ({reason})" for reason, titles in groups.items())
 
 
-def _count(its: Sequence[Verdict], strong: set[tuple[str, str]]) -> str:
-    """An agent's verdicts, each counted once; those that do not survive the correction stand apart."""
-    by: dict[str, list[str]] = {}
+def _summary(results: Runs, label: str, found: Sequence[Verdict], significant: set[tuple[str, str]]) -> str:
+    """Summarize an agent's verdicts; differences that are not significant after the correction are listed apart."""
+    titles: dict[str, list[str]] = {}
     weak: dict[str, list[str]] = {}
-    for verdict in its:
+    for verdict in found:
         differs = verdict.gain.above_zero or verdict.gain.below_zero
         title = column_of(verdict.key).title
-        if differs and (verdict.label, verdict.key) not in strong:
+        if differs and (verdict.label, verdict.key) not in significant:
             weak.setdefault("worse" if verdict.outcome == "loss" else "better", []).append(title)
         else:
-            by.setdefault(verdict.outcome, []).append(title)
-    n = {outcome: len(titles) for outcome, titles in by.items()}
-    judged = len(its) - n.get("one seed", 0)
-    if not judged:
-        return "fewer than two seeds in common, which says nothing about chance" if its else "no figures to compare"
-    better = sum(n.get(outcome, 0) for outcome in ("gain", "control", "uncontrolled"))
-    text = f"better on {better} of {judged} figure{'s' * (judged != 1)}"
-    text += f", of which {n['control']} cannot be told from a control's" if "control" in n else ""
-    text += f", of which no control was run on {n['uncontrolled']}" if "uncontrolled" in n else ""
-    text += f"; worse on {n.get('loss', 0)}"
-    text += f"; fewer than two seeds in common on {n['one seed']}" if "one seed" in n else ""
-    text += f"; more than its controls on {join_words(by['gain'])}" if "gain" in by else ""
-    for how, titles in sorted(weak.items()):
-        text += f"; {how}, but not after the correction for all comparisons: {join_words(titles)}"
+            titles.setdefault(verdict.outcome, []).append(title)
+    one_seed = titles.get("one seed", [])
+    compared = len(found) - len(one_seed)
+    model, other = _models(results, label)
+    if not found:
+        return f"{model} and {other} have no metrics to compare."
+    if not compared:
+        return f"{model} and {other} have fewer than two seeds in common, too few to separate an effect from chance."
+    better = sum(len(titles.get(outcome, [])) for outcome in ("gain", "control", "uncontrolled"))
+    text = f"{model} is better than {other} on {better} of {compared} metric{'s' * (compared != 1)}"
+    text += f" and worse on {len(titles.get('loss', []))}{_in_brackets(titles.get('loss', []))}."
+    if "gain" in titles:
+        text += f" It is also better than all its controls on {join_words(titles['gain'])}."
+    if "control" in titles:
+        names = join_words(titles["control"])
+        text += f" The gain on {names} may not be its own: a control is better, or cannot be distinguished from it."
+    if "uncontrolled" in titles:
+        names = join_words(titles["uncontrolled"])
+        text += f" The gain on {names} may not be its own: no control was run, or a control did not finish."
+    if one_seed:
+        text += f" Fewer than two seeds in common: {join_words(one_seed)}."
+    if weak:
+        parts = [f"{direction} on {join_words(names)}" for direction, names in sorted(weak.items())]
+        text += f" Not significant after the correction for all tests: {', '.join(parts)}."
     return text
 
 
+def _models(results: Runs, label: str) -> tuple[str, str]:
+    """Name an agent and the baseline, with the agent's initial policy."""
+    initial, baseline = results.begins_with(label), str(results.baseline)
+    if initial == baseline:
+        return label, f"its warm start {baseline}"
+    return label + (f" (initial policy: {initial})" if initial else ""), baseline
+
+
+def _in_brackets(titles: Sequence[str]) -> str:
+    return f" ({join_words(titles)})" if titles else ""
+
+
 def _missing(results: Runs) -> list[str]:
-    """Each agent's and control's seeds without results, and why."""
+    """List each model's seeds without results, with the reason."""
     found = []
     for label in results.labels:
         runs = {run.seed: run for run in results.of(label)}
-        due = list(runs) if results.kind(label) == "reference" else results.seeds
-        state = {
-            "failed": [s for s in due if s in runs and not runs[s].finished and runs[s].error is not None],
-            "unfinished": [s for s in due if s in runs and not runs[s].finished and runs[s].error is None],
-            "not run": [s for s in due if s not in runs],
+        expected = list(runs) if results.kind(label) == "reference" else results.seeds
+        reasons = {
+            "failed": [s for s in expected if s in runs and not runs[s].finished and runs[s].error is not None],
+            "unfinished": [s for s in expected if s in runs and not runs[s].finished and runs[s].error is None],
+            "not run": [s for s in expected if s not in runs],
         }
-        for why, seeds in state.items():
+        for reason, seeds in reasons.items():
             if seeds:
-                found.append(f"{label}, seed{'s' * (len(seeds) != 1)} {join_words([str(s) for s in seeds])} ({why})")
+                names = join_words([str(seed) for seed in seeds])
+                found.append(f"{label}, seed{'s' * (len(seeds) != 1)} {names} ({reason})")
     return found
 
 
@@ -121,9 +137,9 @@ def _tests(results: Runs) -> list[Test]:
 
 
 def _claims(results: Runs) -> Iterator[Claim]:
-    """Yield what there is to judge."""
+    """Yield a claim for each test of an agent."""
     tests = _tests(results)
-    family = sum(not math.isnan(test.p) for test in tests)
+    n_tests = sum(not math.isnan(test.p) for test in tests)
     for test in tests:
         if results.kind(test.label) == "agent" and column_of(test.key).better != "neither":
-            yield Claim(results, str(results.baseline), column_of(test.key), test, family)
+            yield Claim(results, str(results.baseline), column_of(test.key), test, n_tests)

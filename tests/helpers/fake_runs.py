@@ -15,9 +15,9 @@ MODELS = [
     ("seqgan", "agent", "mle", "", 0.31, 0.62),
     ("constant", "control", "mle", "a constant reward", 0.30, 0.60),
     ("random", "control", "mle", "a random reward", 0.34, 0.66),
-    ("mle-early", "control", None, "maximum likelihood, stopped early", 0.90, 0.80),
-    ("uniform", "control", None, "tokens drawn uniformly", math.inf, 2.40),
-    ("real", "reference", None, "real sequences", 0.0, 0.0),
+    ("mle-early", "control", None, "likelihood stopped early", 0.90, 0.80),
+    ("uniform", "control", None, "uniform noise", math.inf, 2.40),
+    ("real", "reference", None, "real data", 0.0, 0.0),
 ]
 CONTROLS_FOR = {
     "constant": ["pg-bleu", "seqgan"],

@@ -70,12 +70,12 @@ def test_a_data_frame_needs_pandas(results, monkeypatch):
 
 def test_charts_are_figures_that_a_notebook_shows_once(results):
     assert [axes.get_ylabel() for axes in results.plot_curves("entropy", "nll_test").axes] == [
-        "entropy",
-        "NLL-test (lower is better)",
+        "entropy, nats per token",
+        "NLL-test, nats per token\n(lower is better)",
     ]
     assert len(results.plot_curves().axes) == 2
     frontier = results.plot_frontier()
-    assert frontier.axes[0].get_ylabel() == "NLL-oracle (lower is better)"
+    assert frontier.axes[0].get_ylabel() == "NLL-oracle, nats per token\n(lower is better)"
     file = io.BytesIO()
     frontier.savefig(file, format="svg")
     assert b"<svg" in file.getvalue()
@@ -112,14 +112,14 @@ def test_results_say_what_they_are(results, tmp_path):
     )
     one = Results.load(write_fake_runs(tmp_path, seeds=(0,), labels=["mle"]))
     assert repr(one) == f"Results(1 agent, 1 seed, out={str(tmp_path)!r})"
-    assert str(one) == "mle on the task oracle"
+    assert str(one) == "Report of mle on the task oracle"
 
 
 def test_printed_results_are_the_verdicts(results):
     title, *lines = str(results).splitlines()
-    assert title == "mle, ss, pg-bleu and seqgan on the task oracle"
-    assert lines[0].startswith("ss (from mle) against mle: ")
-    assert "Missing: ss, seed 2 (failed); random, seed 2 (unfinished)." in lines
+    assert title == "Comparison of mle, ss, pg-bleu and seqgan on the task oracle"
+    assert lines[0].startswith("ss is better than its warm start mle on 0 of 6 metrics and ")
+    assert "Missing runs: ss, seed 2 (failed); random, seed 2 (unfinished)." in lines
     sentences = [verdict.text for verdict in results.verdicts]
     assert [line.strip() for line in lines[-len(sentences) :]] == sentences
     assert {verdict.label for verdict in results.verdicts} == {"ss", "pg-bleu", "seqgan"}
@@ -142,7 +142,7 @@ def test_what_results_print_cannot_steer_a_terminal(tmp_path):
     folder = write_fake_runs(tmp_path, seeds=(0,), labels=["mle"])
     for path in folder.rglob("run.json"):
         path.write_text(path.read_text(encoding="utf-8").replace('"mle"', r'"\u001b[31mred"'), encoding="utf-8")
-    assert str(Results.load(folder)) == r"\x1b[31mred on the task oracle"
+    assert str(Results.load(folder)) == r"Report of \x1b[31mred on the task oracle"
 
 
 def test_a_report_is_written_beside_the_runs(results, tmp_path):

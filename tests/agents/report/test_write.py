@@ -69,7 +69,7 @@ class Page(HTMLParser):
 
 
 def test_the_small_comparisons_report_is_as_it_was(page):
-    """If a change is meant: `python -m tests.agents.report.test_write` writes the new one; read the difference."""
+    """For an intended change, run `python -m tests.agents.report.test_write` and read the difference."""
     assert (page.parent / "report.md").read_text(encoding="utf-8") == GOLDEN.read_text(encoding="utf-8")
 
 
@@ -113,13 +113,13 @@ def test_the_page_writes_its_numbers_as_their_columns_do(page):
         assert text == column_of(key).show(float(value))
 
 
-def test_what_does_not_survive_the_correction_looks_so(results, page):
+def test_what_is_not_significant_looks_so(results, page):
     items = [item for group in tables.context(results)["verdicts"] for item in group["items"]]
-    doubted = [item for item in items if "does not survive" in item["text"] and item["outcome"] in ("gain", "loss")]
-    assert doubted == [item for item in items if item["weak"]]
-    assert 0 < len(doubted) < len(items)
+    weak = [item for item in items if "not significant" in item["text"] and item["outcome"] in ("gain", "loss")]
+    assert weak == [item for item in items if item["weak"]]
+    assert 0 < len(weak) < len(items)
     text = page.read_text(encoding="utf-8")
-    assert text.count("but not after the correction</strong>") == text.count(' weak">') == len(doubted)
+    assert text.count("not significant after the correction</strong>") == text.count(' weak">') == len(weak)
 
 
 def test_the_text_of_a_cell_is_its_value(results):
@@ -164,8 +164,9 @@ def test_noise_is_never_the_best(tmp_path):
 def test_units_and_unknown_words_are_told(page):
     text = page.read_text(encoding="utf-8")
     assert "unknown words (&lt;unk&gt;): 0 % of train, 1.2 % of valid, 1.3 % of test" in text[: text.index("</header>")]
-    for unit in ("in nats per token; EOS and &lt;unk&gt; count as tokens", "in nats per sequence"):
-        assert unit in text[text.index("What the columns mean") :]
+    definitions = text[text.index("Definitions of the metrics") :]
+    for words in ("Metrics in nats per token count EOS and &lt;unk&gt; as tokens.", "Nats per sequence, 0 to 0.693;"):
+        assert words in definitions
 
 
 def test_the_page_needs_nothing_else(page):
@@ -215,7 +216,7 @@ def test_credits_are_differences_of_values(results, page):
 
 def test_failed_and_unfinished_runs_are_told(page):
     text = page.read_text(encoding="utf-8")
-    assert "ss, seed 2: failed, TrainingError: the loss is &lt;nan&gt; at step 3" in text
+    assert "ss, seed 2: failed: TrainingError: the loss is &lt;nan&gt; at step 3" in text
     assert "random, seed 2: not finished" in text
     assert text.count("2 of 3</td>") == 2
 
@@ -257,9 +258,9 @@ def test_curves_of_agents_begin_where_pretraining_ended(results):
 
 def test_infinite_values_are_left_out_of_charts_and_counted(results):
     axes = charts.curves(results, "nll_oracle").axes[0]
-    assert "1 point is infinite and left out" in axes.get_xlabel()
+    assert "1 infinite point is not shown" in axes.get_xlabel()
     assert min(axes.lines[0].get_xdata()) == 2
-    assert "4 infinite points are left out" in charts.plane(results).axes[0].get_xlabel()
+    assert "4 infinite points are not shown" in charts.plane(results).axes[0].get_xlabel()
 
 
 def test_a_run_that_is_not_finished_has_a_line_of_its_own_where_charts_grow(results):
@@ -302,7 +303,7 @@ def test_one_lone_run_has_a_report(tmp_path):
     Page(text)
     assert "★</span>" not in text
     assert 'class="best"' not in text
-    assert "mle on the task oracle" in text
+    assert "<h1>Report of mle on the task oracle</h1>" in text
 
 
 @pytest.mark.parametrize("missing", ["curves", "sweep", "samples", "sourced"])
@@ -319,7 +320,8 @@ def test_what_is_missing_is_left_out(tmp_path, missing):
     assert (tmp_path / "report-curves.png").exists() == (missing != "curves")
     assert (tmp_path / "report-plane.png").exists() == (missing != "sweep")
     if missing == "sourced":
-        assert "Best BLEU-4 over temperatures, at self-BLEU-4 no higher than" in text
+        assert "Best BLEU-4 over all temperatures at which self-BLEU-4 is at most the limit" in text
+        assert "further to the upper left" in text
 
 
 def test_nothing_finished_has_a_report_too(tmp_path):
@@ -373,7 +375,7 @@ def browser(tmp_path_factory):
     browser.close()
 
 
-ORDER = "return [...document.querySelectorAll('#figures th[scope=row]')].map(th => th.dataset.value)"
+ORDER = "return [...document.querySelectorAll('#metrics th[scope=row]')].map(th => th.dataset.value)"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -394,25 +396,25 @@ def test_the_page_fits_and_runs_without_errors(browser, page, width, scheme):
 def test_headings_sort_by_click_and_by_keyboard(browser, page):
     browser.open(page, 1400, "light")
     order = ORDER + ".slice(0, 4)"
-    state = "return [...document.querySelectorAll('#figures th')].map(th => th.ariaSort).filter(s => s && s != 'none')"
+    state = "return [...document.querySelectorAll('#metrics th')].map(th => th.ariaSort).filter(s => s && s != 'none')"
     assert browser.run(order) == ["mle", "ss", "pg-bleu", "seqgan"]
-    browser.run("document.querySelectorAll('#figures thead button')[2].click()")
+    browser.run("document.querySelectorAll('#metrics thead button')[2].click()")
     assert browser.run(order) == ["pg-bleu", "seqgan", "ss", "mle"]
     assert browser.run(state) == ["ascending"]
-    browser.run("document.querySelectorAll('#figures thead button')[2].focus()")
+    browser.run("document.querySelectorAll('#metrics thead button')[2].focus()")
     browser.press("Enter")
     assert browser.run(order) == ["mle", "ss", "seqgan", "pg-bleu"]
     assert browser.run(state) == ["descending"]
-    last = "return [...document.querySelectorAll('#figures tbody')].map(body => body.rows[0].textContent.trim())"
+    last = "return [...document.querySelectorAll('#metrics tbody')].map(body => body.rows[0].textContent.trim())"
     assert browser.run(last) == ["agents", "controls", "references"]
 
 
 def test_infinite_figures_sort_as_numbers(browser, page):
     browser.open(page, 1400, "light")
     order = ORDER + ".slice(4, 8)"
-    browser.run("document.querySelectorAll('#figures thead button')[2].click()")
+    browser.run("document.querySelectorAll('#metrics thead button')[2].click()")
     assert browser.run(order)[-1] == "uniform"
-    browser.run("document.querySelectorAll('#figures thead button')[2].click()")
+    browser.run("document.querySelectorAll('#metrics thead button')[2].click()")
     assert browser.run(order)[0] == "uniform"
 
 

@@ -307,14 +307,14 @@ def test_the_open_page_grows_and_keeps_what_the_reader_has_chosen(browser, folde
     note(folder / "mle/seed-1", doing="learning", step=1, of=4)
     with LocalServer(Watcher(folder).page, port=0) as server, at_work(folder):
         browser.open(server.address, 1400, "light")
-        browser.run("document.querySelectorAll('#figures thead button')[2].click()")  # NLL-oracle: seqgan is lower
+        browser.run("document.querySelectorAll('#metrics thead button')[2].click()")  # NLL-oracle: seqgan is lower
         browser.run("document.querySelector('[data-line=\"0\"]').click()")
-        browser.run("document.querySelector('#figures').closest('section').querySelector('details').open = true")
-        browser.run("document.querySelectorAll('#figures thead button')[2].focus()")
+        browser.run("document.querySelector('#metrics').closest('section').querySelector('details').open = true")
+        browser.run("document.querySelectorAll('#metrics thead button')[2].focus()")
         finish(folder, made, "mle/seed-1", "seqgan/seed-1")
         browser.until("document.querySelector('#status').textContent.startsWith('All 4 runs have ended')")
         rows = (
-            "return [...document.querySelectorAll('#figures tbody')[0].rows].map((row) => row.cells[0].dataset.value)"
+            "return [...document.querySelectorAll('#metrics tbody')[0].rows].map((row) => row.cells[0].dataset.value)"
         )
         assert browser.run(rows)[1:] == ["seqgan", "mle"]
         assert browser.run("return document.activeElement.textContent.trim()").startswith("NLL-oracle")
@@ -322,9 +322,9 @@ def test_the_open_page_grows_and_keeps_what_the_reader_has_chosen(browser, folde
             "return [...document.querySelectorAll('[id$=\"-line-0\"]')].map((one) => getComputedStyle(one).display)"
         )
         assert set(browser.run(hidden)) == {"none"}
-        open_ones = "return document.querySelector('#figures').closest('section').querySelector('details').open"
+        open_ones = "return document.querySelector('#metrics').closest('section').querySelector('details').open"
         assert browser.run(open_ones)
-        assert browser.run("return document.querySelectorAll('#figures td')[0].textContent") == "2"
+        assert browser.run("return document.querySelectorAll('#metrics td')[0].textContent") == "2"
         assert_nothing_went_wrong(browser)
     browser.until("!document.querySelector('#lost').hidden")
     assert browser.run("return document.querySelector('#lost').textContent").endswith(f"text-gym watch {folder}")
