@@ -178,7 +178,7 @@ def evaluate(
     figures = measure_run(run, samples, seed, named, temperature, trust, references, device, threads)
     table = Table("metric", "value", "description", box=None)
     for column in in_order(set(figures)):
-        about = escape(printable(column.about))
+        about = escape(printable(column.help))
         table.add_row(escape(printable(column.title)), column.show(figures[column.key]), about)
     _console(140).print(table)
 
