@@ -1,4 +1,4 @@
-"""An agent of your own: write many, keep the best, learn from them as if they were real. About ten seconds."""
+"""A custom agent: sample many sequences, and train on the best by maximum likelihood. Takes about ten seconds."""
 
 import argparse
 
@@ -12,17 +12,20 @@ from agents.networks.policies import PolicySettings, make_policy
 
 
 class BestOfMany(Agent[PolicySettings]):
-    """Samples 256 sequences, and makes the best 32 likelier. learn(), sample(), save() and the rest are Agent's."""
+    """In each step, samples 256 sequences and increases the likelihood of the best 32.
+
+    learn(), sample(), save() and all other methods are inherited from Agent.
+    """
 
     settings_type = PolicySettings
 
     def build(self) -> None:
-        """Create the policy, of the architecture that its start has, and its optimiser."""
+        """Create the policy, with the architecture of the initial policy if there is one, and the optimizer."""
         self.policy = make_policy(self.settings, self.task.vocab, device=self.device)
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=1e-2)
 
     def one_step(self, step: int) -> bool:
-        """Learn once, and go on."""
+        """Make one update; return True to continue training."""
         batch = self.sample(256)
         rewards = self.rewards(batch)
         best = batch.take(np.argsort(-rewards)[:32])
@@ -33,7 +36,7 @@ class BestOfMany(Agent[PolicySettings]):
 
 
 def main(steps: int, seed: int) -> None:
-    """Train it on a weighted reward, and show what it writes."""
+    """Train the agent on a weighted reward, and print samples before and after."""
     env = gym.make("TextGen-v0", reward={"bleu": 1.0, "repetition": 0.5})
     agent = BestOfMany(env, seed=seed)
     for when in ("before", "after"):
@@ -42,7 +45,7 @@ def main(steps: int, seed: int) -> None:
         print("   ", "\n    ".join(batch.texts[:3]))
         if when == "before":
             agent.learn(steps)
-    print("It says one thing again and again: the reward never asked for anything else.")
+    print("The samples have collapsed to a few sentences, because the reward does not ask for diversity.")
 
 
 if __name__ == "__main__":

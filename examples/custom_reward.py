@@ -1,4 +1,4 @@
-"""A reward of one's own: a function of completions, alone or weighed against a built-in one."""
+"""Define a reward as a function of completions, and use it in a weighted sum with a built-in reward."""
 
 from itertools import pairwise
 
@@ -8,7 +8,7 @@ import text_gym  # noqa: F401 - registers TextGen-v0
 
 
 def alliteration(completions: list[str], **columns: object) -> list[float]:
-    """The share of neighbouring words that begin with the same letter."""
+    """Compute the share of adjacent words that begin with the same letter."""
     scores = []
     for text in completions:
         words = text.split()

@@ -1,4 +1,4 @@
-"""Do NLPO's masks help? NLPO beside PPO, alike in all but the masks, over several seeds on a vocabulary of 5,000."""
+"""Do NLPO's masks help? Compare NLPO with PPO, equal in everything but the masks, over several seeds."""
 
 import argparse
 
@@ -9,29 +9,29 @@ from agents import MLE, NLPO, PPO
 from agents.report.statistics import paired
 from text_gym.rewards import Scorer
 
-# The same KL penalty for both, and the same ways of sampling afterwards.
+# Settings of both agents, and the two ways of sampling for the evaluation.
 SHARED = {"kl": {"weight": 0.1, "target": 0.1}, "n_envs": 64, "progress": False}
-DRAWN = {"the whole softmax": {}, "its likeliest 90 %": {"top_p": 0.9}}
+SAMPLING = {"all tokens": {}, "top-p 0.9": {"top_p": 0.9}}
 
 
 def main(seeds: int, iterations: int, vocab_size: int, train_size: int, **masks: float) -> None:
-    """Train both from the same warm start in each seed; print the mean rewards of their samples and the difference."""
+    """Train both from the same initial policy in each seed; print the mean rewards and the mean difference."""
     task = text_gym.make_task("oracle", vocab_size=vocab_size, train_size=train_size, test_size=2000)
     env = gym.make("TextGen-v0", task=task, reward="likelihood")
-    found: dict[str, dict[str, dict[int, float]]] = {how: {"mle": {}, "ppo": {}, "nlpo": {}} for how in DRAWN}
+    found: dict[str, dict[str, dict[int, float]]] = {how: {"mle": {}, "ppo": {}, "nlpo": {}} for how in SAMPLING}
     for seed in range(seeds):
         start = MLE(env, seed=seed, preset="demo", progress=False).learn()
         ppo = PPO(env, seed=seed, start=start, **SHARED).learn(iterations)
         nlpo = NLPO(env, seed=seed, start=start, **masks, **SHARED).learn(iterations)
-        for how, options in DRAWN.items():
+        for how, options in SAMPLING.items():
             for agent in (start, ppo, nlpo):
-                drawn = agent.sample(2000, seed=1, **options)
-                found[how][agent.name][seed] = float(Scorer("likelihood", task)(drawn).total.mean())
+                batch = agent.sample(2000, seed=1, **options)
+                found[how][agent.name][seed] = float(Scorer("likelihood", task)(batch).total.mean())
         print(
             f"seed {seed}:", {how: {name: round(of[seed], 3) for name, of in by.items()} for how, by in found.items()}
         )
     for how, by in found.items():
-        print(f"Drawn from {how}, the mean log-probability of a token under the oracle:")
+        print(f"Sampling from {how}: mean log-probability per token under the oracle")
         for name, values in by.items():
             print(f"  {name:5} {sum(values.values()) / len(values):.3f}")
         gap = paired(by["nlpo"], by["ppo"])

@@ -1,4 +1,4 @@
-"""A corpus of one's own: any text file, a sequence a line. Without a path, a tiny one is written."""
+"""Use your own corpus: a text file with one sequence per line. Without an argument, a tiny one is created."""
 
 import sys
 import tempfile
@@ -17,15 +17,15 @@ a rat saw the mat
 
 
 def main(path: Path) -> None:
-    """Load the corpus, start from its first word, and score a sentence of it."""
-    task = text_gym.make_task(path, valid=0.0, test=0.0)  # hold nothing out: four lines are too few
+    """Load a corpus as a task, and generate its first sentence, starting from the first word."""
+    task = text_gym.make_task(path, valid=0.0, test=0.0)  # four lines are too few for held-out splits
     print(task, "-", task.report)
     env = gym.make("TextGen-v0", task=task, reward="bleu(n=2)")
     sentence = task.train[0].references[0]
     env.reset(options={"prefix": list(sentence[:1])} | ({"prompt_index": 0} if task.conditional else {}))
     for token in [*sentence[1:], task.vocab.eos]:
         _, reward, _, _, info = env.step(token)
-    print(f"{info['text']!r} is worth {reward:.2f}")
+    print(f"{info['text']!r}: reward {reward:.2f}")
 
 
 if __name__ == "__main__":

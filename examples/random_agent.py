@@ -1,4 +1,4 @@
-"""An agent that writes random tokens, and one that keeps to the language: watch what each is worth."""
+"""Generate random tokens, with and without a constraint to the task's language, and print the rewards."""
 
 import gymnasium as gym
 
@@ -6,7 +6,7 @@ import text_gym  # noqa: F401 - registers TextGen-v0
 
 
 def play(title: str, episodes: int = 3, **arguments: object) -> float:
-    """Play a few episodes with random allowed tokens; the mean reward."""
+    """Play episodes with random tokens that the action mask allows, and return the mean reward."""
     print(title)
     env = gym.make("TextGen-v0", render_mode="human", **arguments)
     env.action_space.seed(0)

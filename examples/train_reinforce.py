@@ -1,4 +1,4 @@
-"""PG-BLEU: maximum likelihood first, then REINFORCE on BLEU. About half a minute on two cores."""
+"""PG-BLEU: maximum-likelihood pretraining, then REINFORCE with BLEU as the reward. Takes half a minute on two cores."""
 
 import argparse
 
@@ -11,7 +11,7 @@ from text_gym.rewards import Scorer
 
 
 def main(updates: int, train_size: int, seed: int) -> None:
-    """Train both, and say what was gained and what it cost."""
+    """Train both agents, and compare their BLEU with their validity, entropy and NLL."""
     env = gym.make("TextGen-v0", task="grammar", train_size=train_size, reward="bleu")
     start = MLE(env, seed=seed, preset="demo").learn()
     agent = Reinforce(env, seed=seed, preset="demo", start=start, updates=updates).learn()
@@ -20,7 +20,7 @@ def main(updates: int, train_size: int, seed: int) -> None:
         batch, figures = model.sample(4000, seed=1), evaluate(model, n=4000)
         print(
             f"{name}: BLEU {bleu(batch).total.mean():.3f}, valid {figures['validity']:.0%}, "
-            f"entropy {figures['entropy']:.2f}, NLL of real sentences {figures['nll_test']:.2f} nats a token"
+            f"entropy {figures['entropy']:.2f}, NLL-test {figures['nll_test']:.2f} nats per token"
         )
         print("   ", "\n    ".join(batch.texts[:3]))
 

@@ -1,4 +1,4 @@
-"""SeqGAN on a known oracle, watched round by round, beside a reward that knows nothing. About a minute."""
+"""SeqGAN on the synthetic oracle, compared with a constant reward as a control. Takes about a minute."""
 
 import argparse
 
@@ -8,13 +8,13 @@ import text_gym
 from agents import MLE, Reinforce, SeqGAN
 from agents.common.evaluation import Evaluation
 
-# How SeqGAN was published to update: no baseline, the sum over a batch of 64, a high rate, nothing but the reward.
+# The published update: no baseline, loss summed over a batch of 64, a high learning rate, no teacher forcing.
 PUBLISHED = {"baseline": "none", "loss": "sum", "batch_size": 64, "learning_rate": 1e-2, "teacher_forcing": 0.0}
 COLUMNS = ("nll_oracle", "nll_test", "entropy", "kl_model_data", "kl_data_model")
 
 
 class Watch(Evaluation):
-    """Prints what is measured, as it is."""
+    """Evaluates the policy and prints a row of metrics."""
 
     def _on_training_start(self) -> None:
         print(f"{'step':>6}", *(f"{name:>14}" for name in COLUMNS))
@@ -27,21 +27,21 @@ class Watch(Evaluation):
 
 
 def main(rounds: int, vocab_size: int, train_size: int, seed: int) -> None:
-    """Maximum likelihood first; from there SeqGAN, and the same updates on a constant reward."""
+    """Pretrain by maximum likelihood; from this initial policy, train SeqGAN and a control with a constant reward."""
     task = text_gym.make_task("oracle", vocab_size=vocab_size, train_size=train_size, test_size=2000)
     env = gym.make("TextGen-v0", task=task)
     start = MLE(env, seed=seed, preset="demo").learn()
-    print("SeqGAN, in nats per token; step 0 is maximum likelihood:")
+    print("SeqGAN, in nats per token; step 0 is the pretrained policy:")
     seqgan = SeqGAN(
         env, seed=seed, preset="demo", start=start, progress=False,
         g_steps=1, discriminator={"reward": "probability"}, **PUBLISHED,
     )  # fmt: skip
     seqgan.learn(rounds, callback=Watch(every=max(1, rounds // 5), n=2000))
-    print("As many of the same updates, on a reward that is always 0.5. Did the discriminator help?")
+    print("Control: the same number of updates with the constant reward 0.5:")
     blind = gym.make("TextGen-v0", task=task, reward="constant(value=0.5)")
     control = Reinforce(blind, seed=seed, preset="demo", start=start, progress=False, rollouts=0, **PUBLISHED)
     control.learn(rounds, callback=Watch(every=max(1, rounds // 5), n=2000))
-    print("Lower nll_oracle alone proves nothing: did a divergence fall, and less without the discriminator?")
+    print("A lower nll_oracle alone proves nothing. Did a divergence decrease, and less in the control?")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""A reward and a measure of one's own for tunes in ABC notation: how far their pitch is from that of real ones.
+"""A custom reward for tunes in ABC notation: the distance of their pitches from those of real tunes.
 
-In a comparison, where a corpus of tunes is in tunes.abc:
+It is also a metric of a comparison, here for a corpus of tunes in tunes.abc:
 
     text-gym compare mle pg-bleu seqgan --task tunes.abc --also examples/tunes.py:PitchNearness
 
-The mean squared difference is the one that music generation by SeqGAN was reported with. It is no measure of
-a good tune: one that stays on the mean pitch comes nearer to real tunes than they come to each other.
+SeqGAN's results on music were reported in this mean squared difference. It does not measure the quality of a
+tune: a constant tune at the mean pitch is nearer to real tunes than real tunes are to each other.
 """
 
 import re
@@ -24,14 +24,14 @@ MODES = {"min": -3, "m": -3, "aeo": -3, "dor": -2, "mix": -1, "lyd": 1, "phr": -
 
 
 def accidentals(key: re.Match[str]) -> dict[str, int]:
-    """By how much a key raises each letter."""
+    """Return the shift of each letter in a key, in semitones."""
     letter, sign, mode = key.groups()
     sharps = FIFTHS[letter] + 7 * ((sign == "#") - (sign == "b")) + MODES.get(mode[:3].lower(), 0)
-    return {each: (sharps - i + 6) // 7 for i, each in enumerate("FCGDAEB")}  # in the order in which keys raise them
+    return {each: (sharps - i + 6) // 7 for i, each in enumerate("FCGDAEB")}  # in the order of sharps in keys
 
 
 def pitches(text: str) -> list[int]:
-    """The notes of a tune in semitones above middle C, chord symbols and rests left out.
+    """Return the notes of a tune in semitones above middle C, without chord symbols and rests.
 
     >>> pitches('[M:4/4] [K:G] "G" G2 F ^C C | C c')
     [7, 6, 1, 1, 0, 12]
@@ -62,7 +62,7 @@ class PitchNearness(Reward):
     name = "pitch_nearness"
 
     def prepare(self, task: Task) -> None:
-        """The mean pitch, and its mean square, of the first, second, ... note of the test split's tunes."""
+        """Compute the mean pitch, and the mean squared pitch, of each note position in the test split."""
         tunes = [pitches(text) for text in task.batch("test").texts]
         longest = max(map(len, tunes))
         columns = [np.array([tune[i] for tune in tunes if len(tune) > i]) for i in range(longest)]
@@ -70,13 +70,13 @@ class PitchNearness(Reward):
         self.square = np.array([(column.astype(float) ** 2).mean() for column in columns])
 
     def score(self, batch: Batch) -> np.ndarray:
-        """Each tune against all real ones."""
+        """Compare each tune with all real tunes."""
         return np.array([self._nearness(pitches(text)) for text in batch.texts])
 
     def _nearness(self, tune: list[int]) -> float:
         own = np.array(tune[: len(self.mean)], dtype=float)
         if not len(own):
-            return -float(self.square[0])  # no note at all is as far as silence at middle C
+            return -float(self.square[0])  # score a tune without notes like one middle C
         differences = own**2 - 2 * own * self.mean[: len(own)] + self.square[: len(own)]
         return -float(differences.mean())
 

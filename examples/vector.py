@@ -1,4 +1,4 @@
-"""A thousand sequences side by side in one process: masked random tokens, scored by BLEU as they end."""
+"""Step a thousand environments in one process with random tokens, and score finished sequences by BLEU."""
 
 import time
 
@@ -9,18 +9,18 @@ import text_gym  # noqa: F401 - registers TextGen-v0
 
 
 def main(num_envs: int = 1000, steps: int = 60) -> None:
-    """Step all copies with random tokens, and collect what finished sequences were worth."""
+    """Step all environments, and print the speed and the mean reward."""
     envs = gym.make_vec("TextGen-v0", num_envs=num_envs, reward="bleu(n=2)", autoreset_mode="SameStep")
     envs.action_space.seed(0)
     _, infos = envs.reset(seed=0)
     scores: list[float] = []
     started = time.perf_counter()
     for _ in range(steps):
-        actions = envs.action_space.sample(tuple(infos["action_mask"]))  # Gymnasium wants a tuple of masks
+        actions = envs.action_space.sample(tuple(infos["action_mask"]))  # MultiDiscrete takes a tuple of masks
         _, rewards, terminated, _, infos = envs.step(actions)
         scores += rewards[terminated].tolist()
     seconds = time.perf_counter() - started
-    print(f"{num_envs * steps / seconds:,.0f} steps a second, drawing the tokens and BLEU included")
+    print(f"{num_envs * steps / seconds:,.0f} steps per second, including sampling and BLEU")
     print(f"{len(scores):,} sequences finished, with a mean BLEU-2 of {np.mean(scores):.3f}")
 
 

@@ -20,8 +20,8 @@ from tunes import KEY, accidentals, pitches  # noqa: E402
     [
         ("random_agent.py", ["Random tokens:", "reward", "bleu", "->"]),
         ("custom_reward.py", ["the tiger travels", "alliteration"]),
-        ("own_corpus.py", ["Task('rhymes'", "is worth 1.00"]),
-        ("vector.py", ["steps a second", "mean BLEU-2"]),
+        ("own_corpus.py", ["Task('rhymes'", ": reward 1.00"]),
+        ("vector.py", ["steps per second", "mean BLEU-2"]),
     ],
 )
 def test_examples(name, words):
@@ -57,7 +57,7 @@ def test_an_example_on_ones_own_file(write):
     path = write("mine.txt", "uno dos\ndos tres\n")
     output = run(EXAMPLES / "own_corpus.py", path)
     assert "Task('mine'" in output
-    assert "is worth 1.00" in output
+    assert ": reward 1.00" in output
 
 
 @pytest.mark.parametrize(

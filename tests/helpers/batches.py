@@ -1,4 +1,4 @@
-"""Batches of given texts."""
+"""Create batches from texts."""
 
 from text_gym.sequences import Batch, make_batch
 

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over a pipe: its window cannot be narrower than 500 pixels, but its pages can."""
+"""A headless Chromium, controlled over a pipe. Emulated pages can be narrower than its minimum window, 500 pixels."""
 
 import fcntl
 import itertools
@@ -23,7 +23,7 @@ PLUMB = (
 KEYS = {"Enter": (13, "\r"), " ": (32, " "), "Tab": (9, ""), "ArrowLeft": (37, ""), "ArrowUp": (38, ""),
         "ArrowRight": (39, ""), "ArrowDown": (40, "")}  # fmt: skip
 
-# Programs for a page: what lies beside it or beside its charts, and texts that are hard to read on their background.
+# JavaScript for a page: OUTSIDE lists elements outside the page or a chart, PALE texts with a contrast below 4.5.
 OUTSIDE = """
 const out = [], width = document.documentElement.clientWidth;
 for (const one of document.querySelectorAll("body *")) {
@@ -101,9 +101,9 @@ class Browser:
     def message(self):
         while b"\0" not in self.unread:
             ready, _, _ = select.select([self.read], [], [], PATIENCE)
-            assert ready, f"the browser says nothing for {PATIENCE} seconds"
+            assert ready, f"no message from the browser for {PATIENCE} seconds"
             more = os.read(self.read.fileno(), 1 << 16)
-            assert more, "the browser is gone"
+            assert more, "the browser has exited"
             self.unread += more
         message, _, self.unread = self.unread.partition(b"\0")
         return json.loads(message)

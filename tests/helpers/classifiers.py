@@ -1,4 +1,4 @@
-"""Tiny text classifiers with random weights, saved the way published ones are."""
+"""Tiny text classifiers with random weights, saved in the format of published models."""
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -13,7 +13,7 @@ WORDS = ("the", "dogs", "run", "mary", "sings", "and", "a", "big", "cat", "sleep
 
 
 def tokenizer_of(special, pair, **limit):
-    """A tokenizer of words whose first ids are the special tokens."""
+    """Create a word tokenizer; the special tokens have the first ids."""
     vocab = {word: i for i, word in enumerate([*special.values(), *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token=special["unk_token"]))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -26,7 +26,7 @@ def tokenizer_of(special, pair, **limit):
 
 
 def save_bert(folder, kind=BertForSequenceClassification, **config):
-    """A tiny BERT with random weights, saved as a published one is."""
+    """Save a tiny BERT classifier with random weights, and its tokenizer."""
     special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
     tokenizer = tokenizer_of(special, pair=True)
     torch.manual_seed(0)
@@ -40,7 +40,7 @@ def save_bert(folder, kind=BertForSequenceClassification, **config):
 
 
 def own_logits(folder, *rows):
-    """The model's own answer to each row alone, [n, labels]."""
+    """Logits of transformers for each row, computed one row at a time, [n, labels]."""
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     with torch.no_grad():

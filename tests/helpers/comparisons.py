@@ -1,4 +1,4 @@
-"""A comparison that takes seconds."""
+"""A small comparison, which takes seconds."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,7 @@ def small(out, agents=("mle", "pg-bleu", "seqgan"), **changes):
 
 
 def figures(results):
-    """All figures but those that a clock gives."""
+    """All figures except times."""
     return {
         name: {key: value for key, value in run.figures.items() if key != "seconds"}
         for name, run in results.runs.items()

@@ -1,4 +1,4 @@
-"""The run files of a small comparison, without running one; every number is made up, and always the same."""
+"""Run files of a small comparison with invented, deterministic numbers."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from agents.report.run_files import ERROR, FORMAT, RESULTS, RUN, SAMPLES
 
-# label, kind, start, words, and how far the model is from the source: what it adds and what it leaves out
+# label, kind, initial policy, words, excess probability (KL(model, data)), missing probability (KL(data, model))
 MODELS = [
     ("mle", "agent", None, "", 0.55, 0.40),
     ("ss", "agent", "mle", "", 0.52, 0.47),
@@ -33,11 +33,11 @@ FAILED, UNFINISHED = ("ss", 2), ("random", 2)
 def write_fake_runs(
     folder, seeds=(0, 1, 2), labels=None, sweep=True, curves=True, samples=True, sourced=True, broken=True
 ):
-    """Write the runs of these labels (all, if not given) below the folder, and return it.
+    """Write the runs of these labels (default: all) to a folder, and return the folder.
 
     Args:
-        sourced: Whether the task's source is known; if not, there is no NLL-oracle.
-        broken: Whether one run failed and one is not finished.
+        sourced: Whether the task has a known source; without one, there is no NLL-oracle.
+        broken: Whether one run has failed and one is unfinished.
     """
     for order, (label, kind, start, words, adds, leaves) in enumerate(MODELS):
         if labels is not None and label not in labels:
@@ -47,7 +47,7 @@ def write_fake_runs(
             run = Path(folder) / label / f"seed-{seed}"
             run.mkdir(parents=True)
             _write(run / RUN, _spec(order, label, kind, start, words, seed))
-            noise = random.Random(seed).uniform(-0.03, 0.03) + draw.uniform(-0.003, 0.003)  # the start's, and its own
+            noise = random.Random(seed).uniform(-0.03, 0.03) + draw.uniform(-0.003, 0.003)  # of the seed, of the run
             if curves and kind != "reference" and label not in ("uniform", "mle-early"):
                 _write_curve(run, start, adds + noise, leaves + noise, sourced)
             if broken and (label, seed) == FAILED:
@@ -86,7 +86,7 @@ def _spec(order, label, kind, start, words, seed):
 
 
 def _figures(kind, adds, leaves, sourced, temperature=1.0):
-    """What a model has at a temperature: colder adds less and leaves out more."""
+    """Figures at a temperature; a lower temperature adds less probability and leaves out more."""
     adds, leaves = adds * temperature, leaves / temperature
     figures = {"bleu4": 0.6 - 0.3 * min(adds, 1.9), "self_bleu4": 0.35 + 0.2 * min(leaves, 2.0), "length": 20.0}
     if sourced:
@@ -117,7 +117,7 @@ def _results(kind, draw, adds, leaves, sweep, sourced):
 
 
 def _write_curve(run, start, adds, leaves, sourced):
-    """From nothing, or from where `mle` ended, to the model's own figures."""
+    """Write a learning curve from untrained figures, or from those of `mle`, to the model's figures."""
     rows = []
     _, _, _, _, *mle = MODELS[0]
     for step in range(0, 11 if start is None else 21, 2 if start is None else 5):

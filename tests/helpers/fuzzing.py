@@ -1,6 +1,6 @@
-"""What fuzzers share: how long they go on, and a generator of random numbers for each case.
+"""The loop of all fuzzers: numbered cases, each with its own random generator, until a time limit.
 
-TEXT_GYM_FUZZ_SECONDS says how long each of them goes on, TEXT_GYM_FUZZ_CASE which case is run alone, again.
+TEXT_GYM_FUZZ_SECONDS is the time limit of each fuzzer. TEXT_GYM_FUZZ_CASE is the number of a single case to repeat.
 """
 
 import os
@@ -12,7 +12,7 @@ CASE = os.environ.get("TEXT_GYM_FUZZ_CASE")
 
 
 def cases(name):
-    """Yield the number and the generator of one case after another: the same ones every time, until time is up."""
+    """Yield the number and the random generator of each case until the time limit; the same cases in every run."""
     end = time.monotonic() + SECONDS
     number = 0 if CASE is None else int(CASE)
     while True:

@@ -1,4 +1,4 @@
-"""A task small enough to enumerate, with the exact gradient of any expectation over its sequences."""
+"""A task whose sequences can be enumerated, for exact gradients of expectations over them."""
 
 import itertools
 import math
@@ -21,7 +21,7 @@ WORTH = {s: math.sin(3.1 * i) + 2 for i, s in enumerate(SEQUENCES)}
 
 
 def worth(tokens):
-    """A reward for each sequence that has nothing to do with any other's."""
+    """Reward of each sequence, unrelated to that of similar sequences."""
     return [WORTH[tuple(t for t in row if t != PAD)] for row in np.asarray(tokens).tolist()]
 
 
@@ -44,7 +44,7 @@ def padded(sequences):
 
 
 def exact_gradient(agent, objective):
-    """The gradient of an expectation over all sequences, by enumeration."""
+    """Compute the gradient of the expectation of `objective` by enumerating all sequences."""
     model = agent.policy.double()
     tokens = padded(SEQUENCES)
     valid = tokens != PAD
@@ -56,11 +56,11 @@ def exact_gradient(agent, objective):
 
 
 def estimated_gradients(agent, batches, size):
-    """The gradient of minus the loss, a sequence, from many batches."""
+    """Compute the gradient of minus the loss per sequence, for each of many batches."""
     gradients = []
     for batch in range(batches):
-        drawn, values = agent.sample_and_value(size, seeded(batch), None)
-        loss = agent.loss(drawn, agent.advantages(drawn, values, None), None) / size
+        samples, values = agent.sample_and_value(size, seeded(batch), None)
+        loss = agent.loss(samples, agent.advantages(samples, values, None), None) / size
         gradient = torch.autograd.grad(-loss, list(agent.policy.parameters()))
         gradients.append(torch.cat([g.flatten() for g in gradient]).double())
     return torch.stack(gradients)
@@ -68,5 +68,5 @@ def estimated_gradients(agent, batches, size):
 
 def assert_within_standard_error(estimates, exact):
     error = estimates.std(0) / math.sqrt(len(estimates))
-    assert exact.abs().max() > 8 * error.max(), "the test would see nothing"
+    assert exact.abs().max() > 8 * error.max(), "the standard error is too large to detect a wrong gradient"
     assert ((estimates.mean(0) - exact).abs() <= 5 * error + 1e-6).all()

@@ -1,4 +1,4 @@
-"""Small models with random weights, and what they are tested against."""
+"""Small models with random weights, and independent implementations to test sampling against."""
 
 import math
 
@@ -12,7 +12,7 @@ def seeded(seed):
 
 
 def small_model(size=4, seed=0, scale=1.5):
-    """A random LSTM whose distributions are far from uniform."""
+    """Create a random LSTM with distributions far from uniform."""
     model = LSTM(size, embedding=3, hidden=5)
     with torch.no_grad():
         for number, parameter in enumerate(model.parameters()):
@@ -21,7 +21,7 @@ def small_model(size=4, seed=0, scale=1.5):
 
 
 def assert_counts_fit(counts, expected):
-    """Pearson's chi-square within five standard deviations; what cannot happen has not."""
+    """Assert that Pearson's chi-square is within five standard deviations, and impossible outcomes have no counts."""
     assert counts[expected == 0].sum() == 0
     often = expected >= 5
     rest_counted, rest_expected = counts[~often].sum(), expected[~often].sum()
@@ -32,7 +32,7 @@ def assert_counts_fit(counts, expected):
 
 
 def probability(model, sequence):
-    """The log-probability of a sequence, one step after another."""
+    """Compute the log-probability of a sequence step by step."""
     logits, state = model.start(1)
     total = 0.0
     for token in sequence:
@@ -42,7 +42,7 @@ def probability(model, sequence):
 
 
 def smallest_nucleus(probabilities, top_p, kept):
-    """The likeliest tokens, one after another, until they have the mass and are enough."""
+    """Add the most likely tokens one by one until they have the probability `top_p` and are at least `kept`."""
     chosen, mass = set(), 0.0
     for token in sorted(range(len(probabilities)), key=lambda t: (-probabilities[t], t)):
         if mass >= top_p and len(chosen) >= kept:

@@ -1,4 +1,4 @@
-"""Agents that comparisons are tried with: some that work, and some that do not."""
+"""Custom agents for tests of comparisons; some of them fail."""
 
 import os
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from text_gym.sequences import Batch
 
 
 class Plain(Agent):
-    """REINFORCE without anything."""
+    """REINFORCE without rollouts and options."""
 
     def build(self):
         self.policy = LSTM(len(self.task.vocab), embedding=8, hidden=8).to(self.device)
@@ -30,47 +30,47 @@ class Plain(Agent):
 
 
 class BreaksAtOnce(Plain):
-    """Cannot be made."""
+    """Raises in build()."""
 
     def build(self):
         raise RuntimeError("nothing to build with")
 
 
 class FromScratch(Plain):
-    """Begins with random weights, whatever others begin with."""
+    """Always starts from random weights."""
 
     takes_start = False
 
 
 @dataclass(frozen=True)
 class LikeFlags:
-    """Hyper-parameters that are called as settings of a run are."""
+    """Hyper-parameters with the names of flags."""
 
     steps: int = 4
     samples: int = 5
 
 
 class Clashing(Plain):
-    """Its hyper-parameters are called as flags are."""
+    """Its hyper-parameters have the names of flags."""
 
     settings_type = LikeFlags
 
 
 @dataclass(frozen=True)
 class Taken:
-    """A hyper-parameter that could never arrive."""
+    """A hyper-parameter with the name of an argument of all agents."""
 
     seed: int = 1
 
 
 class Seeded(Plain):
-    """Its hyper-parameter is what every agent is given."""
+    """Its hyper-parameter has the name of an argument of all agents."""
 
     settings_type = Taken
 
 
 class OnlySamples:
-    """The least that an agent is: it repeats the first training sequence."""
+    """A minimal agent, which samples the first training sequence."""
 
     def __init__(self, env, seed=0, times=1):
         self.task = env.unwrapped.task
@@ -80,7 +80,7 @@ class OnlySamples:
 
 
 class Fails:
-    """Raises while it learns."""
+    """Raises in learn()."""
 
     def __init__(self, env):
         self.env = env
@@ -93,14 +93,14 @@ class Fails:
 
 
 class Forgets(OnlySamples):
-    """Learns, and keeps nothing of it."""
+    """Learns, and saves nothing."""
 
     def learn(self, steps=2):
         self.steps = steps
 
 
 class Keeps(OnlySamples):
-    """Keeps in its folder how many steps it learned."""
+    """Saves its number of steps in its folder."""
 
     def __init__(self, env, folder):
         super().__init__(env)
@@ -112,7 +112,7 @@ class Keeps(OnlySamples):
 
 
 class FailsUntilMended(OnlySamples):
-    """Raises until there is a file that it looks for."""
+    """Raises until the file $MENDED exists."""
 
     def learn(self):
         if not Path(os.environ["MENDED"]).exists():
@@ -120,19 +120,19 @@ class FailsUntilMended(OnlySamples):
 
 
 class Dies(Fails):
-    """Takes its process with it."""
+    """Exits the process in learn()."""
 
     def learn(self):
         os._exit(7)
 
 
 def no_agent(env):
-    """Makes something that is no agent."""
+    """Return something that is not an agent."""
     return 5
 
 
 class Global(OnlySamples):
-    """Draws from the generators that all of a process shares, at home and when it is asked."""
+    """Samples from the global generators of torch and numpy."""
 
     def learn(self):
         self.rows = torch.randint(40, (500,)).numpy() + np.random.randint(2)  # noqa: NPY002
@@ -142,11 +142,11 @@ class Global(OnlySamples):
 
 
 class OwnGAN(SeqGAN):
-    """SeqGAN by another name."""
+    """A subclass of SeqGAN without changes."""
 
 
 class OwnReward(Plain):
-    """Paid by itself."""
+    """Overrides rewards(), and ignores the environment's reward."""
 
     def rewards(self, batch):
         return batch.lengths.astype(float)

@@ -1,4 +1,4 @@
-"""Rewards that tests name as module:attribute and as file:attribute."""
+"""Custom rewards, which tests refer to as module:attribute and as file:attribute."""
 
 import text_gym
 from text_gym.rewards import FunctionReward

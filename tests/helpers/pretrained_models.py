@@ -1,4 +1,4 @@
-"""Hugging Face models with random weights, and what transformers itself says of them."""
+"""Hugging Face models with random weights, and their outputs computed by transformers alone."""
 
 import json
 
@@ -41,7 +41,7 @@ def make_tokenizer():
 
 
 def save_model(kind, folder, tokenizer):
-    """A random model, whose distributions are far from uniform, and its tokenizer."""
+    """Save a random model, with distributions far from uniform, and its tokenizer."""
     config, model, sizes = KINDS[kind]
     torch.manual_seed(0)
     random = getattr(transformers, model)(getattr(transformers, config)(**SPECIAL | sizes))
@@ -55,7 +55,7 @@ def save_model(kind, folder, tokenizer):
 
 
 def write_lines(folder):
-    """A file of texts, and one of prompts with references."""
+    """Write a file of texts, and a file of prompts with references."""
     random = np.random.default_rng(0)
     texts = [" ".join(WORDS[4 + (i + k) % 12] for k in range(2 + i % 4)) for i in random.integers(0, 12, 40)]
     (folder / "texts.txt").write_text("\n".join(texts))
@@ -70,7 +70,7 @@ def original(folder):
 
 
 def own_logits(model, tokens, prompt=()):
-    """What a model of transformers says before each of one row's tokens, [T, V]; read as a whole, without a mask."""
+    """Logits of transformers before each token of one row, [T, V], from a single forward pass without a mask."""
     if model.config.is_encoder_decoder:
         begin = getattr(model.config, "decoder_start_token_id", model.config.pad_token_id)
         read = {"input_ids": torch.tensor([[*prompt, EOS]]), "decoder_input_ids": torch.tensor([[begin, *tokens[:-1]]])}
@@ -87,7 +87,7 @@ def padded(rows, width=6):
 
 
 def env_of(path, folder, **options):
-    """Without shares held out, unless told."""
+    """Create an environment; by default, the test split is empty."""
     return gym.make("TextGen-v0", task=str(path), tokenizer=f"hf:{folder}", **({"test": 0.0} | options))
 
 

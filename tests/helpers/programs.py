@@ -1,4 +1,4 @@
-"""Programs in processes of their own, forked from one that has imported the libraries, so that each starts at once."""
+"""Run programs in new processes, forked from a server process that has already imported the libraries."""
 
 import multiprocessing
 import os
@@ -13,12 +13,12 @@ from agents.experiments.workers import PRELOADED
 
 
 class Program:
-    """A program that runs.
+    """A running program.
 
     Args:
-        program: The path of a file, or code.
-        *arguments: On its command line.
-        cwd: Folder that it runs in.
+        program: Path of a Python file, or code.
+        *arguments: Command-line arguments.
+        cwd: Working directory.
     """
 
     def __init__(self, program, *arguments, cwd=None):
@@ -35,11 +35,11 @@ class Program:
         self._process.start()
 
     def poll(self):
-        """The exit code; None while it runs."""
+        """Return the exit code; None while the program is running."""
         return self._process.exitcode
 
     def until(self, ready, seconds=60):
-        """Let it run until something is ready, before which it must not end."""
+        """Wait until ready() is true; the program must not exit before."""
         end = time.monotonic() + seconds
         while not ready():
             assert self.poll() is None, (self.wait(), self.errors)
@@ -47,11 +47,11 @@ class Program:
             time.sleep(0.01)
 
     def printed(self):
-        """What it has printed so far."""
+        """Return the output so far."""
         return self._output.read_text()
 
     def interrupt(self):
-        """Press Ctrl-C."""
+        """Send SIGINT, like Ctrl-C."""
         os.kill(self._process.pid, signal.SIGINT)
 
     def kill(self):
@@ -59,7 +59,7 @@ class Program:
         self.wait()
 
     def wait(self, seconds=120):
-        """Wait for its end, and get the exit code."""
+        """Wait for the program to exit, and return the exit code; its output is then in `output` and `errors`."""
         self._process.join(seconds)
         assert self._process.exitcode is not None, f"still running after {seconds} seconds"
         self.output, self.errors = self._output.read_text(), self._errors.read_text()
@@ -68,7 +68,7 @@ class Program:
 
 
 def run(program, *arguments, cwd=None):
-    """Run a program that must succeed, and get its output."""
+    """Run a program, assert that it succeeds, and return its output."""
     process = Program(program, *arguments, cwd=cwd)
     assert process.wait() == 0, process.errors
     return process.output

@@ -1,4 +1,4 @@
-"""The registered tasks, with and without files of their own, and tasks made of given sequences."""
+"""Names of the registered tasks, and tasks from given sequences."""
 
 import inspect
 
@@ -13,13 +13,13 @@ VOCAB = Vocabulary(["<eos>", "a", "b", "c"], eos=0)
 
 
 def from_lists(test, valid, train=((1,),), max_length=3):
-    """A task of given sequences, whose source is not known."""
+    """Create a task from sequences of ids, without a known source."""
     splits = {"train": train, "valid": valid, "test": test}
     return Task("hand", VOCAB, max_length, {k: Examples(Sequences.from_lists(v)) for k, v in splits.items()})
 
 
 def asked_twice(references=(((1, 2), (3,)), ((2,),)), prompts=((1,), (2, 3))):
-    """A task of two prompts, with as many references as given; "train" has others to the same prompts."""
+    """Create a task of prompts with several references; "train" has other references for the same prompts."""
     flat = Sequences.from_lists([list(r) for several in references for r in several])
     asked = Sequences.from_lists([list(p) for p in prompts])
     test = Examples(flat, asked, [len(several) for several in references])

@@ -1,4 +1,4 @@
-"""A wrapper around Stable-Baselines3's environments that keeps what passes through it."""
+"""A wrapper of Stable-Baselines3's vector environments that records infos and action masks."""
 
 from typing import NamedTuple
 
@@ -7,16 +7,16 @@ from stable_baselines3.common.vec_env import VecEnvWrapper
 
 
 class Masks(NamedTuple):
-    """The masks of one step."""
+    """Action masks of one step."""
 
     prompts: np.ndarray | None
     prefixes: np.ndarray
-    allowed: np.ndarray  # [n, V], by the text environments themselves
-    masks: np.ndarray  # [n, V], as the algorithm gets them
+    allowed: np.ndarray  # [n, V], masks of the text environments
+    masks: np.ndarray  # [n, V], masks that the algorithm gets
 
 
 class Recorder(VecEnvWrapper):
-    """Keeps the infos of every step, and the masks that the algorithm asked for."""
+    """Records the infos of every step, and the masks that the algorithm asked for."""
 
     def __init__(self, venv):
         super().__init__(venv)
@@ -42,7 +42,7 @@ class Recorder(VecEnvWrapper):
 
 
 def recorded(agent):
-    """A recorder around the environments of an agent, from now on."""
+    """Wrap the environments of an agent in a recorder, and return it."""
     recorder = Recorder(agent.model.get_env())
     agent.model.set_env(recorder)
     return recorder
