@@ -1,4 +1,4 @@
-"""Reprs in which an array is its type and shape: however large the data, they stay short."""
+"""Reprs show arrays by type and shape, so that they are short for any size of data."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""BLEU against NLTK, sacreBLEU and cases done by hand."""
+"""BLEU against NLTK, sacreBLEU and hand-computed cases."""
 
 import math
 
@@ -50,10 +50,10 @@ def test_self_bleu_leaves_the_sentence_itself_out(sentences, n, smoothing):
 
 
 def test_by_hand():
-    # 3 of 4 words, 1 of 3 pairs; the nearer reference length, 3, brings no penalty.
+    # Precisions 3/4 and 1/3; no brevity penalty, because the nearest reference length is 3.
     score = Bleu([["a", "b", "c"], ["d"] * 9], n=2).score([["a", "b", "x", "c"]])
     assert score == pytest.approx([math.sqrt(3 / 4 * 1 / 3)])
-    # A word counts no more often than in any one reference; shorter by one than the reference.
+    # The count is clipped by the reference, and the hypothesis is one token shorter than the reference.
     assert Bleu([["a", "a", "b"]], n=1).score([["a"] * 2, ["b"] * 2]) == pytest.approx(
         [math.exp(1 - 3 / 2), math.exp(1 - 3 / 2) / 2]
     )
@@ -73,7 +73,7 @@ def test_ids_words_and_padded_arrays_agree():
 
 
 def test_equals_sacrebleu_where_their_definitions_meet():
-    """For hypotheses of at least four words both floor a zero count at 0.1, and both take the nearest length."""
+    """Both agree for hypotheses of at least four words with smoothing of zero counts by 0.1."""
     random = np.random.default_rng(5)
     references = [" ".join(random.choice(list("abcdef"), random.integers(4, 12))) for _ in range(6)]
     hypotheses = [" ".join(random.choice(list("abcdef"), random.integers(4, 12))) for _ in range(200)]
@@ -96,7 +96,7 @@ def test_equals_nltk_on_captions(data):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("ids", [40, 3000, 10**6])
 def test_thousands_of_different_n_grams(ids):
-    """So many that their places in the tables collide; the hypotheses are pieces of references, some spoiled."""
+    """Enough n-grams for collisions in the hash tables; hypotheses are parts of references with some random tokens."""
     random = np.random.default_rng(0)
     references = random.integers(ids, size=(300, 16))
     pieces = references[random.integers(300, size=(40, 4)), :4].reshape(40, 16)

@@ -1,4 +1,4 @@
-"""The scalar environment: what every Gymnasium tool and every learner relies on."""
+"""TextGenEnv: Gymnasium's contract, reset options, masks, rendering and errors."""
 
 import copy
 import itertools
@@ -31,7 +31,7 @@ def make(**arguments):
 
 
 def write_out(env, tokens):
-    """Step through tokens; what the last step gave."""
+    """Step with each token, and return the result of the last step."""
     for token in tokens:
         result = env.step(token)
     return result
@@ -54,7 +54,7 @@ def test_the_standard_checkers_pass_on_every_task(task, arguments):
 
 
 def test_the_standard_checkers_pass_where_masks_bind():
-    """They sample tokens that the mask forbids, which must be harmless."""
+    """The checkers sample tokens that the mask does not allow."""
     env = make(min_length=5, constraint="valid")
     check_env(env.unwrapped)
     sb3_check_env(env)
@@ -130,7 +130,7 @@ def test_a_prompt_of_ones_own_has_no_references(answers):
 
 
 def test_starting_anywhere_equals_getting_there():
-    """Reset to a snapshot, and everything goes on as if the tokens had been written."""
+    """An environment that is reset to a snapshot continues like the environment of the snapshot."""
     for arguments in ({"reward": "bleu"}, {"task": "answers", "reward": "bleu"}):
         walked, jumped = make(**arguments).unwrapped, make(**arguments).unwrapped
         here, _ = walked.reset(seed=5)
@@ -206,7 +206,7 @@ def randomness(env):
 @pytest.mark.parametrize(("token", "error"), [(7, MaskError), (8, MaskError)])
 @pytest.mark.parametrize("task", ["answers", "grammar"])
 def test_a_reset_that_the_constraint_refuses_changes_nothing(task, token, error, seed):
-    """A twin that was never asked goes on in the same way: the same episode, and the same prompts after it."""
+    """After the failed reset, the episode and later prompts equal those of a twin without that reset."""
     arguments = {"task": task, "constraint": until_a_seven, "reward": "length", "render_mode": "ansi"}
     env, twin = make(**arguments).unwrapped, make(**arguments).unwrapped
     for e in (env, twin):
@@ -240,7 +240,7 @@ def test_a_refused_first_reset_leaves_no_episode_and_its_random_numbers_unused(a
 
 @pytest.mark.parametrize("bits", [np.random.PCG64, np.random.MT19937, np.random.Philox, np.random.SFC64])
 def test_a_constraint_does_not_change_what_is_drawn(answers, bits):
-    """Neither with a generator of the caller's own nor with a seed."""
+    """With the generator of the caller, and with a seed."""
     free, bound = (make(task=answers, **options).unwrapped for options in ({}, {"constraint": until_a_seven}))
     for env in (free, bound):
         env.np_random = np.random.Generator(bits(2))
@@ -513,7 +513,7 @@ def test_one_seed_one_episode_in_any_process():
     banned=st.sets(st.integers(0, 29), max_size=4),
 )
 def test_any_episode_of_any_size(size, limit, actions, banned):
-    """Prefixes grow by what was done, the mask never changes its mind, and the end is where it should be."""
+    """Observations contain the actions, the mask is that of the banned tokens, and episodes have the right length."""
     banned = {b for b in banned if b < size}
     task = text_gym.make_task("oracle", vocab_size=size, max_length=limit)
     if len(banned) == size:
@@ -555,7 +555,7 @@ def test_a_corpus_as_a_task(write):
 
 @pytest.mark.parametrize("task", ["answers", "grammar"])
 def test_infos_have_the_same_keys_at_every_step(task):
-    """Before the end the finished sequence's are empty, each of the type that it has at the end."""
+    """Values that describe the finished sequence are empty before the end, and of the same type as at the end."""
     env = make(task=task, reward={"length": 1.0, "random": 0.5}, max_length=4).unwrapped
     _, first = env.reset(seed=0)
     infos = [first, *(env.step(5)[4] for _ in range(4))]
@@ -581,7 +581,7 @@ def test_observations_as_floats_and_one_hot_vectors(answers):
     ids, same, vector = (env.step(7)[0] for env in (tokens, floats, vectors))
     assert (same.dtype, same.tolist()) == (np.float32, ids.tolist())
     assert vector.shape == (4 * 209,)
-    assert np.flatnonzero(vector).tolist() == [ids[0], 209 + 7]  # and nothing where PAD is
+    assert np.flatnonzero(vector).tolist() == [ids[0], 209 + 7]  # zeros for PAD
     asked = make(task=answers, observation="one_hot")
     observation, _ = asked.reset(seed=3)
     ids, _ = make(task=answers).reset(seed=3)
@@ -604,8 +604,8 @@ def test_frames_show_the_text_and_its_reward():
     assert {(frame.shape, frame.dtype) for frame in frames} == {(frames[0].shape, np.dtype(np.uint8))}
     changed = [np.flatnonzero((a != b).any(axis=(1, 2))) for a, b in itertools.pairwise(frames)]
     assert all(len(rows) for rows in changed)
-    assert changed[0].min() < 60  # the text, at the top
-    assert changed[2].min() > 180  # EOS has no text; the reward is below
+    assert changed[0].min() < 60  # the text is at the top
+    assert changed[2].min() > 180  # EOS adds no text; the reward is at the bottom
     env.reset()
     assert (env.render() == frames[0]).all()
     long = make(render_mode="rgb_array", max_length=400, task="oracle(vocab_size=9, max_length=400, train_size=9)")

@@ -1,4 +1,4 @@
-"""Drawing tokens and sequences, exactly and with the log-probability of what was drawn from."""
+"""Sampling of tokens and sequences: exact distributions and log-probabilities."""
 
 import itertools
 import math
@@ -26,7 +26,7 @@ from text_gym.language_model import (
 
 
 def draws_of(logits, n, sampling=WHOLE_SOFTMAX):
-    tune_memory()  # otherwise most of the time goes into clearing pages
+    tune_memory()  # otherwise clearing memory pages takes most of the time
     generator, rows = seeded(1), 1000 if len(logits) < 10_000 else 100
     parts = [draw_tokens(logits.expand(rows, -1), generator, sampling) for _ in range(n // rows)]
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
@@ -34,7 +34,7 @@ def draws_of(logits, n, sampling=WHOLE_SOFTMAX):
 
 @pytest.mark.parametrize("size", [1, 2, 100, 128, 129, 5000, 50_257])
 def test_drawing_is_exact(size):
-    """Chi-square against the softmax, for sizes that fill blocks and sizes that do not."""
+    """Chi-square test against the softmax, for vocabulary sizes that are multiples of the block and others."""
     logits = torch.randn(size, generator=seeded(size)) * 2
     logits[size // 2] = -math.inf if size > 1 else 0.0
     n = 200_000 if size < 50_000 else 50_000
@@ -58,7 +58,7 @@ def test_log_probs_are_those_of_the_distribution_drawn_from(sampling):
 
 
 def by_hand(logits, sampling):
-    """Temperature, then the k likeliest, then the fewest with mass p, token by token."""
+    """Apply temperature, top_k and top_p to one row of logits, token by token."""
     probabilities = (logits / sampling.temperature).softmax(0)
     order = probabilities.argsort(descending=True).tolist()
     kept = order[: sampling.top_k or len(order)]
@@ -76,7 +76,7 @@ def by_hand(logits, sampling):
 @pytest.mark.parametrize("min_tokens", [1, 3, 20])
 def test_the_nucleus_by_brute_force(top_p, min_tokens):
     logits = torch.randn(60, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2
-    logits[3, 2:] = logits[4, 1:] = -torch.inf  # the environment allows no more
+    logits[3, 2:] = logits[4, 1:] = -torch.inf  # tokens that an action mask does not allow
     for row, mask in zip(logits, nucleus_mask(logits, top_p, min_tokens), strict=True):
         chosen = smallest_nucleus(row.softmax(0).tolist(), top_p, min_tokens)
         possible = set(row.isfinite().nonzero()[:, 0].tolist())
@@ -99,21 +99,21 @@ def test_impossible_sampling_is_refused(sampling):
 
 
 def test_sequences_have_the_probabilities_of_the_model():
-    """Every sequence of up to three tokens, by enumeration; token 3 is EOS."""
+    """Counts of all sequences of up to three tokens fit their enumerated probabilities; token 3 is EOS."""
     model, n = small_model(), 100_000
-    drawn = generate(model, n, 3, 3, seeded(0))
+    samples = generate(model, n, 3, 3, seeded(0))
     sequences = [s for k in (1, 2, 3) for s in itertools.product(range(4), repeat=k)]
     sequences = [s for s in sequences if 3 not in s[:-1] and (len(s) == 3 or s[-1] == 3)]
     expected = np.array([n * math.exp(probability(model, s)) for s in sequences])
     assert expected.sum() == pytest.approx(n, rel=1e-5)
-    rows = [tuple(t for t in row if t != 4) for row in drawn.tokens.tolist()]
+    rows = [tuple(t for t in row if t != 4) for row in samples.tokens.tolist()]
     where = {s: i for i, s in enumerate(sequences)}
     assert_counts_fit(np.bincount([where[row] for row in rows], minlength=len(sequences)), expected)
-    assert drawn.lengths.tolist() == [len(row) for row in rows]
-    valid = drawn.tokens != 4
-    again = model.log_prob(drawn.tokens, valid)
-    assert (drawn.log_probs[~valid] == 0).all()
-    assert (drawn.log_probs - again).abs().max() < 1e-5
+    assert samples.lengths.tolist() == [len(row) for row in rows]
+    valid = samples.tokens != 4
+    again = model.log_prob(samples.tokens, valid)
+    assert (samples.log_probs[~valid] == 0).all()
+    assert (samples.log_probs - again).abs().max() < 1e-5
 
 
 def test_all_at_once_equals_step_by_step():
@@ -144,20 +144,20 @@ def test_prompts_are_read_first_whatever_their_padding():
 
 
 def test_completions_go_on_from_the_cached_state():
-    """Going on from a prefix draws what the model says after it, and keeps the prefix."""
+    """Completions have the distribution of the model after the prefix, and the prefix is unchanged."""
     model, n = small_model(5), 60_000
     logits, state = model.start(1)
     for token in (2, 1):
         logits, state = model.step(torch.tensor([token]), state)
     many = torch.zeros(n, dtype=torch.long)
     prefixes = torch.tensor([[2, 1]])[many]
-    drawn = complete(model, prefixes, logits[many], map_state(lambda part: part[many], state), 4, None, seeded(2))
-    assert (drawn.tokens[:, :2] == torch.tensor([2, 1])).all()
-    assert (drawn.log_probs[:, :2] == 0).all()
+    samples = complete(model, prefixes, logits[many], map_state(lambda part: part[many], state), 4, None, seeded(2))
+    assert (samples.tokens[:, :2] == torch.tensor([2, 1])).all()
+    assert (samples.log_probs[:, :2] == 0).all()
     begin = probability(model, (2, 1))
     pairs = list(itertools.product(range(5), repeat=2))
     expected = np.array([n * math.exp(probability(model, (2, 1, *pair)) - begin) for pair in pairs])
-    counts = torch.bincount(drawn.tokens[:, 2] * 5 + drawn.tokens[:, 3], minlength=25).numpy()
+    counts = torch.bincount(samples.tokens[:, 2] * 5 + samples.tokens[:, 3], minlength=25).numpy()
     assert_counts_fit(counts, expected)
 
 
@@ -179,11 +179,11 @@ def test_an_lstm_that_has_read_a_prompt_alone_says_what_comes_first(width):
 
 
 class Bigrams(LanguageModel):
-    """A model of one's own: the logits of a token depend on the token before it, and on nothing else."""
+    """A custom model: the logits of a token depend only on the preceding token."""
 
     def __init__(self, size):
         super().__init__()
-        self.table = torch.nn.Embedding(size + 1, size)  # the last row is for the first token
+        self.table = torch.nn.Embedding(size + 1, size)  # the last row has the logits of the first token
 
     def start(self, n, prompts=None):
         state = torch.full((n,), self.table.num_embeddings - 1)
@@ -204,15 +204,15 @@ def test_a_model_of_ones_own_is_sampled_and_scored():
     torch.manual_seed(0)
     model, n = Bigrams(3), 60_000
     with torch.no_grad():
-        shares = model.table.weight.double().softmax(dim=1)  # of the next token, after each token
-        drawn = generate(model, n, 4, 2, seeded(0))
-        scores = model.log_prob(drawn.tokens, drawn.valid_mask)
-    assert_counts_fit(np.bincount(drawn.tokens[:, 0], minlength=3), n * shares[3].numpy())
+        shares = model.table.weight.double().softmax(dim=1)  # probabilities of the next token after each token
+        samples = generate(model, n, 4, 2, seeded(0))
+        scores = model.log_prob(samples.tokens, samples.valid_mask)
+    assert_counts_fit(np.bincount(samples.tokens[:, 0], minlength=3), n * shares[3].numpy())
     for before in (0, 1):
-        after = drawn.tokens[drawn.tokens[:, 0] == before, 1]
+        after = samples.tokens[samples.tokens[:, 0] == before, 1]
         assert_counts_fit(np.bincount(after, minlength=3), len(after) * shares[before].numpy())
     for row in range(50):
-        sequence = [token for token in drawn.tokens[row].tolist() if token < 3]
+        sequence = [token for token in samples.tokens[row].tolist() if token < 3]
         pairs = zip([3, *sequence[:-1]], sequence, strict=True)
         expected = sum(math.log(shares[before, token]) for before, token in pairs)
         assert scores[row].sum().item() == pytest.approx(expected, abs=1e-5)
@@ -226,8 +226,8 @@ def test_a_model_that_lacks_a_method_cannot_be_created(method):
 
 
 def test_the_mask_of_what_was_drawn():
-    drawn = Drawn(torch.tensor([[1, 0, 5], [0, 5, 5], [1, 1, 1]]), torch.tensor([2, 1, 3]), torch.zeros(3, 3))
-    assert drawn.valid_mask.tolist() == [[True, True, False], [True, False, False], [True, True, True]]
+    samples = Drawn(torch.tensor([[1, 0, 5], [0, 5, 5], [1, 1, 1]]), torch.tensor([2, 1, 3]), torch.zeros(3, 3))
+    assert samples.valid_mask.tolist() == [[True, True, False], [True, False, False], [True, True, True]]
 
 
 SHAPES = """
@@ -247,7 +247,7 @@ print((used[-1] - used[0]) / 2**20)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="counts what glibc has given out")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="reads the memory statistics of glibc")
 def test_memory_does_not_grow_with_every_new_shape_of_a_batch():
-    """64 MiB without a bound, on a CPU where oneDNN runs LSTMs."""
+    """Without the limit, memory grows by 64 MiB on a CPU where oneDNN runs LSTMs."""
     assert float(run(SHAPES)) < 20

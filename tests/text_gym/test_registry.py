@@ -1,4 +1,4 @@
-"""Names: how they are registered, looked up, described, and imported no earlier than needed."""
+"""Registries: registration, lookup, descriptions and lazy imports."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Text that a terminal shows and does not obey."""
+"""Control characters in texts are escaped before they are printed."""
 
 import json
 
@@ -24,7 +24,7 @@ def test_what_a_terminal_obeys_is_shown_as_its_escape():
 
 @pytest.fixture
 def hostile(write):
-    """A corpus whose tokens give orders to a terminal."""
+    """A corpus whose tokens contain control sequences."""
     lines = [{"prompt": f"ask{TITLE} {i}", "reference": f"a{RED}b {i} c{BELL}"} for i in range(9)]
     return write("hostile.jsonl", "\n".join(map(json.dumps, lines)))
 
@@ -57,5 +57,5 @@ def test_no_environment_prints_what_a_terminal_obeys(hostile, capsys):
     alone.reset(seed=0)
     alone.step(token)
     assert alone.render() == r"a\x1b[31mb"
-    assert alone.text == f"a{RED}b"  # what a program reads is exact
+    assert alone.text == f"a{RED}b"  # unescaped outside of rendering
     assert text_gym.make_task(str(hostile), test=0).decode([token]) == alone.text

@@ -1,4 +1,4 @@
-"""The vector environment against scalar ones, and against Gymnasium's own vectorisation."""
+"""TextGenVectorEnv against scalar environments and Gymnasium's SyncVectorEnv."""
 
 import pickle
 
@@ -27,7 +27,7 @@ SETTINGS = {
 
 
 def assert_same(ours, theirs, where=""):
-    """Equal observations and infos; values of rows that an info does not speak of do not count."""
+    """Assert that observations or infos are equal; values of an info outside its mask are ignored."""
     if isinstance(theirs, dict):
         assert set(ours) == set(theirs), where
         for key, value in theirs.items():
@@ -48,7 +48,7 @@ def assert_same(ours, theirs, where=""):
 
 
 def some_actions(envs, random, masks):
-    """Random tokens, mostly allowed ones, EOS often."""
+    """Sample random actions, most of them allowed, and many of them EOS."""
     actions = []
     for mask in masks:
         allowed = np.flatnonzero(mask)
@@ -64,7 +64,7 @@ def some_actions(envs, random, masks):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_it_equals_sync_vector_env(name, mode):
-    """Observation for observation, reward for reward, info for info."""
+    """Observations, rewards and infos of every step are equal."""
     count = 5
     ours = gym.make_vec("TextGen-v0", num_envs=count, autoreset_mode=mode, **SETTINGS[name])
     theirs = SyncVectorEnv(
@@ -98,7 +98,7 @@ def test_it_equals_sync_vector_env(name, mode):
 @settings(max_examples=40, deadline=None)
 @given(count=st.integers(1, 6), data=st.data())
 def test_environments_together_equal_environments_alone(count, data):
-    """In one sweep of unequal lengths, every environment ends when and as its scalar twin does."""
+    """Every environment takes the same steps as a scalar twin, until the first episode ends."""
     envs = gym.make_vec("TextGen-v0", num_envs=count, max_length=5, reward="random", autoreset_mode="Disabled")
     envs.reset()
     rows = data.draw(st.lists(st.lists(st.integers(0, 208), min_size=5, max_size=5), min_size=count, max_size=count))
@@ -314,7 +314,7 @@ def test_a_dead_end_in_one_environment_is_told():
 
 
 def refusal(call, *args, **kwargs):
-    """The type and the words of the error that a call raises."""
+    """Return the type and the message of the error that a call raises."""
     with pytest.raises(text_gym.TextGymError) as caught:
         call(*args, **kwargs)
     return type(caught.value), str(caught.value)
@@ -380,7 +380,7 @@ def test_refused_prompts_seeds_and_actions_are_told_in_the_words_of_the_scalar_e
         kind, words = refusal(env.reset, seed=seed)
         assert (kind, words) == (OptionError, f"seed must be a whole number of at least 0, not {seed!r}")
         assert refusal(envs.reset, seed=[None, seed, 2]) == (kind, f"environment 1: {words}")
-        if seed != "a":  # which is a sequence
+        if seed != "a":  # a string is a sequence of seeds
             assert refusal(envs.reset, seed=seed) == (kind, words)
     for e in (env, envs):
         e.reset(seed=0)
@@ -404,7 +404,7 @@ def test_a_seed_is_a_whole_number_of_any_kind(answers, seed):
 
 
 def assert_same_future(envs, twin, mode, steps=30):
-    """The same observations, infos and random numbers from here on, over resets too."""
+    """Assert that two environments return the same observations and infos from now on, and have equal generators."""
     random = np.random.default_rng(0)
     for _ in range(steps):
         actions = random.choice([0, 4, 5, 6], size=envs.num_envs)
@@ -423,7 +423,7 @@ def assert_same_future(envs, twin, mode, steps=30):
 @pytest.mark.parametrize(("token", "error"), [(7, MaskError), (8, MaskError)])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_reset_that_the_constraint_refuses_keeps_the_running_episodes(mode, token, error, seed):
-    """Prefixes, prompts and random numbers: a twin that was never asked goes on in the same way."""
+    """After the failed reset, episodes and random numbers equal those of a twin without that reset."""
     envs, twin = (
         gym.make_vec(
             "TextGen-v0", num_envs=3, task="answers", reward="length", constraint=until_a_seven, autoreset_mode=mode
@@ -432,7 +432,7 @@ def test_a_reset_that_the_constraint_refuses_keeps_the_running_episodes(mode, to
     )
     for e in (envs, twin):
         e.reset(seed=1)
-        e.step([5, 5, 0])  # one has ended: it is reset now, in the next step, or by hand
+        e.step([5, 5, 0])  # the third episode ends: it is reset in this step, in the next step, or by reset()
     with pytest.raises(error):
         envs.reset(seed=seed, options={"prefix": [[], [token], [4]]})
     with pytest.raises(error):

@@ -1,4 +1,4 @@
-"""Files to tasks: what is read, what is left out, and what is said about it."""
+"""Tasks from files: formats, options, splits, the cache, reports and errors."""
 
 import io
 import json
@@ -62,7 +62,7 @@ def test_splits_are_disjoint_deterministic_and_of_the_size_asked_for(write):
 
 
 def test_seeds_hold_out_independently(write):
-    """Two seeds' test splits overlap as two random draws do."""
+    """The test splits of two seeds overlap like two random samples."""
     path = write("some.txt", "\n".join(f"{i:06d}" for i in range(2000)))
     splits = [set(texts_of(text_gym.make_task(path, seed=s, tokenizer="char"), "test")) for s in range(12)]
     shared = [len(a & b) for i, a in enumerate(splits) for b in splits[:i]]
@@ -97,7 +97,7 @@ def test_lines_that_differ_in_spacing_or_are_cut_to_the_same_stay_together(write
 
 
 def test_halves_of_characters_are_replaced_and_counted(write, caplog):
-    """As JSON that was truncated in the middle of a character holds them."""
+    """JSON that was truncated within a surrogate pair contains lone surrogates."""
     lines = [r'{"text": "a \ud83d b", "note": ["\udc00 x", {"\ud800": 1}]}', r'{"text": "\ud83d\ude00 a"}'] * 3
     path = write("some.jsonl", "\n".join(lines))
     task = text_gym.make_task(path, valid=0.0, test=0.0)
@@ -190,7 +190,7 @@ def test_tokenizers(write):
 
 
 class Bytes:
-    """A tokenizer of the kind Hugging Face has: ids of its own, special tokens unless told not to."""
+    """A tokenizer with the interface of Hugging Face: its own ids, and special tokens by default."""
 
     eos_token_id = 256
 
@@ -364,7 +364,7 @@ def test_real_tunes_poems_and_captions(data):
     valid=st.sampled_from([0.0, 0.3]),
 )
 def test_what_is_read_is_what_was_written(write, lines, tokenizer, valid):
-    """Every line that is not blank is in exactly one split, and decodes to itself."""
+    """Every line that is not blank is in exactly one split, and decoding gives the line again."""
     cut = (lambda line: line.split()) if tokenizer == "word" else list
     kept = [line for line in lines if cut(line)]
     path = write("some.txt", "\n".join(lines) + "\n")
@@ -448,7 +448,7 @@ def test_progress_is_shown_on_a_terminal_only(write, capfd, monkeypatch):
 
 @pytest.mark.slow
 def test_a_million_lines(tmp_path):
-    """Well within the promise of 20 s and 1 GB; the time is the process's own, whatever else the machine does."""
+    """Reading a million lines takes less than 20 s of CPU time and 1 GB."""
     path = tmp_path / "million.txt"
     numbers = np.random.default_rng(0).zipf(1.3, (1_000_000, 10)) % 60_000
     with path.open("w") as file:

@@ -1,4 +1,4 @@
-"""Tasks made of texts from Python: lists, dicts and Hugging Face Datasets."""
+"""Tasks from Python objects: lists, dicts and Hugging Face Datasets."""
 
 import gymnasium as gym
 import pytest
@@ -11,7 +11,7 @@ PAIRS = [("2 + 2", "4"), ("1 + 1", ["2", "two"]), ("3 + 3", ("6",))]
 
 
 class Table:
-    """Columns by name, and nothing else of what a Dataset has."""
+    """A minimal table: columns by name, without the other methods of a Dataset."""
 
     def __init__(self, **columns):
         self.columns = columns
@@ -26,7 +26,7 @@ def texts(task, split="train"):
 
 
 def asked(task, split="train"):
-    """Each prompt with its references."""
+    """Return each prompt with its references, as texts."""
     examples = task.split(split)
     return [
         (task.decode(example.prompt), [task.decode(reference) for reference in example.references])
@@ -89,7 +89,7 @@ def test_hugging_face_datasets():
     task = make_task(whole, text_column="caption", valid=0, test=0)
     assert (texts(task), task.train.columns["stars"]) == (LINES, [0, 1, 2, 3, 4])
     splits = datasets.DatasetDict(train=whole, validation=whole, test=whole)
-    env = gym.make("TextGen-v0", task=splits, text_column="caption", max_length=4)  # drops the longest
+    env = gym.make("TextGen-v0", task=splits, text_column="caption", max_length=4)  # drops the longest line
     assert texts(env.unwrapped.task, "valid") == LINES[:4]
     pairs = datasets.Dataset.from_dict({"prompt": ["2 + 2"], "references": [["4", "four"]]})
     assert asked(make_task(pairs, valid=0, test=0)) == [("2 + 2", ["4", "four"])]

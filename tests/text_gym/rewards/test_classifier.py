@@ -1,4 +1,4 @@
-"""The classifier as a reward, against the forward pass of a tiny model, row by row."""
+"""The classifier reward against forward passes of a tiny model, one row at a time."""
 
 import json
 import sys
@@ -147,7 +147,7 @@ def test_long_texts_are_cut_to_what_the_model_can_read_or_is_asked_to(folder, se
 
 @pytest.fixture
 def long_prompts(write):
-    """Prompts of 45 words, more than the classifier can read, and of 2."""
+    """Prompts of 2 words and of 45 words, which is more than the maximum input of the classifier."""
     lines = [
         {"prompt": " ".join(WORDS * 3), "reference": "red"},
         {"prompt": "mary sings", "reference": " ".join(WORDS)},
@@ -159,12 +159,12 @@ def long_prompts(write):
 def test_a_long_prompt_loses_its_beginning_and_the_text_stays(folder, long_prompts):
     task, prompt = long_prompts
     texts = ["red", "a big cat sleeps", "mary sings and dogs run"]
-    read = [[*prompt, *text.split()][-30:] for text in texts]  # 32 places, of which two are for marks
+    read = [[*prompt, *text.split()][-30:] for text in texts]  # 32 positions, two of them for [CLS] and [SEP]
     expected = own_logits(folder, *([" ".join(words)] for words in read)).softmax(-1)[:, 1]
     assert expected.std() > 0.01
     found = scores(task, texts, [task.train[0]] * 3, model=folder, prompts=True)
     assert found == pytest.approx(expected.numpy(), abs=1e-6)
-    rows = [[" ".join(prompt[len(text.split()) - 29 :]), text] for text in texts]  # three marks
+    rows = [[" ".join(prompt[len(text.split()) - 29 :]), text] for text in texts]  # three special tokens
     expected = own_logits(folder, *rows).softmax(-1)[:, 1]
     found = scores(task, texts, [task.train[0]] * 3, model=folder, prompts="pair")
     assert found == pytest.approx(expected.numpy(), abs=1e-6)
@@ -199,7 +199,7 @@ def test_long_texts_are_cut_to_the_places_that_roberta_has(tmp_path, sentences):
     RobertaForSequenceClassification(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     long = " ".join(WORDS * 3)
-    kept = own_logits(tmp_path, [" ".join(WORDS[:12])])  # the places are counted from 2, behind the padding's
+    kept = own_logits(tmp_path, [" ".join(WORDS[:12])])  # positions start at padding_idx + 1 = 2
     with pytest.raises(RuntimeError, match="out of bounds"):
         own_logits(tmp_path, [" ".join(WORDS[:13])])
     assert scores(sentences, [long], model=str(tmp_path))[0] == pytest.approx(float(kept.softmax(-1)[0, 1]), abs=1e-6)
@@ -304,7 +304,7 @@ class OwnModel(BertForSequenceClassification):
 
 
 def test_code_that_comes_with_a_classifier_is_not_run(sentences, tmp_path, monkeypatch):
-    """Whatever is answered to the question that transformers would ask."""
+    """The code is not run for any answer to the question that transformers may ask."""
     folder, marker = Path(save_bert(tmp_path / "own")), tmp_path / "marker"
     (folder / "own.py").write_text(OWN_CODE.format(marker=str(marker)), encoding="utf-8")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Rewards that compare texts: the libraries' own values, and what is asked of tasks and machines."""
+"""Rewards of sacreBLEU, rouge-score and NLTK: values, and errors for wrong tasks and missing libraries."""
 
 import json
 import sys
@@ -23,7 +23,7 @@ TEXTS = ["the cat sat on the mat .", "A cat sits", "mat the on sat cat The", "do
 
 @pytest.fixture
 def cats(write):
-    """Two prompts, one with two references, and every word of the texts."""
+    """A task with two prompts, one of them with two references, and all words of the texts."""
     lines = [
         {"prompt": "where is the cat ?", "references": REFERENCES},
         {"prompt": "and the dogs ?", "reference": "dogs run"},
@@ -33,7 +33,7 @@ def cats(write):
 
 
 def scores(spec, task, texts, number=0):
-    """What a reward says of texts that answer one prompt."""
+    """Compute the scores of texts for one prompt."""
     batch = batch_of(task, *texts, examples=[task.train[number]] * len(texts))
     return Scorer(spec, task)(batch).total.tolist()
 
@@ -90,8 +90,8 @@ def test_meteor_is_nltks_without_synonyms(cats):
 
 
 def test_meteor_by_hand(cats):
-    # "dogs run" against itself: one chunk of two matches, so a penalty of 0.5 * (1 / 2) ** 3
-    # "run dogs": two chunks of two; "dog": one of one, precision 1, recall 1/2, by the stem
+    # "dogs run" against itself: one chunk of two matches, penalty 0.5 * (1 / 2) ** 3
+    # "run dogs": two chunks of two matches; "dog": one match of stems, precision 1, recall 1/2
     half = 0.5 / (0.9 * 1 + 0.1 * 0.5)
     assert PorterStemmer().stem("dogs") == "dog"
     assert scores("meteor", cats, ["dogs run", "run dogs", "cat"], 1) == pytest.approx([1 - 0.5 / 8, 0.5, 0])
@@ -100,7 +100,7 @@ def test_meteor_by_hand(cats):
 
 @pytest.mark.parametrize(("alpha", "mean"), [(0.0, 1.0), (0.5, 2 / 3), (1.0, 0.5)])
 def test_meteors_alpha_is_the_share_of_recall(alpha, mean):
-    # One word of two: precision 1, recall 1/2; and a penalty of a half, because one chunk is all that matches.
+    # One word of two: precision 1, recall 1/2, penalty 0.5 for one chunk of one match.
     assert text_gym.make_reward("meteor", alpha=alpha).compare("dogs", ["dogs run"]) == pytest.approx(mean * 0.5)
 
 
@@ -117,7 +117,7 @@ def test_the_token_for_unknown_words_is_one_word_of_a_reference(write):
     task = text_gym.make_task(path, min_count=2, valid=0.0, test=0.0)
     batch = batch_of(task, "dogs run", examples=[task.train[3]])
     assert batch.references == [["dogs <unk> run"]]
-    # Two words of three, in two chunks: precision 1, recall 2/3, a penalty of a half.
+    # Two words of three, in two chunks: precision 1, recall 2/3, penalty 0.5.
     expected = (2 / 3) / (0.9 + 0.1 * 2 / 3) * 0.5
     assert Scorer("meteor", task)(batch).total == pytest.approx(expected)
 
@@ -140,7 +140,7 @@ def test_synonyms_are_wordnets_where_it_is(monkeypatch):
         def synsets(self, word):
             return [Synset()] if word == "dog" else []
 
-    monkeypatch.setattr(nltk.corpus, "wordnet", WordNet())  # NLTK asks it about stems
+    monkeypatch.setattr(nltk.corpus, "wordnet", WordNet())  # NLTK looks up stems in it
     assert text_gym.make_reward("meteor", synonyms=True).compare("dogs", ["hounds"]) == 0.5
     assert text_gym.make_reward("meteor").compare("dogs", ["hounds"]) == 0
 

@@ -1,4 +1,4 @@
-"""Rewards: how they are named, called, combined and refused, and what the built-in ones say."""
+"""Rewards: names, calls, weighted sums, errors, the cache, and the scores of the built-in rewards."""
 
 import asyncio
 import gc
@@ -30,7 +30,7 @@ def score(spec, task, *texts, examples=None):
 
 @pytest.fixture
 def questions(write):
-    """A conditional task with two references here, one there, and a column of its own."""
+    """A task with two prompts, one of them with two references, and a column "level"."""
     path = write(
         "questions.jsonl",
         '{"prompt": "who is there", "references": ["it is me", "me"], "level": 1}\n'
@@ -201,7 +201,7 @@ def test_a_task_reward_serves_one_task(grammar, answers):
 
 def test_registered_names(grammar):
     def vowels(completions):
-        """Vowels in each text."""
+        """Count the vowels of each text."""
         return [sum(c in "aeiou" for c in text) for text in completions]
 
     text_gym.register_reward("vowels", vowels)
@@ -222,7 +222,7 @@ def test_bleu_of_the_training_split(grammar):
 
 
 def test_bleu_of_a_share_of_the_training_split(grammar):
-    """The published PG-BLEU: BLEU-3, unsmoothed, 40 % of the data as references."""
+    """The reward of the published PG-BLEU: unsmoothed BLEU-3 with 40 % of the data as references."""
     spec = "bleu(n=3, smoothing=None, references=0.4)"
     reward = text_gym.make_reward(spec)
     reward.prepare(grammar)
@@ -460,7 +460,7 @@ def named(name, function):
 
 
 def test_async_rewards_run_concurrently_in_one_event_loop(grammar):
-    """Each waits for the other, so one after the other they would never end."""
+    """Each reward waits for the other, so that they would never end one after the other."""
     loops, arrived = set(), []
 
     def meets(name):
@@ -486,7 +486,7 @@ def test_async_rewards_run_concurrently_in_one_event_loop(grammar):
 
 
 def test_an_async_reward_is_let_go_where_another_one_fails(grammar):
-    """Without a warning that it was never awaited."""
+    """There is no warning that the coroutine was never awaited."""
 
     async def fine(completions):
         return [1.0] * len(completions)

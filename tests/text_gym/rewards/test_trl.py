@@ -1,4 +1,4 @@
-"""Rewards to and from TRL: what completions are read as, where references come from, and a step of its GRPO."""
+"""Rewards to and from TRL: texts and conversations, references, columns, and a step of GRPO."""
 
 import asyncio
 import functools
@@ -16,7 +16,7 @@ from text_gym.rewards.trl import HashedWords, from_trl, text_of, trl_records, tr
 
 @pytest.fixture
 def asked(write):
-    """Two prompts, one with two references, and a column."""
+    """A task with two prompts, one of them with two references, and a column."""
     path = write(
         "asked.jsonl",
         '{"prompt": "who is there", "references": ["it is me", "me"], "level": 1}\n'
@@ -215,7 +215,7 @@ def test_records_are_the_prompts_with_all_that_the_data_say(asked):
     assert len(trl_records("answers", "test")) == 200
 
 
-# The other way: TRL's functions as rewards.
+# TRL's functions as rewards.
 
 
 def paid(reward, task, *texts):

@@ -1,4 +1,4 @@
-"""The grammar against enumeration, NLTK's parser, and its own samples."""
+"""The grammar against enumeration, NLTK's parser and samples."""
 
 import itertools
 import math
@@ -31,7 +31,7 @@ TINY_WORDS = {
 
 
 def enumerate_sentences(grammar):
-    """Every sentence with its probability, by expanding the rules one by one."""
+    """Enumerate all sentences with their probabilities, by expanding the rules."""
     sentences = {}
 
     def expand(symbols, words, probability):
@@ -67,7 +67,7 @@ def test_every_probability_by_enumeration(least, most):
 
 
 def test_probabilities_of_all_short_sequences_sum_to_those_of_sentences():
-    """Over every sequence of words there is, valid or not, the probabilities sum to one."""
+    """The probabilities of all sequences of words, valid or not, sum to 1."""
     rules = {"sentence": [(0.4, "a b"), (0.6, "b sentence")]}
     grammar = Grammar(0, max_length=6, rules=rules, lexicon={"a": ["x"], "b": ["y", "z"]}, min_words=2)
     rows = [row for n in range(1, 7) for row in itertools.product(range(1, 4), repeat=n)]
@@ -76,11 +76,11 @@ def test_probabilities_of_all_short_sequences_sum_to_those_of_sentences():
 
 
 def length_distribution(grammar, symbol, longest):
-    """Probabilities of 0, 1, ..., longest words from a symbol, without a bound on the whole sentence's length."""
+    """Compute the probability of each number of words, 0 to `longest`, for a symbol of the unconditioned grammar."""
     nothing, one = np.eye(longest + 1)[:2]
     known = {word_class: sum(p for p, _ in words) * one for word_class, words in grammar.word_weights.items()}
     known |= dict.fromkeys(grammar.weighted_rules, 0 * one)
-    for _ in range(200):  # until derivations of every depth that fit are counted
+    for _ in range(200):  # enough iterations for derivations of every depth
         for name, alternatives in grammar.weighted_rules.items():
             known[name] = 0 * one
             for probability, body in alternatives:
@@ -92,7 +92,7 @@ def length_distribution(grammar, symbol, longest):
 
 
 def test_validity_and_probability_by_nltks_parser(grammar):
-    """NLTK parses what we draw, with the same probability, and refuses what we refuse."""
+    """NLTK parses sampled sentences with the same probability, and parses no invalid sentence."""
     source = grammar.source
     symbol = {name: nltk.Nonterminal(name) for name in [*source.weighted_rules, *source.lexicon]}
     weight = {
@@ -153,7 +153,7 @@ def test_log_prob_reads_eos_padding_and_lengths_alike(grammar):
 
 
 def test_allowed_is_exactly_what_sentences_do():
-    """A token is allowed after a prefix if and only if some sentence begins so."""
+    """A token is allowed after a prefix if and only if a sentence begins with both."""
     grammar = Grammar(3, max_length=8, rules=TINY_RULES, lexicon=TINY_WORDS)
     inside = [s for s in enumerate_sentences(grammar) if 3 <= len(s) <= 7]
     encoded = [[*grammar.vocab.encode_tokens(s), 0] for s in inside]
@@ -176,7 +176,7 @@ def test_seeds_change_the_language_and_nothing_else_does():
 
 
 def test_it_agrees_and_nests(grammar):
-    """Agreement holds across a relative clause, and clauses nest two deep; no bag of words does that."""
+    """Verbs agree with subjects across relative clauses, and clauses are nested two levels deep."""
     right = [
         "the teacher who three dogs follow often says that a red kite falls",
         "the dogs that mary sees run",
@@ -221,7 +221,7 @@ def test_an_ambiguous_grammar_is_refused():
 
 
 def test_steps_number_what_the_rules_do():
-    """Two sentences take the same steps as far as they begin alike; each other word or state is another step."""
+    """Sentences take the same steps in a common prefix; another word or another state is a different step."""
     grammar = Grammar(0, max_length=8, rules=TINY_RULES, lexicon=TINY_WORDS)
     encode = grammar.vocab.encode_tokens
     sentences = enumerate_sentences(grammar)
@@ -232,14 +232,14 @@ def test_steps_number_what_the_rules_do():
         assert len(steps) == len(sentence)
         for t, step in enumerate(steps):
             assert step >= 0
-            assert seen.setdefault(step, sentence[t]) == sentence[t]  # one word for each step
+            assert seen.setdefault(step, sentence[t]) == sentence[t]  # each step belongs to one word
         assert grammar.log_prob([encode(sentence)])[0] > -np.inf
     rows = [encode(s) for s in (["the", "cat", "sees"], ["the", "dog", "sees"], ["the", "cat", "not", "sees"])]
     cat, dog, negated = (grammar.steps([row])[0].tolist() for row in rows)
     assert cat[0] == dog[0] == negated[0]
     assert cat[1] == negated[1] != dog[1]
-    assert cat[2] == dog[2] != negated[2]  # the same state, whatever the noun was
-    assert negated[3] != cat[2]  # after "not", another state
+    assert cat[2] == dog[2] != negated[2]  # the state does not depend on the noun
+    assert negated[3] != cat[2]  # the state after "not" is different
 
 
 def test_steps_end_where_a_sentence_is_wrong():
@@ -251,6 +251,6 @@ def test_steps_end_where_a_sentence_is_wrong():
     assert found.tolist() == [
         [True, False, False, False, False],
         [False] * 5,
-        [True, True, True, False, False],  # EOS is no step
+        [True, True, True, False, False],  # EOS has no step
         [True, True, True, False, False],
     ]

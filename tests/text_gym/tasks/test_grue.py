@@ -1,4 +1,4 @@
-"""GRUE's tasks from files in the formats that are published, made up here; prompts and references by hand."""
+"""GRUE's tasks, read from small invented files in the published formats."""
 
 import csv
 import json
@@ -134,7 +134,7 @@ FILES = {
 
 
 def said(task, split):
-    """Every prompt of a split with its references and columns."""
+    """Return each prompt of a split with its references and columns."""
     examples = [task.split(split)[i] for i in range(len(task.split(split)))]
     return [(task.decode(e.prompt), [task.decode(r) for r in e.references], e.columns) for e in examples]
 
@@ -257,7 +257,7 @@ def test_segments_are_read_as_they_were_said(tmp_path):
 
 
 class Letters:
-    """A tokenizer of one's own."""
+    """A custom tokenizer."""
 
     vocab_size = 256
 

@@ -1,4 +1,4 @@
-"""The oracle against hand-computed LSTM steps, published figures, and hostile files."""
+"""The oracle against an LSTM in numpy, published figures and malicious files."""
 
 import io
 import math
@@ -19,7 +19,7 @@ def sigmoid(x):
 
 
 def by_hand(p, rows):
-    """The log-probability of each sequence, one LSTM step after another, in numpy."""
+    """Compute the log-probability of each sequence by LSTM steps in numpy."""
     p = {k: v.astype(np.float64) for k, v in p.items()}
     totals = []
     for row in rows:
@@ -115,7 +115,7 @@ def test_the_order_of_bytes_is_read(small, tmp_path, kind):
 def test_pickled_lists_of_arrays_are_read(small, tmp_path, protocol):
     path = tmp_path / "oracle.pkl"
     path.write_bytes(pickle.dumps([small.parameters[name] for name in NAMES], protocol=protocol))
-    if protocol == 5:  # numpy writes protocol 5 with another function, which is not read
+    if protocol == 5:  # numpy uses another function in protocol 5, which is not supported
         with pytest.raises(DataError, match=r"opcode BYTEARRAY8.*npz"):
             load_parameters(path)
         return
@@ -142,8 +142,8 @@ def hostile_pickles(folder):
     yield b"not a pickle at all"
     yield pickle.dumps({"a": 1})
     yield pickle.dumps([1.0] * 15)
-    yield b"\x80\x02})" + b"\x85" * 200_000 + b"Ns."  # nested so deep that hashing it overflows the stack
-    yield b"Np134217728\n0."  # asks for gigabytes of memo
+    yield b"\x80\x02})" + b"\x85" * 200_000 + b"Ns."  # nested so deeply that hashing overflows the stack
+    yield b"Np134217728\n0."  # needs gigabytes of memory for the memo
     yield b"\x80\x02Nr\x00\x00\x00\x10."
     yield pickle.dumps([np.zeros(3, dtype="i8")] * 15, protocol=2)
     yield pickle.dumps([np.zeros(3)] * 14, protocol=2)
@@ -202,7 +202,7 @@ def test_an_oracle_must_fit_the_vocabulary(small, grammar):
 
 @pytest.mark.parametrize("value", [1e300, -1e39, np.nan, np.inf])
 def test_parameters_are_finite_in_float32(small, tmp_path, value):
-    """1e300 is finite until it is converted."""
+    """1e300 is finite in float64, but not in float32."""
     arrays = {name: array.astype(np.float64) for name, array in small.parameters.items()}
     arrays["Wf"][0, 0] = value
     np.savez(tmp_path / "oracle.npz", **arrays)

@@ -1,4 +1,4 @@
-"""Tasks by name, by path and by hand; vocabularies and sequences; the built-in questions."""
+"""Tasks by name, path and constructor, vocabularies, batches, and the task "answers"."""
 
 import copy
 
@@ -67,7 +67,7 @@ def test_the_same_task_is_made_once_while_it_is_in_use(write):
 
 
 def tiny_task(letters="ab"):
-    """Two letters."""
+    """A task with two letters."""
     vocab = Vocabulary(["<eos>", *letters], eos=0)
     return Task("tiny", vocab, 3, {"train": Examples(Sequences.from_lists([[1], [2, 1]]))})
 
@@ -118,7 +118,7 @@ def test_a_task_without_a_source_says_so(answers):
 
 
 def right_answer(question):
-    """The answer, worked out again from the words of the question."""
+    """Compute the answer from the text of the question."""
     words = question.split()
     if words[:2] == ["what", "is"]:
         sign = words.index("plus") if "plus" in words else words.index("minus")
