@@ -206,7 +206,7 @@ def test_registered_names(grammar):
 
     text_gym.register_reward("vowels", vowels)
     assert score("vowels", grammar, "the dogs run") == [3.0]
-    assert registered_rewards()["vowels"] == "Vowels in each text."
+    assert registered_rewards()["vowels"] == "Count the vowels of each text."
     for name, reward, words in [("my reward", vowels, "identifier"), ("bleu", vowels, "already"), ("x", 5, "called")]:
         with pytest.raises(OptionError, match=words):
             text_gym.register_reward(name, reward)

@@ -67,7 +67,7 @@ def test_the_same_task_is_made_once_while_it_is_in_use(write):
 
 
 def tiny_task(letters="ab"):
-    """A task with two letters."""
+    """Create a task with two letters."""
     vocab = Vocabulary(["<eos>", *letters], eos=0)
     return Task("tiny", vocab, 3, {"train": Examples(Sequences.from_lists([[1], [2, 1]]))})
 
