@@ -1,7 +1,7 @@
-"""Maximum likelihood: the baseline that every other learner starts from, and has to beat.
+"""Maximum likelihood estimation (MLE) with teacher forcing: the usual warm start and the usual baseline.
 
-For each epoch: shuffle the training sequences; for each batch, lower the negative log-likelihood
-of its tokens by one step of Adam; then measure it on the validation split.
+Each epoch shuffles the training sequences, takes one Adam step per minibatch on the mean negative log-likelihood (NLL)
+of the tokens, and then computes the NLL on the validation split.
 """
 
 from __future__ import annotations
@@ -26,43 +26,48 @@ from text_gym.validation import check_positive, check_switch, check_whole, finit
 
 @dataclass(frozen=True)
 class MLESettings(PolicySettings):
-    """The hyper-parameters of `MLE`. The defaults regularise, and stop when validation does not improve."""
+    """Hyper-parameters of `MLE`. The defaults use dropout and early stopping."""
 
     dropout: float = 0.5
-    """Share of values dropped before and after the LSTM, or in a Transformer, while training; not in policy="hf"."""
+    """Dropout rate before and after the LSTM, or inside the Transformer. Has no effect on a Hugging Face model."""
     batch_size: int = 64
-    """Sequences in a batch."""
+    """Minibatch size, in sequences."""
     schedule: tuple[tuple[int, float], ...] = ((30, 5e-3), (30, 2e-3))
-    """So many epochs at this learning rate, then so many at that."""
+    """Learning rate schedule: pairs of a number of epochs and the Adam learning rate during these epochs."""
     max_grad_norm: float = 5.0
-    """Norm to which the gradient is clipped."""
+    """Maximum norm for gradient clipping."""
     early_stopping: bool = True
-    """Whether learn() ends with the weights of the lowest validation loss, and no later than `patience` epochs on."""
+    """Whether to stop when the validation loss no longer improves, and to keep the weights with the lowest one."""
     patience: int = 10
-    """Epochs without improvement after which an early-stopped run ends."""
+    """Number of epochs without improvement of the validation loss before early stopping."""
 
     def __post_init__(self) -> None:
-        """Refuse values that make no sense."""
         super().__post_init__()
         try:
             object.__setattr__(self, "schedule", tuple((epochs, float(rate)) for epochs, rate in self.schedule))
         except (TypeError, ValueError) as problem:
-            raise OptionError(f"schedule={self.schedule!r} must be pairs of epochs and a learning rate") from problem
+            raise OptionError(
+                f"schedule={self.schedule!r} is not a sequence of (epochs, learning rate); give for example "
+                "((30, 0.005), (30, 0.002))"
+            ) from problem
         check_switch("early_stopping", self.early_stopping)
         if not 0 <= finite_number("dropout", self.dropout) < 1:
-            raise OptionError(f"dropout={self.dropout} must lie in [0, 1)")
+            raise OptionError(f"dropout={self.dropout} is out of range; give a number in [0, 1)")
         check_whole(self, 1, "batch_size", "patience")
         check_positive(self, "max_grad_norm")
         if not self.schedule or any(whole_number("epochs", n, 1) and not lr > 0 for n, lr in self.schedule):
-            raise OptionError(f"schedule={self.schedule!r} must be pairs of epochs and a learning rate above 0")
+            raise OptionError(
+                f"schedule={self.schedule!r} is empty or has a learning rate that is not positive; give for example "
+                "((30, 0.005), (30, 0.002))"
+            )
 
     @property
     def epochs(self) -> int:
-        """All epochs of the schedule."""
+        """Total number of epochs in the schedule."""
         return sum(epochs for epochs, _ in self.schedule)
 
     def learning_rate(self, epoch: int) -> float:
-        """That of one epoch; the last one's goes on beyond the schedule."""
+        """Return the learning rate of an epoch, counted from 0; after the schedule, its last learning rate."""
         for epochs, rate in self.schedule:
             if epoch < epochs:
                 return rate
@@ -71,8 +76,9 @@ class MLESettings(PolicySettings):
 
 
 PRESETS: dict[str, dict[str, object]] = {
-    # SeqGAN's pretraining: embedding and LSTM of 32, N(0, 0.1), Adam at 0.01, clip 5, batch 64, 120 epochs.
-    # It goes through the data in the same order every epoch; here each epoch has an order of its own.
+    # Generator pretraining of SeqGAN: embedding and LSTM of size 32, initial weights N(0, 0.1), Adam at 0.01, gradient
+    # norm 5, batch size 64, 120 epochs. Difference: the published code uses one order of the training sequences for
+    # all epochs; here every epoch shuffles them.
     "paper": {
         "embedding": 32,
         "hidden": 32,
@@ -80,7 +86,7 @@ PRESETS: dict[str, dict[str, object]] = {
         "schedule": ((120, 1e-2),),
         "early_stopping": False,
     },
-    # The same for a third of the epochs: where the published code's learning curve has become flat.
+    # "paper" with a third of the epochs, where the learning curve of the published code is already flat.
     "fast": {
         "embedding": 32,
         "hidden": 32,
@@ -89,21 +95,25 @@ PRESETS: dict[str, dict[str, object]] = {
         "early_stopping": False,
     },
     "strong": {},
-    # The grammar in well under a minute.
+    # Trains on the built-in grammar in well under a minute.
     "demo": {"dropout": 0.2, "schedule": ((4, 1e-2), (4, 3e-3)), "patience": 3},
-    # A pretrained Hugging Face model, in small steps.
+    # Fine-tuning of a pretrained Hugging Face model: a small learning rate and few epochs.
     "finetune": {"schedule": ((3, 5e-5),), "batch_size": 16, "patience": 1},
 }
 
 
 class MLE(Agent[MLESettings]):
-    """Maximum likelihood. A step of learn() is an epoch.
+    """Maximum likelihood estimation on the training split. One step of learn() is one epoch.
 
     >>> import gymnasium as gym, text_gym
     >>> env = gym.make("TextGen-v0", task=text_gym.make_task("grammar", train_size=256))
     >>> agent = MLE(env, seed=0, preset="demo", progress=False).learn(1)
     >>> agent.sample(2).tokens.shape
     (2, 21)
+
+    Args:
+        env: A TextGen-v0 environment. Its reward is not used.
+        **options: See `Agent` and `MLESettings`.
     """
 
     name = "mle"
@@ -115,33 +125,37 @@ class MLE(Agent[MLESettings]):
     learns_from_reward = False
 
     def build(self) -> None:
-        """The LSTM, with Adam, and the data."""
+        """Create the policy, its optimiser and the state of early stopping."""
         settings = self.settings
         self.policy = make_policy(settings, self.task.vocab, settings.dropout, self.device)
         self.best_policy = copy.deepcopy(self.policy)
-        self.latest_policy = copy.deepcopy(self.policy)  # while `policy` is the best one
+        self.latest_policy = copy.deepcopy(self.policy)  # used while `resting`
         self.optimizer = torch.optim.Adam(self.policy.parameters(), settings.learning_rate(0), fused=True)
         if not len(self.task.train.references):
-            raise OptionError(f"the 'train' split of task {self.task.name!r} has no sequences to learn from")
+            raise OptionError(
+                f"the 'train' split of task {self.task.name!r} is empty; give a task with training sequences"
+            )
         self.best_loss = math.inf
         self.best_epoch = self.epochs_waited = 0
-        self.resting = False  # whether `policy` is the best one, and not the latest
+        self.resting = False  # whether `policy` has the best weights, and `latest_policy` those of the last epoch
 
     @classmethod
     def stopped_early(cls, settings: MLESettings, patience: int) -> dict[str, object] | None:
-        """Return the hyper-parameters of early stopping, unless the run is stopped early already."""
+        """Return the hyper-parameters that turn on early stopping; None if it is on already."""
         return None if settings.early_stopping else {"early_stopping": True, "patience": patience}
 
     @property
     def default_steps(self) -> int:
-        """The epochs of the schedule."""
+        """Number of epochs in the schedule."""
         return self.settings.epochs
 
     def one_step(self, step: int) -> bool:
-        """One epoch."""
+        """Train for one epoch, then validate; return False to stop early."""
+        # 1. Shuffle the training sequences, and set the learning rate of the epoch.
         order = self.numpy_random(step).permutation(len(self.task.train.references))
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate(step)
+        # 2. Take one Adam step per minibatch.
         self.policy.train()
         total = tokens = 0.0
         for begin in range(0, len(order), self.settings.batch_size):
@@ -149,16 +163,17 @@ class MLE(Agent[MLESettings]):
             loss, count = self._update(self.task.batch("train", rows))
             total, tokens = total + loss * count, tokens + count
         self.logger.record("train/nll", total / max(tokens, 1))
+        # 3. Compute the validation loss.
         return self._validate(step)
 
     def _update(self, batch: Batch) -> tuple[float, int]:
-        """One step of Adam on the mean negative log-likelihood of the batch's tokens."""
+        """Take one Adam step on a minibatch; return its mean NLL per token and its number of tokens."""
         loss = self.likelihood_loss(batch)
         self.descend(loss, self.settings.max_grad_norm)
         return float(loss.detach()), int(batch.lengths.sum())
 
     def _validate(self, step: int) -> bool:
-        """Measure on the validation split; when stopping early, keep the best weights, and say when to end."""
+        """Compute the validation loss and, with early stopping, keep the best weights; return False to stop."""
         if not len(self.task.valid.references):
             return True
         loss = self.nll("valid")
@@ -172,7 +187,7 @@ class MLE(Agent[MLESettings]):
         return self.epochs_waited < self.settings.patience
 
     def begin_learning(self, anew: bool, interrupted: threading.Event) -> None:
-        """Go on from the latest weights, and wait again for an improvement if asked to go on."""
+        """Continue from the weights of the last epoch; with `anew`, start to count `patience` again."""
         super().begin_learning(anew, interrupted)
         if anew:
             self.epochs_waited = 0
@@ -181,26 +196,26 @@ class MLE(Agent[MLESettings]):
             self.resting = False
 
     def end_learning(self) -> None:
-        """Give the policy the weights that were best in validation."""
+        """Load the weights with the lowest validation loss into the policy."""
         if self.best_loss < math.inf:
             self.latest_policy.load_state_dict(self.policy.state_dict())
             self.policy.load_state_dict(self.best_policy.state_dict())
             self.resting = True
 
     def nll(self, split: str = "test") -> float:
-        """The mean negative log-likelihood of a split's tokens, EOS included, in nats."""
+        """Compute the mean negative log-likelihood per token of a split, in nats, EOS included."""
         batch = self.task.batch(split)
         if not len(batch):
-            raise OptionError(f"the {split!r} split of task {self.task.name!r} is empty")
+            raise OptionError(f"the {split!r} split of task {self.task.name!r} is empty; name another split")
         return float(-self.log_prob(batch.tokens, batch.lengths, batch.examples).sum() / batch.lengths.sum())
 
     def trained_parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
-        """The policy with Adam, and the best one and the latest one where they differ."""
+        """Return the policy and its optimiser, and with early stopping the best and the latest weights."""
         best = {"best": self.best_policy} if self.best_loss < math.inf else {}
         return super().trained_parts() | best | ({"latest": self.latest_policy} if self.resting else {})
 
     def trained_numbers(self) -> Json:
-        """Where early stopping stands."""
+        """Return the state of early stopping."""
         return {
             "best_loss": None if math.isinf(self.best_loss) else self.best_loss,
             "best_epoch": self.best_epoch,
@@ -209,7 +224,7 @@ class MLE(Agent[MLESettings]):
         }
 
     def restore_trained_numbers(self, numbers: Json) -> None:
-        """Put it back."""
+        """Restore the state of early stopping."""
         self.best_loss = math.inf if numbers["best_loss"] is None else float(numbers["best_loss"])
         self.best_epoch, self.epochs_waited = int(numbers["best_epoch"]), int(numbers["epochs_waited"])
         self.resting = bool(numbers["resting"])

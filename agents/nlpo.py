@@ -1,9 +1,12 @@
-"""NLPO: PPO that samples among the likely tokens only, as an older copy of the policy sees them.
+"""NLPO: PPO that samples only from the nucleus (top-p) of an older copy of the policy.
 
-One iteration: every few iterations copy the policy into the mask model; in each state mask all but the fewest tokens
-to which the mask model gives most of its probability; generate a rollout and learn from it as PPO does, within these
-masks; let each token pay for the log-ratio of policy and initial policy without masks, with a weight that adapts.
-The algorithm is sb3-contrib's MaskablePPO, unchanged. (Ramamurthy et al., arXiv:2210.01241.)
+The paper is Ramamurthy et al., "Is Reinforcement Learning (Not) for Natural Language Processing" (arXiv:2210.01241).
+sb3-contrib's MaskablePPO implements the update. One iteration has four steps:
+
+1. Every `mask_update_freq` iterations, copy the policy into the mask model.
+2. Collect a rollout. In each state, the action mask allows only the nucleus of the mask model.
+3. Subtract the KL penalty from the rewards. It compares policy and initial policy without masks, and its weight adapts.
+4. Update actor and critic as PPO does, within the same masks.
 """
 
 from __future__ import annotations
@@ -34,19 +37,18 @@ class NLPOSettings(PPOSettings):
     """Hyper-parameters of `NLPO`."""
 
     mask_top_p: float = 0.9
-    """Probability of the nucleus that the mask model keeps; 1 keeps all tokens."""
+    """Probability of the mask model's nucleus (top-p), outside of which tokens are masked; 1 masks no tokens."""
     mask_min_tokens: int = 5
-    """Tokens that the mask keeps at least."""
+    """Minimum number of tokens that are not masked."""
     mask_update_freq: int = 5
-    """Iterations between two copies of the policy into the mask model."""
+    """Number of iterations between updates of the mask model, which copy the policy into it."""
     kl: KLSettings = field(default_factory=lambda: KLSettings(weight=0.1, target=0.1))
-    """KL penalty."""
+    """KL penalty, which keeps the policy close to the initial policy."""
 
     def __post_init__(self) -> None:
-        """Check the values of the mask too."""
         super().__post_init__()
         if not 0 < finite_number("mask_top_p", self.mask_top_p) <= 1:
-            raise OptionError(f"mask_top_p={self.mask_top_p} must lie in (0, 1]")
+            raise OptionError(f"mask_top_p={self.mask_top_p} is out of range; give a number in (0, 1]")
         check_whole(self, 1, "mask_min_tokens", "mask_update_freq")
 
 
@@ -57,11 +59,11 @@ PRESETS: dict[str, dict[str, object]] = {
 
 
 class NLPO(ActorCritic[NLPOSettings]):
-    """Natural-language policy optimisation. A step of learn() is an iteration.
+    """Natural language policy optimisation (NLPO). One step of learn() is one iteration.
 
     Args:
         env: A TextGen-v0 environment.
-        **options: See `Agent` and `NLPOSettings`; `start` is usually an agent that `MLE` has trained.
+        **options: See `Agent` and `NLPOSettings`. `start` is usually an `MLE` agent.
     """
 
     name = "nlpo"
@@ -71,7 +73,7 @@ class NLPO(ActorCritic[NLPOSettings]):
     kl_without_masks = True
 
     def build(self) -> None:
-        """Create the algorithm and its policy, the mask model, and environments with its masks."""
+        """Create the algorithm and its policy, the mask model, and the environments with its masks."""
         super().build()
         settings = self.settings
         self.mask_model = frozen_copy(self.policy)
@@ -86,12 +88,12 @@ class NLPO(ActorCritic[NLPOSettings]):
         return maskable_ppo(self.envs, **options)
 
     def load_policy(self, policy: LanguageModel) -> None:
-        """Copy the weights of another policy to the actor, to a critic of its own, the reference and the mask model."""
+        """Copy the weights of another policy to the actor, a separate critic, the reference and the mask model."""
         super().load_policy(policy)
         self.mask_model.load_state_dict(policy.state_dict())
 
     def one_step(self, step: int) -> bool:
-        """Update the mask model if it is time, and run one iteration."""
+        """Update the mask model every `mask_update_freq` iterations, and run one iteration."""
         if step % self.settings.mask_update_freq == 0:
             self.mask_model.load_state_dict(self.policy.state_dict())
         return super().one_step(step)
@@ -102,21 +104,20 @@ class NLPO(ActorCritic[NLPOSettings]):
 
 
 class NucleusMasks(VecEnvWrapper):
-    """Environments whose masks allow only the nucleus of a language model, among what they allow themselves.
+    """VecEnv wrapper that restricts the action masks to the nucleus (top-p) of a language model.
 
     Args:
-        venv: Environments with `action_masks`, as `TextGenVecEnv` has.
-        model: The language model.
+        venv: Environments with a method `action_masks`, for example `TextGenVecEnv`.
+        model: Language model.
         top_p: Probability of the nucleus.
-        min_tokens: Tokens that are kept at least.
-        eos: Token that is always kept where the environment allows it, if there is one.
+        min_tokens: Minimum number of tokens that are not masked, as far as the environment allows them.
+        eos: EOS, which is never masked if the environment allows it; None in tasks without EOS.
         device: Device of the model.
     """
 
     def __init__(
         self, venv: VecEnv, model: LanguageModel, top_p: float, min_tokens: int, eos: int | None, device: torch.device
     ) -> None:
-        """Wrap the environments."""
         super().__init__(venv)
         self.top_p = top_p
         self.min_tokens = min_tokens
@@ -126,12 +127,12 @@ class NucleusMasks(VecEnvWrapper):
         self._observations: VecEnvObs = {}
 
     def reset(self) -> VecEnvObs:
-        """Start all episodes."""
+        """Reset all environments, and store their observations."""
         self._observations = self.venv.reset()
         return self._observations
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Keep the prefixes after a step."""
+        """Step all environments, and store their observations."""
         result = self.venv.step_wait()
         self._observations = result[0]
         return result
@@ -139,21 +140,21 @@ class NucleusMasks(VecEnvWrapper):
     def env_method(
         self, method_name: str, *method_args: object, indices: VecEnvIndices = None, **method_kwargs: object
     ) -> list[Any]:
-        """Return masks; any other method is the environments' own."""
-        found = self.venv.env_method(method_name, *method_args, indices=indices, **method_kwargs)
-        return list(self._nucleus(np.stack(found), indices)) if method_name == "action_masks" else found
+        """Call a method of the environments; the masks of `action_masks` are restricted to the nucleus."""
+        results = self.venv.env_method(method_name, *method_args, indices=indices, **method_kwargs)
+        return list(self._nucleus(np.stack(results), indices)) if method_name == "action_masks" else results
 
     @torch.no_grad()
-    def _nucleus(self, allowed: BoolArray, indices: VecEnvIndices) -> BoolArray:
-        """Compute which of the allowed tokens [n, V] are kept."""
+    def _nucleus(self, action_masks: BoolArray, indices: VecEnvIndices) -> BoolArray:
+        """Restrict action masks [n, V] to the nucleus of the mask model, [n, V]."""
         rows = list(self._get_indices(indices))
-        everything = self._observations
-        assert not isinstance(everything, tuple)  # prefixes, or a dict with prompts
-        here = {k: v[rows] for k, v in everything.items()} if isinstance(everything, dict) else everything[rows]
-        features = self.extractor(obs_as_tensor(here, self.device))
-        possible = torch.from_numpy(allowed).to(self.device)
-        logits = self.extractor.logits(features).masked_fill(~possible, -torch.inf)
+        stored = self._observations
+        assert not isinstance(stored, tuple)  # an array of prefixes, or a dict with prompts and prefixes
+        observations = {k: v[rows] for k, v in stored.items()} if isinstance(stored, dict) else stored[rows]
+        features = self.extractor(obs_as_tensor(observations, self.device))
+        allowed = torch.from_numpy(action_masks).to(self.device)
+        logits = self.extractor.logits(features).masked_fill(~allowed, -torch.inf)
         kept = nucleus_mask(logits, self.top_p, self.min_tokens)
         if self.eos is not None:
             kept[:, self.eos] = True
-        return (kept & possible).cpu().numpy()
+        return (kept & allowed).cpu().numpy()

@@ -1,9 +1,13 @@
-"""PPO, A2C and MaskablePPO: the algorithms of Stable-Baselines3, with a language model as the actor.
+"""PPO, A2C and MaskablePPO of Stable-Baselines3, with a language model as the actor.
 
-One iteration: every environment generates `n_steps` tokens, from new episodes on; the KL penalty is subtracted from
-the rewards; and the algorithm learns from this rollout. The algorithms are Stable-Baselines3's, unchanged. What is
-written here: their settings, the environments and the policy that they are given, and what makes a resumed run equal
-an uninterrupted one.
+One iteration has three steps:
+
+1. Collect a rollout: start new episodes and generate `n_steps` tokens in each environment.
+2. Subtract the KL penalty from the rewards, and compute the advantages (GAE).
+3. Update actor and critic on the rollout.
+
+Stable-Baselines3 implements the algorithms. This module has their settings, their environments and their policy, and
+makes runs resumable.
 """
 
 from __future__ import annotations
@@ -47,39 +51,38 @@ from text_gym.vector_env import TextGenVectorEnv
 
 @dataclass(frozen=True)
 class ActorCriticSettings(PolicySettings):
-    """Hyper-parameters of `A2C`, which `PPO`, `MaskablePPO` and `NLPO` share."""
+    """Hyper-parameters of `A2C`. `PPO`, `MaskablePPO` and `NLPO` have them too."""
 
     iterations: int = 100
-    """Iterations that learn() runs if it is not told."""
+    """Number of iterations, each with one rollout and one update. Overridden by learn(steps) and --steps."""
     n_envs: int = 64
-    """Parallel environments."""
+    """Number of parallel environments."""
     n_steps: int | None = None
-    """Tokens that each environment generates in an iteration; None for the length of the longest sequence."""
+    """Number of steps (tokens) per environment in a rollout; None for the maximum length of a sequence."""
     learning_rate: float = 1e-3
-    """Learning rate of Adam, and of RMSprop for A2C."""
+    """Learning rate of the optimiser: RMSprop for A2C, Adam for all others."""
     anneal_learning_rate: bool = False
-    """Whether the learning rate falls linearly to 0 over the iterations."""
+    """Whether to decrease the learning rate linearly to 0 over the iterations."""
     gamma: float = 1.0
     """Discount factor."""
     gae_lambda: float = 0.95
-    """Trade-off of bias and variance in generalised advantage estimation; 1 for the variance of plain returns."""
+    """Trade-off of bias and variance in generalised advantage estimation (GAE); 1 for Monte-Carlo returns."""
     critic: Literal["shared", "separate"] = "shared"
-    """Whether the critic reads the policy's own features, or those of a language model of its own."""
+    """Language model whose features the critic reads: the policy itself (shared), or a second one (separate)."""
     critic_layers: tuple[int, ...] = (64,)
-    """Sizes of the layers between features and value."""
+    """Sizes of the hidden layers of the critic."""
     vf_coef: float = 0.5
-    """Weight of the critic's loss."""
+    """Coefficient of the value function loss."""
     ent_coef: float = 0.0
-    """Weight of the entropy bonus."""
+    """Coefficient of the entropy bonus."""
     kl: KLSettings = field(default_factory=KLSettings)
-    """KL penalty."""
+    """KL penalty, which keeps the policy close to the initial policy."""
     max_grad_norm: float = 0.5
-    """Norm to which the gradient is clipped."""
+    """Maximum norm for gradient clipping."""
     normalize_advantage: bool = True
     """Whether to normalise advantages to mean 0 and standard deviation 1 in each minibatch."""
 
     def __post_init__(self) -> None:
-        """Check every value."""
         super().__post_init__()
         check_whole(self, 0, "iterations")
         check_whole(self, 1, "n_envs", "n_steps")
@@ -88,11 +91,16 @@ class ActorCriticSettings(PolicySettings):
         check_positive(self, "learning_rate", "max_grad_norm", "gamma")
         check_not_negative(self, "vf_coef", "ent_coef")
         if max(self.gamma, finite_number("gae_lambda", self.gae_lambda)) > 1 or self.gae_lambda < 0:
-            raise OptionError(f"gamma={self.gamma} and gae_lambda={self.gae_lambda} must lie in [0, 1]")
+            raise OptionError(
+                f"gamma={self.gamma} or gae_lambda={self.gae_lambda} is out of range; give numbers up to 1, "
+                "gamma above 0 and gae_lambda not below 0"
+            )
         if self.critic not in ("shared", "separate"):
-            raise OptionError(f"critic={self.critic!r} must be 'shared' or 'separate'")
+            raise OptionError(f"there is no critic {self.critic!r}; give 'shared' or 'separate'")
         if not isinstance(self.critic_layers, tuple | list):
-            raise OptionError(f"critic_layers={self.critic_layers!r} must be sizes of layers, as (64,)")
+            raise OptionError(
+                f"critic_layers={self.critic_layers!r} is not a sequence of layer sizes; give for example (64,)"
+            )
         sizes = tuple(whole_number("critic_layers", size, least=1) for size in self.critic_layers)
         object.__setattr__(self, "critic_layers", sizes)
 
@@ -102,16 +110,15 @@ class PPOSettings(ActorCriticSettings):
     """Hyper-parameters of `PPO` and `MaskablePPO`."""
 
     n_epochs: int = 4
-    """Epochs over each rollout."""
+    """Number of epochs per rollout when optimising the surrogate loss."""
     batch_size: int = 512
-    """Transitions in a minibatch, about: it holds all transitions of some environments."""
+    """Minibatch size, in transitions; rounded down to whole environments, that is, to a multiple of n_steps."""
     clip_range: float = 0.2
-    """Change of a token's probability, as a ratio, beyond which it has no gradient."""
+    """Clipping parameter: the surrogate loss clips the probability ratio of new and old policy to 1 +/- clip_range."""
     target_kl: float | None = None
-    """KL divergence from the policy of the rollout at which an iteration ends early; None for no limit."""
+    """Limit of the KL divergence between new and old policy; above 1.5 times this value, an update stops early."""
 
     def __post_init__(self) -> None:
-        """Check the values of PPO too."""
         super().__post_init__()
         check_whole(self, 1, "n_epochs")
         check_whole(self, 2, "batch_size")
@@ -121,12 +128,12 @@ class PPOSettings(ActorCriticSettings):
 PRESETS: dict[str, dict[str, object]] = {
     "fast": {"iterations": 60, "embedding": 32, "hidden": 32},
     "demo": {"iterations": 30},
-    # A pretrained Hugging Face model, in small steps that stay near it.
+    # Fine-tuning of a Hugging Face model: a small learning rate and a KL penalty keep the policy close to it.
     "finetune": {"n_envs": 32, "learning_rate": 1e-5, "kl": {"weight": 0.1}},
 }
 PPO_PRESETS: dict[str, dict[str, object]] = {
     **PRESETS,
-    # As published with GPT-2 on film reviews (RL4LMs, arXiv:2210.01241): small steps for a large model.
+    # Published settings for GPT-2 on film reviews (RL4LMs, arXiv:2210.01241).
     "imdb": {
         "n_envs": 10,
         "n_steps": 128,
@@ -138,26 +145,27 @@ PPO_PRESETS: dict[str, dict[str, object]] = {
     },
 }
 SB3_OPTIONS = inspect.signature(sb3.PPO).parameters.keys() - {"policy"}
-"""Settings with these names are handed to Stable-Baselines3; its `policy` is a class, and ours a kind of network."""
+"""Names of the settings that are passed to Stable-Baselines3. `policy` is not: there it is a class, here a string."""
 
 SettingsT = TypeVar("SettingsT", bound=ActorCriticSettings)
 
 
 class ActorCritic(Agent[SettingsT]):
-    """Base class of agents around Stable-Baselines3's on-policy algorithms. A step of learn() is an iteration.
+    """Base class of the agents that use Stable-Baselines3's on-policy algorithms. One step of learn() is one iteration.
 
-    `model` is Stable-Baselines3's algorithm, with its own learn(), save() and policy.
+    The attribute `model` is the Stable-Baselines3 algorithm.
     """
 
     presets = PRESETS
     shown = ("train/reward", "train/entropy")
     samples_within_masks: ClassVar[bool] = False
-    """Whether the algorithm applies the environment's masks; if not, the policy's logits have banned tokens masked."""
+    """Whether the algorithm applies the environments' action masks. If not, the policy masks the logits of banned
+    tokens."""
     kl_without_masks: ClassVar[bool] = False
-    """Whether the KL penalty is of the policies without the environment's masks."""
+    """Whether the KL penalty compares the policies without action masks."""
 
     def build(self) -> None:
-        """Create the environments, the algorithm with its policy, and the reference policy."""
+        """Create the environments, the algorithm and its policy, and the reference policy."""
         settings = self.settings
         self._check_rollout()
         self.envs = TextGenVecEnv(TextGenVectorEnv(settings.n_envs, "SameStep", rules=self.rules))
@@ -170,8 +178,8 @@ class ActorCritic(Agent[SettingsT]):
             "logit_mask": self._actor_mask,
         }
         options["device"] = self.device
-        options["stats_window_size"] = self.n_steps * settings.n_envs  # so that it holds all episodes of a rollout
-        with warnings.catch_warnings():  # minibatches of whole environments need not divide the rollout evenly
+        options["stats_window_size"] = self.n_steps * settings.n_envs  # enough for all episodes of a rollout
+        with warnings.catch_warnings():  # the last minibatch of whole environments may be smaller
             warnings.filterwarnings("ignore", "You have specified a mini-batch size")
             self.model = self.make_model(**options)
         self.actor_critic = cast("LanguageActorCritic", self.model.policy)
@@ -182,16 +190,20 @@ class ActorCritic(Agent[SettingsT]):
 
     @abstractmethod
     def make_model(self, **options: Any) -> OnPolicyAlgorithm:
-        """Create the algorithm; the options are those that all of them have."""
+        """Create the algorithm.
+
+        Args:
+            **options: Arguments that all on-policy algorithms of Stable-Baselines3 take.
+        """
 
     @property
     def n_steps(self) -> int:
-        """Tokens that each environment generates in an iteration."""
+        """Number of steps (tokens) per environment in a rollout."""
         return self.settings.n_steps or self.rules.limit
 
     @property
     def buffer_class(self) -> type[RolloutBuffer]:
-        """Rollout buffer of an algorithm without masks."""
+        """Rollout buffer of an algorithm without action masks."""
         return DictSequenceRolloutBuffer if self.task.conditional else SequenceRolloutBuffer
 
     @property
@@ -199,17 +211,20 @@ class ActorCritic(Agent[SettingsT]):
         return None if self.samples_within_masks else self.logit_mask
 
     def _check_rollout(self) -> None:
-        """Refuse rollouts of which nothing can be learned."""
+        """Raise OptionError if a rollout is too short to normalise advantages or to finish a sequence."""
         if self.settings.normalize_advantage and self.n_steps * self.settings.n_envs < 2:
             raise OptionError(
-                "advantages are normalised over at least two tokens; give a larger n_envs, or normalize_advantage=False"
+                "normalising advantages needs at least two tokens per rollout; give a larger n_envs, or "
+                "normalize_advantage=False"
             )
         limit = self.rules.limit
         if self.rules.eos is None and self.n_steps < limit:
-            raise OptionError(f"in n_steps={self.n_steps} no sequence of this task ever ends; give at least {limit}")
+            raise OptionError(
+                f"n_steps={self.n_steps} is shorter than every sequence of this task; give at least {limit}"
+            )
 
     def load_policy(self, policy: LanguageModel) -> None:
-        """Copy the weights of another policy to the actor, to a critic of its own and to the reference policy."""
+        """Copy the weights of another policy to the actor, a separate critic and the reference policy."""
         self.actor_critic.load_language_model(policy)
         self.reference.load_state_dict(policy.state_dict())
 
@@ -227,9 +242,10 @@ class ActorCritic(Agent[SettingsT]):
         settings = self.settings
         random = self.numpy_random(step)
         model = self.model
-        # One learn() for each iteration, which starts from new episodes, so that a resumed run equals an uninterrupted
-        # one. Its progress is that of the iteration, so the learning rate of the run is computed here; and of what
-        # Stable-Baselines3 keeps between iterations, checkpoints hold the number of updates, which it logs.
+        # Each iteration calls learn() of Stable-Baselines3 once, which starts new episodes. A resumed run therefore
+        # equals an uninterrupted one. Stable-Baselines3 knows only the progress of this iteration, so the annealed
+        # learning rate is computed here. Of the state that it keeps between iterations, checkpoints hold only the
+        # number of updates, which it logs.
         if settings.anneal_learning_rate:
             done = min(step, settings.iterations) / max(1, settings.iterations)
             rate = settings.learning_rate * (1 - done)
@@ -238,9 +254,9 @@ class ActorCritic(Agent[SettingsT]):
         self.envs.seed(int(random.integers(2**31)))
         kl_penalty = KLPenalty(self.reference, self.kl, self._actor_mask, self.kl_without_masks)
         with global_numpy_random(int(random.integers(2**32))):
-            try:  # None is for no logs of its own, which its type does not say
+            try:  # log_interval=None, which its annotation lacks, turns off the logs of Stable-Baselines3
                 model.learn(self.n_steps * settings.n_envs, kl_penalty, log_interval=None)  # type: ignore[arg-type]
-            except ValueError as problem:  # torch's distributions take no logits that are not finite
+            except ValueError as problem:  # torch's distributions raise it for logits that are not finite
                 self._check_finite(problem)
                 raise
         self._check_finite()
@@ -251,15 +267,15 @@ class ActorCritic(Agent[SettingsT]):
         return True
 
     def _check_finite(self, problem: Exception | None = None) -> None:
-        """Refuse weights that are not finite, so that they are never saved."""
+        """Raise TrainingError if weights are not finite, so that they are never saved."""
         if not all(bool(parameter.isfinite().all()) for parameter in self.actor_critic.parameters()):
             raise TrainingError(
-                "weights are no longer finite: training has diverged. "
-                "Lower the learning rate; the last checkpoint is from before."
+                "training has diverged: some weights are no longer finite; lower the learning rate and resume, because "
+                "the last checkpoint was saved before this update"
             ) from problem
 
     def trained_parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
-        """Return the policy, the critic, the optimiser of both, and the reference policy."""
+        """Return the policy, the critic, their common optimiser, and the reference policy."""
         policy = self.actor_critic
         critic = nn.ModuleDict({"layers": policy.mlp_extractor, "value": policy.value_net})
         if not policy.share_features_extractor:
@@ -267,7 +283,7 @@ class ActorCritic(Agent[SettingsT]):
         return super().trained_parts() | {"critic": critic, "reference": self.reference}
 
     def trained_numbers(self) -> dict[str, float]:
-        """Return the KL weight, and the number of updates that Stable-Baselines3 logs."""
+        """Return the KL weight and the number of updates, which Stable-Baselines3 logs."""
         return {"kl_weight": self.kl.weight, "n_updates": self.model._n_updates}
 
     def restore_trained_numbers(self, numbers: Mapping[str, float]) -> None:
@@ -277,7 +293,7 @@ class ActorCritic(Agent[SettingsT]):
 
 
 class PPO(ActorCritic[PPOSettings]):
-    """Proximal policy optimisation, by Stable-Baselines3. A step of learn() is an iteration.
+    """Proximal policy optimisation (PPO) of Stable-Baselines3. One step of learn() is one iteration.
 
     >>> import gymnasium as gym, text_gym
     >>> env = gym.make("TextGen-v0", reward="validity")
@@ -287,7 +303,7 @@ class PPO(ActorCritic[PPOSettings]):
 
     Args:
         env: A TextGen-v0 environment.
-        **options: See `Agent` and `PPOSettings`; `start` is usually an agent that `MLE` has trained.
+        **options: See `Agent` and `PPOSettings`. `start` is usually an `MLE` agent.
     """
 
     name = "ppo"
@@ -300,11 +316,11 @@ class PPO(ActorCritic[PPOSettings]):
 
 
 class A2C(ActorCritic[ActorCriticSettings]):
-    """Advantage actor-critic, by Stable-Baselines3: one update for each rollout.
+    """Advantage actor-critic (A2C) of Stable-Baselines3. One step of learn() is one rollout and one update.
 
     Args:
         env: A TextGen-v0 environment.
-        **options: See `Agent` and `ActorCriticSettings`; `start` is usually an agent that `MLE` has trained.
+        **options: See `Agent` and `ActorCriticSettings`. `start` is usually an `MLE` agent.
     """
 
     name = "a2c"
@@ -316,11 +332,13 @@ class A2C(ActorCritic[ActorCriticSettings]):
 
 
 class MaskablePPO(ActorCritic[PPOSettings]):
-    """PPO that samples within the environment's masks, those of a `constraint` included, by sb3-contrib.
+    """PPO with invalid action masking, of sb3-contrib. One step of learn() is one iteration.
+
+    The policy samples only tokens that the environment's action mask allows. This includes the mask of a `constraint`.
 
     Args:
         env: A TextGen-v0 environment.
-        **options: See `Agent` and `PPOSettings`; `start` is usually an agent that `MLE` has trained.
+        **options: See `Agent` and `PPOSettings`. `start` is usually an `MLE` agent.
     """
 
     name = "maskable-ppo"
@@ -334,17 +352,17 @@ class MaskablePPO(ActorCritic[PPOSettings]):
 
 
 def maskable_ppo(envs: VecEnv, **options: Any) -> OnPolicyAlgorithm:
-    """Create sb3-contrib's MaskablePPO with a language model as the actor (extra: contrib)."""
+    """Create sb3-contrib's MaskablePPO with a language model as the actor. Needs the extra "contrib"."""
     try:
         from agents.sb3.maskable import make_maskable_ppo
     except ImportError as problem:
-        raise DependencyError("this agent needs sb3-contrib: pip install 'text-gym[contrib]'") from problem
+        raise DependencyError("this agent needs sb3-contrib; install it: pip install 'text-gym[contrib]'") from problem
     return make_maskable_ppo(envs, **options)
 
 
 @contextmanager
 def global_numpy_random(seed: int) -> Iterator[None]:
-    """Seed numpy's global random numbers, from which Stable-Baselines3 shuffles; restore them afterwards."""
+    """Seed numpy's global generator, with which Stable-Baselines3 shuffles minibatches; restore its state on exit."""
     before = np.random.get_state()  # noqa: NPY002
     np.random.seed(seed)  # noqa: NPY002
     try:

@@ -1,8 +1,9 @@
-"""Scheduled sampling: maximum likelihood that reads some of its own tokens in place of real ones.
+"""Scheduled sampling: maximum likelihood where some of the input tokens are sampled from the policy.
 
-It is `MLE` but for one thing. Before each token a coin is tossed: shall the policy read the real token
-before it, or one that it drew itself there? What it has to predict is real in any case. The coin
-favours real tokens at first, and less so from epoch to epoch (Bengio et al., arXiv:1506.03099).
+The paper is Bengio et al., "Scheduled Sampling for Sequence Prediction with Recurrent Neural Networks"
+(arXiv:1506.03099). The only difference from `MLE` is the input of the policy: each previous token is the real one with
+probability epsilon, and a token sampled from the policy otherwise. The targets are always the real tokens. Epsilon
+decreases from epoch to epoch (section 2.4 of the paper).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from agents.mle import MLE, MLESettings
 from agents.mle import PRESETS as MLE_PRESETS
 from text_gym.errors import OptionError
 from text_gym.language_model import LanguageModel, draw_tokens
-from text_gym.validation import finite_number
+from text_gym.validation import finite_number, suggest
 
 Decay = Literal["linear", "exponential", "inverse_sigmoid"]
 DECAYS = ("linear", "exponential", "inverse_sigmoid")
@@ -27,28 +28,29 @@ DECAYS = ("linear", "exponential", "inverse_sigmoid")
 
 @dataclass(frozen=True)
 class ScheduledSamplingSettings(MLESettings):
-    """The hyper-parameters of `ScheduledSampling`: those of `MLE`, and how the coin changes."""
+    """Hyper-parameters of `ScheduledSampling`."""
 
     decay: Decay = "linear"
-    """How the share of real tokens falls with the epoch e = 1, 2, ...: 1 - r e, or (1 - r)^e, or
-    k / (k + exp(e / k)) with k = 1 / r."""
+    """Decay of the probability of reading a real token, for epoch e = 1, 2, ... and r = decay_rate:
+    - linear: 1 - r e
+    - exponential: (1 - r)^e
+    - inverse_sigmoid: k / (k + exp(e / k)), where k = 1 / r"""
     decay_rate: float = 0.01
-    """The r in it."""
+    """Decay rate r, between 0 and 1."""
     least_real: float = 0.0
-    """The share of real tokens does not fall below this."""
+    """Lower bound of the probability of reading a real token."""
 
     def __post_init__(self) -> None:
-        """Refuse values that make no sense."""
         super().__post_init__()
         if self.decay not in DECAYS:
-            raise OptionError(f"decay={self.decay!r} must be one of {DECAYS}")
+            raise OptionError(f"there is no decay {self.decay!r}." + suggest(str(self.decay), DECAYS))
         if not 0 < finite_number("decay_rate", self.decay_rate) < 1:
-            raise OptionError(f"decay_rate={self.decay_rate} must lie between 0 and 1")
+            raise OptionError(f"decay_rate={self.decay_rate} is out of range; give a number between 0 and 1")
         if not 0 <= finite_number("least_real", self.least_real) <= 1:
-            raise OptionError(f"least_real={self.least_real} must lie in [0, 1]")
+            raise OptionError(f"least_real={self.least_real} is out of range; give a number in [0, 1]")
 
     def share_of_real(self, epoch: int) -> float:
-        """How likely a real token is read, in an epoch counted from 0."""
+        """Return the probability of reading a real token (epsilon) in an epoch, counted from 0."""
         e, r = epoch + 1, self.decay_rate
         match self.decay:
             case "linear":
@@ -61,10 +63,11 @@ class ScheduledSamplingSettings(MLESettings):
 
 
 PRESETS: dict[str, dict[str, object]] = {
-    # The published share falls by 0.002 an epoch, there for 300 epochs, and here for the 120 of MLE. (There one
-    # coin is tossed for all tokens of the whole run, when the graph is built; here each token has its own.)
+    # In SeqGAN's published code, epsilon decreases by 0.002 per epoch. Two differences: training takes
+    # the 120 epochs of MLE, not 300; and every token has its own random choice, whereas the published code makes one
+    # choice for the whole run when it builds the graph.
     "paper": {**MLE_PRESETS["paper"], "decay_rate": 0.002},
-    "fast": {**MLE_PRESETS["fast"], "decay_rate": 0.006},  # falls as far in a third of the epochs
+    "fast": {**MLE_PRESETS["fast"], "decay_rate": 0.006},  # the same final epsilon in a third of the epochs
     "strong": {},
     "demo": {**MLE_PRESETS["demo"], "decay_rate": 0.05},
     "finetune": {**MLE_PRESETS["finetune"], "decay_rate": 0.1},
@@ -72,12 +75,16 @@ PRESETS: dict[str, dict[str, object]] = {
 
 
 class ScheduledSampling(MLE):
-    """Scheduled sampling. A step of learn() is an epoch.
+    """Scheduled sampling. One step of learn() is one epoch.
 
     >>> import gymnasium as gym, text_gym
     >>> env = gym.make("TextGen-v0", task=text_gym.make_task("grammar", train_size=256))
     >>> ScheduledSampling(env, seed=0, preset="demo", progress=False).learn(1).steps_done
     1
+
+    Args:
+        env: A TextGen-v0 environment. Its reward is not used.
+        **options: See `Agent` and `ScheduledSamplingSettings`.
     """
 
     name = "scheduled_sampling"
@@ -87,16 +94,17 @@ class ScheduledSampling(MLE):
     settings: ScheduledSamplingSettings
 
     def one_step(self, step: int) -> bool:
-        """One epoch."""
+        """Train for one epoch with this epoch's epsilon."""
         self.share_of_real = self.settings.share_of_real(step)
-        self.coins = self.torch_random(self.numpy_random(step))
+        self.input_generator = self.torch_random(self.numpy_random(step))
         self.logger.record("train/share_of_real", self.share_of_real)
         return super().one_step(step)
 
     def model_inputs(self, tokens: Tensor, prompts: Tensor | None) -> Tensor:
-        """The tokens, some of them replaced as the coins fall, by what the policy writes."""
-        self.policy.eval()  # it writes without dropout
-        inputs = mixed_inputs(self.restricted(self.policy), tokens, self.share_of_real, self.coins, prompts)
+        """Return the input tokens [n, T]: real ones, and tokens sampled from the policy without dropout."""
+        self.policy.eval()
+        model = self.restricted(self.policy)
+        inputs = mixed_inputs(model, tokens, self.share_of_real, self.input_generator, prompts)
         self.policy.train()
         return inputs
 
@@ -109,15 +117,25 @@ def mixed_inputs(
     generator: torch.Generator,
     prompts: Tensor | None = None,
 ) -> Tensor:
-    """The tokens [n, T], each of them replaced, with probability 1 - share, by one that the model draws there.
+    """Replace each token, with probability 1 - share_of_real, by a token sampled from the model.
 
-    What it draws at a place follows what it has read before it, its own tokens among that.
+    A sampled token is conditioned on the inputs before it, which include earlier sampled tokens.
+
+    Args:
+        model: Language model to sample from.
+        tokens: Real tokens [n, T]; padding is kept.
+        share_of_real: Probability of keeping a real token (epsilon).
+        generator: Source of random numbers.
+        prompts: Prompts [n, P].
+
+    Returns:
+        Input tokens [n, T].
     """
     inputs = tokens.clone()
     real = torch.rand(tokens.shape, generator=generator, device=tokens.device) < share_of_real  # [n, T]
     logits, state = model.start(len(tokens), prompts)
-    for t in range(tokens.shape[1] - 1):  # nothing reads the last one
-        drawn, _ = draw_tokens(logits, generator)
-        inputs[:, t] = torch.where(real[:, t] | (tokens[:, t] >= logits.shape[1]), tokens[:, t], drawn)
+    for t in range(tokens.shape[1] - 1):  # the last token is never an input
+        sampled, _ = draw_tokens(logits, generator)
+        inputs[:, t] = torch.where(real[:, t] | (tokens[:, t] >= logits.shape[1]), tokens[:, t], sampled)
         logits, state = model.step(inputs[:, t].clamp(max=logits.shape[1] - 1), state)
     return inputs

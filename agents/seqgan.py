@@ -1,7 +1,8 @@
-"""SeqGAN: REINFORCE whose reward is a discriminator, which is trained in alternation with the policy.
+"""SeqGAN: REINFORCE on the reward of a discriminator, which is trained in alternation with the policy.
 
-The comments name the lines of Algorithm 1 in Yu et al., "SeqGAN: Sequence Generative Adversarial Nets with Policy
-Gradient" (arXiv:1609.05473). The generator is the policy; its update is that of `agents.reinforce`.
+The paper is Yu et al., "SeqGAN: Sequence Generative Adversarial Nets with Policy Gradient" (arXiv:1609.05473). Comments
+and docstrings name the lines of its Algorithm 1. The generator of the paper is the policy; `agents.reinforce` has the
+generator update (lines 8 to 12).
 """
 
 from __future__ import annotations
@@ -30,51 +31,53 @@ from text_gym.rewards import Scorer
 from text_gym.sequences import Batch
 from text_gym.validation import check_whole, suggest
 
-HELD_OUT = 1000  # sequences of each kind that the discriminator's accuracy is measured on
+HELD_OUT = 1000  # maximum number of held-out real sequences, and of generated ones, to measure the discriminator on
 
 
 @dataclass(frozen=True)
 class SeqGANSettings(PolicyGradientSettings):
-    """Hyper-parameters of `SeqGAN`: those of a generator update, of the discriminator, and of the loop around them."""
+    """Hyper-parameters of `SeqGAN`: generator update, adversarial training, pretraining and discriminator."""
 
     rounds: int = 100
-    """Rounds of adversarial training that learn() runs if it is not told."""
+    """Number of rounds of adversarial training. Overridden by learn(steps) and --steps."""
     g_steps: int = 1
-    """Generator updates in a round."""
+    """Number of generator updates per round."""
     d_steps: int = 1
-    """Discriminator updates in a round, each on newly generated sequences."""
+    """Number of discriminator updates per round, each on newly generated sequences."""
     d_epochs: int = 1
-    """Epochs of a discriminator update, over the generated and as many real sequences."""
+    """Number of epochs per discriminator update."""
     d_samples: int = 10_000
-    """Sequences generated for a discriminator update; at most as many as there are real ones."""
+    """Number of real sequences, and of generated ones, per discriminator update; limited by the training split."""
     pretrain_preset: str = "strong"
-    """Preset of `MLE` for the generator's pretraining; unused with a warm start."""
+    """Preset of `MLE` for pretraining the generator. Not used with a warm start."""
     pretrain_epochs: int | None = None
-    """Epochs of the generator's pretraining; None for those of the preset."""
+    """Number of epochs for pretraining the generator; None for the number in the preset."""
     pretrain_d_steps: int = 10
-    """Discriminator updates before the first round."""
+    """Number of discriminator updates for pretraining the discriminator."""
     discriminator: DiscriminatorSettings = field(default_factory=DiscriminatorSettings)
-    """Discriminator."""
+    """Network, reward and training of the discriminator."""
 
     def __post_init__(self) -> None:
-        """Check the numbers of the loop too."""
         super().__post_init__()
         check_whole(self, 0, "rounds", "g_steps", "d_steps", "d_epochs", "pretrain_d_steps", "pretrain_epochs")
         check_whole(self, 1, "d_samples")
         if self.pretrain_preset not in MLE_PRESETS:
             raise OptionError(
-                f"pretrain_preset={self.pretrain_preset!r} is no preset of mle."
+                f"pretrain_preset={self.pretrain_preset!r} is not a preset of mle."
                 + suggest(str(self.pretrain_preset), MLE_PRESETS)
             )
 
 
 PRESETS: dict[str, dict[str, object]] = {
-    # As published: 120 epochs of MLE; 50 discriminator updates of 3 epochs; 200 rounds of 1 generator update and 5
-    # discriminator updates of 3 epochs. What differs: the training sequences are in another order in every epoch; as
-    # many sequences are generated as there are real ones (9,984, and not 10,000 of which the published code drops the
-    # rest); the policy itself completes by intention (there by accident: its moving average never moves); torch's LSTM
-    # has two biases, each drawn from N(0, 0.1) and each trained, where the published one has one; and the
-    # discriminator multiplies in bfloat16 where the device has it in hardware, unless discriminator.bfloat16=False.
+    # The published code: 120 epochs of MLE; 50 discriminator updates of 3 epochs; 200 rounds of 1 generator update and
+    # 5 discriminator updates of 3 epochs. Differences from it:
+    # - Every epoch shuffles the training sequences.
+    # - A discriminator update uses as many generated sequences as real ones, 9,984. The published code generates 10,000
+    #   and drops the last incomplete batch.
+    # - The policy itself generates the rollouts. The published code has a moving average of the policy for this, which
+    #   by mistake is never updated and equals the policy.
+    # - The LSTM has two bias vectors per gate, as in torch, each initialised from N(0, 0.1); the published one has one.
+    # - The discriminator uses bfloat16 autocast on devices that support it; discriminator.bfloat16=False turns it off.
     "paper": {
         **PUBLISHED_UPDATE,
         "rounds": 200,
@@ -84,9 +87,9 @@ PRESETS: dict[str, dict[str, object]] = {
         "pretrain_preset": "paper",
         "pretrain_d_steps": 50,
     },
-    # The published update at the least cost that came to the published NLL-oracle of 8.74: a third of the likelihood's
-    # epochs and of the rounds, and in each round one discriminator update of one epoch over 2,000 real and 2,000
-    # generated sequences. docs/results.md has the curve, beside that of a constant reward.
+    # The cheapest tested settings with the published update that reach the published NLL-oracle of 8.74: a third of the
+    # pretraining epochs and of the rounds, and in each round one discriminator update of one epoch on 2,000 real and
+    # 2,000 generated sequences. docs/results.md compares their learning curve with that of a constant reward.
     "fast": {
         **PUBLISHED_UPDATE,
         "rounds": 60,
@@ -96,8 +99,8 @@ PRESETS: dict[str, dict[str, object]] = {
         "d_steps": 1,
         "d_epochs": 1,
     },
-    # The grammar in about a minute: a small discriminator, log-odds as the reward, larger batches at a lower rate,
-    # and as much likelihood as reward, which holds the policy to the data.
+    # Trains on the built-in grammar in about a minute: a small discriminator with its log-odds as the reward, larger
+    # batches at a lower learning rate, and teacher forcing, which keeps the policy close to the data.
     "demo": {
         "pretrain_preset": "demo",
         "rounds": 20,
@@ -115,7 +118,7 @@ PRESETS: dict[str, dict[str, object]] = {
             "learning_rate": 1e-3,
         },
     },
-    # A pretrained Hugging Face model, in small steps that stay near it.
+    # Fine-tuning of a Hugging Face model: a small learning rate and a KL penalty keep the policy close to it.
     "finetune": {
         "pretrain_preset": "finetune",
         "rollouts": 4,
@@ -129,10 +132,10 @@ PRESETS: dict[str, dict[str, object]] = {
 
 
 class SeqGAN(Reinforce):
-    """SeqGAN. A step of learn() is a round; before the first one come both pretrainings.
+    """SeqGAN (Algorithm 1). One step of learn() is one round; both pretrainings run before the first round.
 
-    The environment defines the task; its reward is not used. `discriminator` is a Reward that any environment with
-    the same tokens may be given.
+    The environment defines the task; its reward is not used. The attribute `discriminator` is a Reward, which can be
+    passed to any environment with the same tokens.
 
     >>> import gymnasium as gym, text_gym
     >>> env = gym.make("TextGen-v0", task="oracle(vocab_size=9, max_length=4, train_size=64, valid_size=9)")
@@ -142,8 +145,10 @@ class SeqGAN(Reinforce):
 
     Args:
         env: A TextGen-v0 environment.
-        start_discriminator: Trained discriminator whose weights are copied, in place of its pretraining.
-        **options: See `Agent` and `SeqGANSettings`; with `start`, the generator is not pretrained.
+        seed: See `Agent`.
+        preset: Name of a set of hyper-parameters: "paper", "fast", "demo" or "finetune".
+        start_discriminator: Trained discriminator to copy the weights of. The discriminator is then not pretrained.
+        **options: See `Agent` and `SeqGANSettings`. With `start`, the generator is not pretrained.
     """
 
     name = "seqgan"
@@ -161,12 +166,11 @@ class SeqGAN(Reinforce):
         start_discriminator: Discriminator | None = None,
         **options: Any,
     ) -> None:
-        """Initialise with random weights, or with copies of trained ones."""
         self._start_discriminator = start_discriminator
         super().__init__(env, seed, preset, **options)
 
     def build(self) -> None:
-        """Initialise the generator and the discriminator, each with its own Adam (line 1)."""
+        """Initialise the generator and the discriminator, each with its own optimiser (line 1)."""
         super().build()
         self.discriminator = Discriminator(self.task, self.rules.limit, self.settings.discriminator, self.device)
         self._scorer = Scorer(self.discriminator, self.task)
@@ -178,18 +182,22 @@ class SeqGAN(Reinforce):
         self._check_real_sequences()
 
     def _check_real_sequences(self) -> None:
+        """Raise OptionError if there are no real sequences, or if they are longer than generated ones can be."""
         references = self.task.train.references
         if not len(references):
-            raise OptionError(f"the 'train' split of {self.task!r} has no sequences for the discriminator to see")
+            raise OptionError(
+                f"the discriminator needs real sequences, and the 'train' split of {self.task!r} is empty; "
+                "give a task with training sequences"
+            )
         longest = min(references.longest + (self.task.vocab.eos is not None), self.task.max_length)
         if longest > self.rules.limit:
             raise OptionError(
-                f"the 'train' split of {self.task!r} has sequences of {longest} tokens, and the environment ends at "
-                f"{self.rules.limit}: give max_length to make_task() too, so that real sequences are as short"
+                f"the 'train' split of {self.task!r} has sequences of {longest} tokens, and the environment limits "
+                f"them to {self.rules.limit}; give max_length={self.rules.limit} to make_task() too"
             )
 
     def begin_learning(self, anew: bool, interrupted: threading.Event) -> None:
-        """Run both pretrainings, as far as they have not been done (lines 2 to 5)."""
+        """Pretrain the generator and the discriminator, unless this is done already (lines 2 to 5)."""
         super().begin_learning(anew, interrupted)
         if not self.generator_pretrained:
             self.pretrain_generator()
@@ -198,16 +206,16 @@ class SeqGAN(Reinforce):
     def one_step(self, step: int) -> bool:
         """Run one round of adversarial training (lines 7 to 18)."""
         random = self.numpy_random(step)
-        for _ in range(self.settings.g_steps):
+        for _ in range(self.settings.g_steps):  # line 7
             self.update_generator(random)
-        for _ in range(self.settings.d_steps):
+        for _ in range(self.settings.d_steps):  # line 14
             for name, value in self.update_discriminator(random).items():
                 self.logger.record(f"discriminator/{name}", value)
         return True
 
     def pretrain_generator(self) -> None:
-        """Pretrain the generator by maximum likelihood (line 2), in a folder of its own, where it can be resumed."""
-        self.checkpoint()  # so that a run that is resumed has this one's seed and settings
+        """Pretrain the generator by maximum likelihood (line 2); its own subfolder makes it resumable."""
+        self.checkpoint()  # saves the seed and the settings, which a resumed run needs
         architecture = {field.name: getattr(self.settings, field.name) for field in fields(PolicySettings)}
         mle = MLE(
             self.env,
@@ -227,7 +235,7 @@ class SeqGAN(Reinforce):
         self.checkpoint()
 
     def pretrain_discriminator(self, interrupted: threading.Event) -> None:
-        """Pretrain the discriminator on what the generator samples (lines 4 and 5)."""
+        """Pretrain the discriminator on real and generated sequences (lines 4 and 5)."""
         steps = self.settings.pretrain_d_steps
         hidden = not self.progress or None
         with tqdm(total=steps, initial=self.d_steps_pretrained, desc="discriminator", disable=hidden) as bar:
@@ -245,27 +253,31 @@ class SeqGAN(Reinforce):
                 self.checkpoint()
 
     def update_generator(self, random: np.random.Generator) -> None:
-        """Update the policy on the discriminator's rewards of its rollouts (lines 8 to 12)."""
+        """Sample sequences, value their prefixes by rollouts, and update the policy (lines 8 to 12)."""
         self.update(self.torch_random(random), random)
 
     def rewards(self, batch: Batch) -> FloatArray:
-        """Score finished sequences with the discriminator, [n]."""
+        """Score finished sequences with the discriminator, [n]; the reward in equation 4 of the paper."""
         return self._scorer(batch).total
 
     def update_discriminator(self, random: np.random.Generator) -> dict[str, float]:
-        """Train the discriminator on real and newly generated sequences (lines 15 and 16), and measure it."""
+        """Train the discriminator on real and newly generated sequences (lines 15 and 16).
+
+        Returns:
+            The mean loss of the last epoch, and the accuracy on held-out sequences.
+        """
         generator = self.torch_random(random)
         chosen = random.permutation(len(self.task.train.references))[: self.settings.d_samples]
         real = self.task.batch("train", chosen)
-        generated = self.generate(len(real), generator, real.examples)  # for the same prompts
+        generated = self.generate(len(real), generator, real.examples)  # line 15; for the same prompts
         real_rows, generated_rows = self.discriminator.rows(real), self.discriminator.rows(generated)
         metrics = {}
-        for _ in range(self.settings.d_epochs):
+        for _ in range(self.settings.d_epochs):  # line 16
             metrics["loss"] = self.discriminator.train_epoch(real_rows, generated_rows, generator)
         return metrics | self._discriminator_accuracy(generator)
 
     def _discriminator_accuracy(self, generator: torch.Generator) -> dict[str, float]:
-        """Measure the discriminator's accuracy on held-out real sequences and on newly generated ones."""
+        """Compute the discriminator's accuracy on held-out real sequences and on newly generated ones."""
         real = self.task.batch("valid", np.arange(min(HELD_OUT, len(self.task.valid.references))))
         examples = real.examples if len(real) else None
         if examples is None and self.task.conditional:
@@ -280,43 +292,43 @@ class SeqGAN(Reinforce):
 
     @property
     def default_steps(self) -> int:
-        """Number of rounds in the settings."""
+        """Number of rounds of adversarial training in the settings."""
         return self.settings.rounds
 
     @classmethod
     def updates_in(cls, settings: PolicyGradientSettings, steps: int | None = None) -> int:
-        """Return the generator updates in so many rounds, or in as many as the settings say."""
+        """Return the number of generator updates in `steps` rounds, or in a whole run if None."""
         assert isinstance(settings, SeqGANSettings)
         return settings.g_steps * (settings.rounds if steps is None else steps)
 
     @classmethod
     def begins_with(cls, settings: PolicyGradientSettings) -> str:
-        """Describe what the policy begins with: before the first round it is pretrained."""
+        """Describe the initial policy without a warm start: SeqGAN pretrains it."""
         return f"{super().begins_with(settings)}, then its own MLE"
 
     @classmethod
     def relative_cost(cls, settings: PolicyGradientSettings, steps: int | None) -> float:
-        """Add the epochs of the discriminator to the updates of the generator."""
+        """Return the cost of the generator updates plus the number of discriminator epochs."""
         assert isinstance(settings, SeqGANSettings)
         rounds = settings.rounds if steps is None else steps
         return super().relative_cost(settings, steps) + rounds * settings.d_steps * settings.d_epochs
 
     def trained_parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
-        """Return the parts of `Reinforce`, and the discriminator with its Adam."""
+        """Return the parts of `Reinforce`, the discriminator and its optimiser."""
         return super().trained_parts() | {
             "discriminator": self.discriminator.network,
             "discriminator_adam": self.discriminator.optimizer,
         }
 
     def trained_numbers(self) -> Json:
-        """Return the numbers of `Reinforce`, and how far the pretrainings are."""
+        """Return the numbers of `Reinforce` and the progress of both pretrainings."""
         return super().trained_numbers() | {
             "generator_pretrained": self.generator_pretrained,
             "d_steps_pretrained": self.d_steps_pretrained,
         }
 
     def restore_trained_numbers(self, numbers: Json) -> None:
-        """Restore the numbers of `Reinforce`, and how far the pretrainings are."""
+        """Restore the numbers of `Reinforce` and the progress of both pretrainings."""
         super().restore_trained_numbers(numbers)
         self.generator_pretrained = bool(numbers["generator_pretrained"])
         self.d_steps_pretrained = int(numbers["d_steps_pretrained"])

@@ -1,8 +1,8 @@
-"""What every learner has in common: settings, a run that can be stopped and resumed, and a policy at work.
+"""Base class of all agents: hyper-parameters, sampling, the training loop and checkpoints.
 
-A learner's own file holds its settings, its losses and its loop. The loop calls `one_step` for
-each step of learn(); everything random in step k comes from the seed and k, so that a run that
-is resumed from the checkpoint after any step repeats the uninterrupted one bit for bit.
+The module of an algorithm has its hyper-parameters, its losses and its `one_step()`, which learn() calls for every
+step. The random numbers of step k depend only on the seed and on k. A run that is resumed from a checkpoint therefore
+equals an uninterrupted run bit for bit.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ if TYPE_CHECKING:
 AgentT = TypeVar("AgentT", bound="Agent[Any]")
 S = TypeVar("S", bound="DataclassInstance")
 
-# Saving may always take QUICK seconds; where it takes longer, SAVING is the share of the time that it may take.
+# A checkpoint that takes at most QUICK seconds is saved after every step. Slower ones take a share SAVING of the time.
 QUICK = 1.0
 SAVING = 0.1
 
 
 class Stream(IntEnum):
-    """Independent streams of random numbers of one step."""
+    """Independent streams of random numbers within a step."""
 
     SAMPLING = 1  # sample() between steps
     LEARNING = 2  # sample() within a step
@@ -77,62 +77,59 @@ class Stream(IntEnum):
     PRETRAINING = 4  # SeqGAN's pretraining of the discriminator
 
 
-RANDOM_WEIGHTS = "random weights"  # what a policy begins with that is neither pretrained nor another agent's
+RANDOM_WEIGHTS = "random weights"  # initial policy of an agent without pretraining and without a warm start
 
 
 class Updates(NamedTuple):
-    """Updates of one kind, under any reward: what a control runs."""
+    """Agent and hyper-parameters with which a control makes the same updates as another agent."""
 
     agent: str | None
-    """Registered name of the agent that makes them; None for the agent itself."""
+    """Registered name of the agent that makes the updates; None for the same agent."""
     settings: dict[str, object]
-    """Its hyper-parameters."""
+    """Hyper-parameters of this agent."""
 
 
 class Agent(ABC, Generic[S]):
-    """An agent that learns: `Agent(env).learn().sample(8)`.
+    """Base class of agents: `Agent(env).learn().sample(8)`.
 
-    An agent of your own creates its policy and its optimiser in build(), and learns in one_step(); everything else
-    is written here.
+    A subclass implements build(), which creates the policy and the optimiser, and one_step(), which learns.
 
     Args:
-        env: A TextGen-v0 environment, scalar or vector, which defines the task and the reward.
-        seed: Seed of everything random. If not given, the seed of the run in the folder, or a new one.
+        env: TextGen-v0 environment, scalar or vector. It defines the task and the reward.
+        seed: Seed of all random numbers. If None, the seed of the run in the folder, or else a random seed.
         preset: Name of a set of hyper-parameters.
-        folder: Folder of the run. If one of this agent is there already, it resumes from its last checkpoint: there
-            is one after every step, or where saving takes longer than a second, so many that it takes a tenth of the
-            time. CSV and JSON logs are written beside it.
-        device: "cpu", "cuda", or "auto" for a GPU where there is one.
-        threads: Threads of torch on a CPU; torch's choice if not given.
+        folder: Run folder for checkpoints and metrics. If it has a run of this agent, the agent resumes from its last
+            checkpoint. Checkpoints are saved after every step, or less often if saving takes more than a second.
+        device: "cpu", "cuda", or "auto" for the GPU if there is one.
+        threads: Number of threads that torch uses on a CPU; None for torch's default.
         progress: Whether learn() shows a progress bar.
-        log: Where metrics go, in the words of Stable-Baselines3's logger: "csv", "json", "stdout", "tensorboard".
-        start: Warm start: a trained agent whose policy this one starts from, for agents with `takes_start`.
-        **hyper: Hyper-parameters, which override those of the preset. A group takes a dict.
+        log: Outputs for metrics, as in Stable-Baselines3's logger: "csv", "json", "log", "stdout", "tensorboard".
+        start: Warm start: a trained agent whose policy is copied.
+        **hyper: Hyper-parameters, which override the preset. Give a group as a dict: `kl={"weight": 0.1}`.
     """
 
     name: ClassVar[str] = ""
-    """Name in checkpoints, logs and error messages; the class's name if empty."""
+    """Name in checkpoints, logs and error messages. The default is the name of the class in lower case."""
     settings_type: ClassVar[type] = NoSettings
     """Dataclass of the hyper-parameters."""
     presets: ClassVar[Presets] = {}
     """Named sets of hyper-parameters."""
     shown: ClassVar[tuple[str, ...]] = ()
-    """Metrics in the progress bar; the first two if none are named."""
+    """Metrics in the progress bar. By default, these are the first two that are recorded."""
     takes_start: ClassVar[bool] = True
-    """Whether it can start from another agent's policy, as all agents of a comparison do that can."""
+    """Whether the agent supports a warm start. In a comparison, it then starts from the common warm start."""
     is_warm_start: ClassVar[bool] = False
-    """Whether the other agents of a comparison start from its policy."""
+    """Whether the agent can be the common warm start of a comparison."""
     learns: ClassVar[bool] = True
-    """Whether it learns at all."""
+    """Whether the agent learns at all."""
     learns_from_reward: ClassVar[bool] = True
-    """Whether a reward has any part in what it learns."""
+    """Whether the agent learns from a reward."""
 
     settings: S
     policy: LanguageModel
     optimizer: torch.optim.Optimizer
 
     def __init_subclass__(cls, **kwargs: object) -> None:
-        """Name an agent after its class unless it has a name of its own."""
         super().__init_subclass__(**kwargs)
         cls.name = cls.__dict__.get("name", cls.__name__.lower())
 
@@ -149,7 +146,6 @@ class Agent(ABC, Generic[S]):
         start: Agent[Any] | None = None,
         **hyper: object,
     ) -> None:
-        """Create the policy; nothing is learned yet."""
         self._initial_policy = None if start is None else self._policy_of(start, env, hyper)
         self.settings = self.choose_settings(preset, **hyper)
         self.folder = None if folder is None else Path(folder)
@@ -163,26 +159,27 @@ class Agent(ABC, Generic[S]):
         self.task = self.rules.task
         self.device = find_device(device)
         self._sampler = torch.Generator(self.device)
-        self.n_sampled = 0  # sequences, completions of prefixes included
+        self.n_sampled = 0  # number of sampled sequences, including rollouts
         if threads is not None:
             torch.set_num_threads(whole_number("threads", threads, least=1))
         self.progress = progress
         self.log = checked_logs(log, self.folder)
         self.steps_done = 0
-        self.cost = {"seconds": 0.0, "sequences": 0.0}  # of learning: wall-clock time, and sequences sampled
-        self.finished = False  # whether a step has said that it was the last
-        self._next_save = 0.0  # on the clock of time.perf_counter(), where saving takes long
+        self.cost = {"seconds": 0.0, "sequences": 0.0}  # wall-clock time and sampled sequences of all steps
+        self.finished = False  # whether one_step() has returned False
+        self._next_save = 0.0  # earliest time of the next checkpoint, on the clock of time.perf_counter()
         self.logger = Logger(None, [])
         self._own_logger = True
-        self._log_rows = dict.fromkeys((writer.name for writer in WRITERS.values()), 0)  # of each file of metrics
-        self._checked_rows = False  # whether the files have as many
-        self._version: object = None  # of the checkpoint in the folder that this agent saved or loaded
+        self._log_rows = dict.fromkeys((writer.name for writer in WRITERS.values()), 0)  # rows in each metrics file
+        self._checked_rows = False  # whether the metrics files have been truncated to these rows
+        self._version: object = None  # version of the checkpoint in the folder that this agent last saved or loaded
         self._reseed_sampler(Stream.SAMPLING)
         with self.randomness(-1):
             self.build()
         if not isinstance(getattr(self, "policy", None), LanguageModel):
             raise OptionError(
-                f"build() of {type(self).__name__} must set self.policy to a text_gym.language_model.LanguageModel"
+                f"build() of {type(self).__name__} has not created a policy; set self.policy to a "
+                "text_gym.language_model.LanguageModel"
             )
         if self._initial_policy is not None:
             self.load_policy(self._initial_policy)
@@ -202,82 +199,88 @@ class Agent(ABC, Generic[S]):
 
     @classmethod
     def _policy_of(cls, start: Agent[Any], env: Env, hyper: dict[str, object]) -> LanguageModel:
-        """Check an agent to start from, and set the hyper-parameters of its architecture."""
+        """Return the policy of a warm start, and add its architecture to the hyper-parameters."""
         if not cls.takes_start:
-            raise OptionError(f"{cls.name} does not start from another agent's policy; leave start out")
+            raise OptionError(f"{cls.name} does not support a warm start; leave start out")
         if not hasattr(start, "policy"):
-            raise OptionError(f"start must be an agent, as MLE.load(folder, env) gives one, and not {start!r}")
+            raise OptionError(f"start={start!r} is not an agent; give for example MLE.load(folder, env)")
         known = {field.name for field in fields(cls.settings_type)}
         for name, value in architecture_of(start.policy).items():
             if name in known and hyper.setdefault(name, value) != value:
-                raise OptionError(f"{name}={hyper[name]!r}, but the policy to start from has {value!r}")
+                raise OptionError(
+                    f"{name}={hyper[name]!r} differs from the policy of the warm start, which has {value!r}; leave "
+                    f"{name} out"
+                )
         if start.task.vocab.tokens != rules_of(env).vocab.tokens:
-            raise OptionError(f"start was made for the tokens of {start.task!r}, which are not those of {env!r}")
+            raise OptionError(
+                f"the warm start was trained on {start.task!r}, whose tokens differ from those of {env!r}; train it on "
+                "the same task"
+            )
         return start.policy
 
-    # What an agent of your own defines.
+    # Methods to override in an algorithm.
 
     @abstractmethod
     def build(self) -> None:
-        """Create the policy, its optimiser and whatever else is trained."""
+        """Create the policy (self.policy), its optimiser (self.optimizer) and all other parts that are trained."""
 
     @abstractmethod
     def one_step(self, step: int) -> bool | None:
-        """Learn once, and record metrics in self.logger; returning False ends the run."""
+        """Run one step of learn(), and record its metrics in self.logger. Return False to end the run."""
 
     @property
     def default_steps(self) -> int:
-        """Number of steps that learn() takes if it is not told."""
+        """Number of steps of a whole run, which learn() takes if no number is given."""
         raise OptionError(
-            f"{self.name} has no number of steps of its own; say learn(steps), in `text-gym train` --steps, "
-            f"and in `text-gym compare` how it is called with (steps=...) behind it"
+            f"{self.name} has no default number of steps; give learn(steps), `text-gym train --steps`, or in "
+            f"`text-gym compare` an agent with (steps=...) behind its name"
         )
 
     def load_policy(self, policy: LanguageModel) -> None:
-        """Copy the weights of another policy; called for a warm start."""
+        """Copy the weights of another policy, for a warm start."""
         try:
             self.policy.load_state_dict(policy.state_dict())
         except RuntimeError as problem:
             raise OptionError(
-                f"build() of {type(self).__name__} makes another policy than the one to start from. "
-                "Make it by make_policy(self.settings, ...), with settings that derive from PolicySettings, "
-                "or say takes_start = False to begin with random weights"
+                f"build() of {type(self).__name__} creates a policy of another architecture than the warm start; "
+                "create it with make_policy(self.settings, ...) and settings that derive from PolicySettings, or set "
+                "takes_start = False for random initial weights"
             ) from problem
 
     def trained_parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
-        """Return the modules and optimisers that learning changes, whose tensors a checkpoint holds."""
+        """Return all modules and optimisers whose tensors belong in a checkpoint, by name."""
         return {"policy": self.policy, "adam": self.optimizer}
 
     def trained_numbers(self) -> Json:
-        """Return what else learning changes, as JSON can hold it."""
+        """Return all other state that belongs in a checkpoint, in types of JSON."""
         return {}
 
     def restore_trained_numbers(self, numbers: Json) -> None:
-        """Restore what trained_numbers() returned."""
+        """Restore the state that trained_numbers() returned."""
 
     @classmethod
     def same_updates(cls, settings: S, steps: int | None, reward: str) -> Updates | None:
-        """Return the updates that this agent makes, so that a control can make them under another reward.
+        """Return how a control can make the updates of this agent under another reward.
 
         Args:
             settings: Hyper-parameters of the agent.
-            steps: Number of steps that it learns; the settings' own if None.
+            steps: Number of steps of the run; None for the default number.
             reward: Reward of the control.
 
         Returns:
-            None for an agent that learns from no reward, or only from a reward of its own.
+            Agent and hyper-parameters of the control; None if the agent does not learn from the environment's reward.
         """
         own_reward = cls.rewards is not Agent.rewards
         return Updates(None, {}) if cls.learns_from_reward and not own_reward else None
 
     @classmethod
     def stopped_early(cls, settings: S, patience: int) -> dict[str, object] | None:
-        """Return the hyper-parameters that end learning at the best validation loss; None if it does so, or cannot."""
+        """Return the hyper-parameters that turn on early stopping; None if it is on already or not supported."""
         return None
 
     @classmethod
     def begins_with(cls, settings: S) -> str:
-        """Describe what the policy begins with where it has no warm start, for reports; "" if nothing is learned."""
+        """Describe the initial policy of a run without a warm start, for reports; "" if the agent does not learn."""
         if not cls.learns:
             return ""
         model = getattr(settings, "model", "")
@@ -285,14 +288,14 @@ class Agent(ABC, Generic[S]):
 
     @classmethod
     def relative_cost(cls, settings: S, steps: int | None) -> float:
-        """Estimate the cost of learning, for the order in which a comparison starts its runs."""
+        """Estimate the cost of a run in arbitrary units. A comparison starts its most expensive runs first."""
         return 0.0
 
     @classmethod
     def check_task(cls, task: Task) -> None:
-        """Refuse a task that the agent cannot be used with."""
+        """Raise an error if the agent does not support the task."""
 
-    # Generation.
+    # Sampling and log-probabilities.
 
     @property
     def restricts(self) -> bool:
@@ -300,12 +303,12 @@ class Agent(ABC, Generic[S]):
         return not self.rules.later_mask.all() or self.rules.min_length > 0
 
     def restricted(self, policy: LanguageModel) -> LanguageModel:
-        """Return the policy as it samples: without banned tokens, and without EOS before min_length."""
+        """Return the policy with banned tokens masked, and with EOS masked before min_length."""
         return policy if self.logit_mask is None else Restricted(policy, self.logit_mask)
 
     @cached_property
     def logit_mask(self) -> LogitMask | None:
-        """The mask added to the policy's logits when it samples; None if nothing is banned."""
+        """Mask that is added to the policy's logits for sampling; None if no tokens are banned."""
         if not self.restricts:
             return None
         early = self.tensor(self.rules.early_mask == 0)
@@ -321,22 +324,25 @@ class Agent(ABC, Generic[S]):
         seed: int | None = None,
         prompts: Sequence[str | Sequence[int] | Example] | None = None,
     ) -> Batch:
-        """Sample sequences, within the environment's banned tokens and min_length.
+        """Sample sequences. Tokens that the environment bans are never sampled, nor is EOS before min_length.
 
         Args:
-            n: Number of sequences; 1, or one for each prompt, if not given.
-            temperature: Divides the logits; below 1, likely tokens become likelier.
-            top_k: Sample from so many of the likeliest tokens; 0 for all.
-            top_p: Nucleus sampling: sample from the fewest likeliest tokens with this much probability together.
-            seed: Seed; if not given, each call samples other sequences.
-            prompts: Prompts as texts, ids or Examples; sampled from the environment's split if not given.
+            n: Number of sequences. If None, one for each prompt, or 1 without prompts.
+            temperature: Divisor of the logits; below 1, likely tokens become more likely.
+            top_k: Sample only from the k likeliest tokens; 0 for all.
+            top_p: Sample only from the likeliest tokens with total probability p (nucleus sampling); 1 for all.
+            seed: Seed. If None, every call returns different sequences.
+            prompts: Prompts as texts, token ids or Examples. If None, they are sampled from the environment's split.
+
+        Returns:
+            Batch of n sequences.
         """
         if isinstance(prompts, str):
             prompts = [prompts]
         examples = None if prompts is None else [self._example(prompt) for prompt in prompts]
         n = whole_number("n", (1 if examples is None else len(examples)) if n is None else n, least=0)
         if examples is not None and len(examples) != n:
-            raise OptionError(f"n={n}, but there are {len(examples)} prompts; leave n out")
+            raise OptionError(f"n={n} differs from the number of prompts, {len(examples)}; leave n out")
         sampling = Sampling(temperature, top_k, top_p).checked()
         generator = self._sampler if seed is None else torch.Generator(self.device).manual_seed(seed)
         if examples is None and self.task.conditional:
@@ -346,13 +352,13 @@ class Agent(ABC, Generic[S]):
     def generate(
         self, n: int, generator: torch.Generator, examples: Sequence[Example] | None, sampling: Sampling | None = None
     ) -> Batch:
-        """Sample n sequences, one for each of the examples if there are any."""
-        drawn = self.draw(n, generator, examples, sampling or Sampling())
+        """Sample n sequences as a batch; in tasks with prompts, one for each of the n examples."""
+        sampled = self.draw(n, generator, examples, sampling or Sampling())
         self.n_sampled += n
-        return Batch(drawn.tokens.cpu().numpy(), drawn.lengths.cpu().numpy(), self.task.vocab, examples)
+        return Batch(sampled.tokens.cpu().numpy(), sampled.lengths.cpu().numpy(), self.task.vocab, examples)
 
     def draw(self, n: int, generator: torch.Generator, examples: Sequence[Example] | None, sampling: Sampling) -> Drawn:
-        """Sample n sequences as tensors, with the log-probability of each token."""
+        """Sample n sequences as tensors, with the log-probability of each token; does not count them in n_sampled."""
         self.policy.eval()
         model = self.restricted(self.policy)
         prompts = self.prompt_tokens(examples)
@@ -376,14 +382,16 @@ class Agent(ABC, Generic[S]):
         Args:
             tokens: Sequences [n, T].
             lengths: Lengths [n], EOS included.
-            examples: The prompt of each sequence, in tasks with prompts.
-            as_sampled: Whether banned tokens have probability 0, as in sample(). Otherwise the probability is the
-                policy's own, because real sequences may contain what the environment bans.
-            temperature: Divides the logits, as in sample().
+            examples: Examples with the prompts [n], in tasks with prompts.
+            as_sampled: Whether banned tokens have probability 0, as in sample(). The default is the policy without the
+                environment's mask, because real sequences may contain banned tokens.
+            temperature: Divisor of the logits, as in sample().
         """
         batch = make_batch(tokens, lengths, self.task.vocab)
         if self.task.conditional and (examples is None or len(examples) != len(batch)):
-            raise OptionError(f"task {self.task.name!r} has prompts: give log_prob() the example of each sequence")
+            raise OptionError(
+                f"task {self.task.name!r} has prompts, and log_prob() did not get one for each sequence; give examples="
+            )
         self.policy.eval()
         model = self.policy
         if temperature != 1:
@@ -400,14 +408,24 @@ class Agent(ABC, Generic[S]):
         episode_start: object = None,
         deterministic: bool = False,
     ) -> tuple[IntArray, object]:
-        """Choose the next token of each prefix, as in Stable-Baselines3: the likeliest one, or a sampled one."""
+        """Choose the next token of each prefix; the interface is that of Stable-Baselines3.
+
+        Args:
+            observation: One observation of TextGen-v0, or a batch of observations.
+            state: Returned unchanged.
+            episode_start: Not used.
+            deterministic: Whether to choose the likeliest token instead of sampling.
+
+        Returns:
+            Actions, and `state`.
+        """
         parts = observation if isinstance(observation, Mapping) else {"prefix": observation}
         single = np.ndim(parts["prefix"]) == 1
         prefix = np.atleast_2d(np.asarray(parts["prefix"], dtype=np.int64))
         if prefix.shape[1] > self.rules.limit:
             raise OptionError(
-                f"predict() takes prefixes of at most {self.rules.limit} ids, not of {prefix.shape[1]} numbers; "
-                "make the environment with observation='tokens'"
+                f"predict() takes prefixes of at most {self.rules.limit} token ids, and the observation has "
+                f"{prefix.shape[1]} numbers; make the environment with observation='tokens'"
             )
         prompts = self.tensor(np.atleast_2d(parts["prompt"]).astype(np.int64)) if "prompt" in parts else None
         self.policy.eval()
@@ -417,13 +435,13 @@ class Agent(ABC, Generic[S]):
         return (chosen[0] if single else chosen), state
 
     def sample_examples(self, n: int, generator: torch.Generator) -> list[Example]:
-        """Sample prompts of the environment's split, uniformly."""
+        """Sample n examples, with their prompts, uniformly from the environment's split."""
         pool = self.task.split(self.rules.split)
         chosen = torch.randint(len(pool), (n,), generator=generator, device=self.device)
         return [pool[i] for i in chosen.tolist()]
 
     def prompt_tokens(self, examples: Sequence[Example] | None) -> Tensor | None:
-        """Return the prompts of examples as the policy reads them, [n, P]."""
+        """Return the prompts of examples as padded token ids, [n, P]; None without examples."""
         if examples is None:
             return None
         rows = [self.rules.prompt_row(example) for example in examples]
@@ -439,39 +457,46 @@ class Agent(ABC, Generic[S]):
     # Learning.
 
     def learn(self: AgentT, steps: int | None = None, callback: Callback = None) -> AgentT:
-        """Learn for some more steps, or up to the number in the settings.
+        """Learn for `steps` more steps, or up to the default number of steps.
 
-        Ctrl-C ends the run after the current step; a second one ends it at once.
+        The first Ctrl-C stops the run after the current step, the second one at once.
 
         Args:
-            steps: Number of steps; if not given, those that are left of the settings' own number.
-            callback: As in Stable-Baselines3; on_step() is called after every step.
+            steps: Number of further steps. If None, the remaining steps of a whole run, see `default_steps`.
+            callback: Callback of Stable-Baselines3, a list of callbacks, or a function. It is called after every step.
+
+        Returns:
+            The agent itself.
+
+        Raises:
+            KeyboardInterrupt: After Ctrl-C, when the checkpoint is saved.
+            TrainingError: If training has diverged.
         """
         last = self.default_steps if steps is None else self.steps_done + whole_number("steps", steps, least=0)
-        total_timesteps = last  # a name that callbacks look for
-        called = self._prepare_callback(callback)
+        total_timesteps = last  # callbacks read this name from locals()
+        prepared = self._prepare_callback(callback)
         with alone_in(self.folder), self._logging():
             with stop_on_interrupt() as interrupted:
                 self.begin_learning(steps is not None and self.finished, interrupted)
-                called.on_training_start(locals(), globals())
-                self._learn_until(total_timesteps, called, interrupted)
+                prepared.on_training_start(locals(), globals())
+                self._learn_until(total_timesteps, prepared, interrupted)
             self.end_learning()
             self._next_save = 0.0
             self.checkpoint()
-            called.on_training_end()
+            prepared.on_training_end()
         if interrupted.is_set():
-            kept = "" if self.folder is None else f" and saved in {self.folder}, from where the same command goes on"
-            raise KeyboardInterrupt(f"{self.name} was stopped after step {self.steps_done}{kept}")
+            saved = "" if self.folder is None else f" and saved in {self.folder}; run the same command to resume it"
+            raise KeyboardInterrupt(f"{self.name} was stopped after step {self.steps_done}{saved}")
         return self
 
     @contextmanager
     def _logging(self) -> Iterator[None]:
-        """Open the files of metrics, whose rows are those up to the checkpoint, and close them."""
+        """Truncate the metrics files to the rows of the checkpoint, open them, and close them on exit."""
         if self.folder is not None:
             if version_of(self.folder) != self._version:
                 raise CheckpointError(
-                    f"another agent has learned in {self.folder} since this one was made there; "
-                    "make it again to go on from its checkpoint, or give another folder"
+                    f"another agent has saved a checkpoint in {self.folder} since this agent was created; create the "
+                    "agent again to resume from that checkpoint, or give another folder"
                 )
             if not self._checked_rows:
                 self._log_rows, self._checked_rows = keep_rows(self.folder, self._log_rows), True
@@ -485,7 +510,7 @@ class Agent(ABC, Generic[S]):
 
     @classmethod
     def choose_settings(cls, preset: str | None = None, **hyper: object) -> S:
-        """Return all hyper-parameters: those given, over the preset's, over the defaults."""
+        """Return the hyper-parameters: `hyper` overrides the preset, which overrides the defaults."""
         if preset is not None and preset not in cls.presets:
             raise OptionError(f"{cls.name} has no preset {preset!r}." + suggest(str(preset), cls.presets))
         settings: S = cls.settings_type()
@@ -493,8 +518,8 @@ class Agent(ABC, Generic[S]):
             settings = changed(settings, cls.presets[preset], cls.name)
         return changed(settings, hyper, cls.name)
 
-    def _learn_until(self, last: int, called: BaseCallback, interrupted: threading.Event) -> None:
-        """Run step after step, each with its row of metrics and its checkpoint."""
+    def _learn_until(self, last: int, callback: BaseCallback, interrupted: threading.Event) -> None:
+        """Run all steps up to `last`; after each step, call the callback, log the metrics and save a checkpoint."""
         with tqdm(total=last, initial=self.steps_done, desc=self.name, disable=not self.progress or None) as bar:
             while self.steps_done < last and not self.finished and not interrupted.is_set():
                 self._reseed_sampler(Stream.LEARNING)
@@ -504,8 +529,8 @@ class Agent(ABC, Generic[S]):
                 self._reseed_sampler(Stream.SAMPLING)
                 bar.update()
                 bar.set_postfix(self._shown())
-                called.update_locals(locals())
-                goes_on = called.on_step()
+                callback.update_locals(locals())
+                goes_on = callback.on_step()
                 self.logger.record("time/step", self.steps_done)
                 for name, value in self.cost.items():
                     self.logger.record(f"time/{name}", round(value, 3))
@@ -515,97 +540,76 @@ class Agent(ABC, Generic[S]):
                     break
 
     def begin_learning(self, anew: bool, interrupted: threading.Event) -> None:
-        """Prepare learn(), before its first step.
+        """Prepare for learning; learn() calls this before its first step.
 
         Args:
-            anew: Whether the run had ended by itself, and is to go on nevertheless.
-            interrupted: Set by Ctrl-C; long preparations check it.
+            anew: Whether to continue a run that has ended by itself, for example by early stopping.
+            interrupted: Event that Ctrl-C sets; long preparations should check it.
         """
         self.finished = self.finished and not anew
 
     def end_learning(self) -> None:
-        """Finish learn(), after its last step; not called after an error."""
+        """Finish learning; learn() calls this after its last step, but not after an error."""
 
     def descend(self, loss: Tensor, max_grad_norm: float = math.inf) -> float:
-        """Take one step of the optimiser, and return the norm of the gradient before clipping.
+        """Clip the gradient of the loss and take one step of the optimiser.
 
-        A loss or a gradient that is not finite is an error, so that nothing is learned from it or saved.
+        Returns:
+            Norm of the gradient before clipping.
+
+        Raises:
+            TrainingError: If the loss or the norm is not finite. The weights are then unchanged.
         """
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.policy.parameters(), max_grad_norm)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             raise TrainingError(
-                f"the loss is {float(loss.detach())} and its gradient's norm {float(norm)}: training has diverged. "
-                "Lower the learning rate; the last checkpoint is from before."
+                f"training has diverged: the loss is {float(loss.detach())} and its gradient norm {float(norm)}; lower "
+                "the learning rate and resume, because the last checkpoint was saved before this update"
             )
         self.optimizer.step()
         return float(norm)
 
     def likelihood_loss(self, batch: Batch, mean: bool = True, weights: npt.ArrayLike | None = None) -> Tensor:
-        """Compute the negative log-likelihood of a batch's tokens, with gradient.
+        """Compute the negative log-likelihood of the tokens of a batch, with gradient.
 
         Args:
             batch: Real or sampled sequences.
-            mean: Whether to average over the tokens, or to sum.
-            weights: A factor for each sequence, [n]; with advantages this is the loss of REINFORCE.
+            mean: Whether to compute the mean over the tokens instead of the sum.
+            weights: Weight of each sequence, [n]. With advantages as weights, this is the loss of REINFORCE.
         """
         valid = self.tensor(batch.valid_mask)
         tokens = self.tensor(batch.tokens)
         prompts = self.prompt_tokens(batch.examples)
-        shares = valid / valid.sum() if mean else valid.float()  # [n, T]
+        token_weights = valid / valid.sum() if mean else valid.float()  # [n, T]
         if weights is not None:
-            shares = shares * self.tensor(np.asarray(weights, dtype=np.float32))[:, None]
-        return weighted_nll(self.policy, tokens, shares, prompts, self.model_inputs(tokens, prompts))[0]
+            token_weights = token_weights * self.tensor(np.asarray(weights, dtype=np.float32))[:, None]
+        return weighted_nll(self.policy, tokens, token_weights, prompts, self.model_inputs(tokens, prompts))[0]
 
     def model_inputs(self, tokens: Tensor, prompts: Tensor | None) -> Tensor | None:
-        """Return what likelihood_loss() feeds the policy in place of the real tokens [n, T]; None for the tokens."""
+        """Return the input tokens [n, T] of the policy in likelihood_loss(); None for teacher forcing."""
 
-    # Randomness, metrics, and what Stable-Baselines3's callbacks ask for.
+    # Interface for Stable-Baselines3's callbacks.
 
     def get_env(self) -> VecEnv | None:
-        """Return the environment as Stable-Baselines3's callbacks want it, where it is a scalar one."""
+        """Return a scalar environment as a VecEnv; None for a vector environment."""
         env = self.env
         return DummyVecEnv([lambda: env]) if isinstance(env, gym.Env) else None
 
     def get_vec_normalize_env(self) -> None:
-        """Return None: no environment here is normalised. Stable-Baselines3's callbacks ask."""
+        """Return None, because no environment is wrapped in VecNormalize."""
         return
 
     def set_logger(self, logger: Logger) -> None:
-        """Record metrics with this logger from now on, as in Stable-Baselines3."""
+        """Set the logger, which then replaces the logger of the run folder."""
         self.logger = logger
         self._own_logger = False
 
     @property
     def num_timesteps(self) -> int:
-        """Steps learned; the name that Stable-Baselines3's callbacks look for."""
+        """Number of steps learned so far."""
         return self.steps_done
-
-    @contextmanager
-    def randomness(self, step: int, *stream: int) -> Iterator[None]:
-        """Seed torch's global generator, for dropout and initial weights, by seed and step; restore it afterwards."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(int(self.numpy_random(step, Stream.TORCH, *stream).integers(2**63)))
-            yield
-
-    def numpy_random(self, step: int, *stream: int) -> np.random.Generator:
-        """Create the generator of one step; more numbers name further streams."""
-        return np.random.default_rng([self.seed, step + 1, *stream])
-
-    def torch_random(self, random: np.random.Generator) -> torch.Generator:
-        """Create a torch generator on the policy's device, seeded by a numpy generator."""
-        return torch.Generator(self.device).manual_seed(int(random.integers(2**63)))
-
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        """Count time and sampled sequences as learning; those of callbacks do not count."""
-        begin = time.perf_counter()
-        before = self.n_sampled
-        yield
-        self.cost["seconds"] += time.perf_counter() - begin
-        self.cost["sequences"] += self.n_sampled - before
 
     def _prepare_callback(self, callback: Callback) -> BaseCallback:
         model: Any = self  # callbacks are typed for Stable-Baselines3's algorithms
@@ -613,12 +617,39 @@ class Agent(ABC, Generic[S]):
         prepared.init_callback(model)
         return prepared
 
+    # Random numbers and metrics.
+
+    @contextmanager
+    def randomness(self, step: int, *stream: int) -> Iterator[None]:
+        """Seed torch's global generator, for initial weights and dropout, by seed and step; restore it on exit."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(int(self.numpy_random(step, Stream.TORCH, *stream).integers(2**63)))
+            yield
+
+    def numpy_random(self, step: int, *stream: int) -> np.random.Generator:
+        """Create the numpy generator of a step; `stream` selects an independent stream."""
+        return np.random.default_rng([self.seed, step + 1, *stream])
+
+    def torch_random(self, random: np.random.Generator) -> torch.Generator:
+        """Create a torch generator on the policy's device, and seed it from a numpy generator."""
+        return torch.Generator(self.device).manual_seed(int(random.integers(2**63)))
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Add time and sampled sequences to `cost`. Used around steps, so that callbacks do not count."""
+        begin = time.perf_counter()
+        before = self.n_sampled
+        yield
+        self.cost["seconds"] += time.perf_counter() - begin
+        self.cost["sequences"] += self.n_sampled - before
+
     def _reseed_sampler(self, stream: Stream) -> None:
-        """Let what sample() draws depend on the seed and the number of steps alone, within a step and after it."""
+        """Seed the generator of sample() by the seed and the number of steps."""
         self._sampler.manual_seed(int(self.numpy_random(self.steps_done, stream).integers(2**63)))
 
     def _shown(self) -> dict[str, str]:
-        """Return the metrics of the progress bar."""
+        """Return the metrics in the progress bar."""
         recorded = {k: v for k, v in self.logger.name_to_value.items() if isinstance(v, float) and "time" not in k}
         names = self.shown or tuple(recorded)[:2]
         return {name.split("/")[-1]: f"{recorded[name]:.4g}" for name in names if name in recorded}
@@ -626,15 +657,15 @@ class Agent(ABC, Generic[S]):
     # Checkpoints.
 
     def checkpoint(self) -> None:
-        """Save the run in its folder, if it has one; where saving takes long, only now and then."""
+        """Save a checkpoint in the run folder, if there is one. If saving is slow, most calls do nothing."""
         begin = time.perf_counter()
         if self.folder is not None and begin >= self._next_save:
             self.save(self.folder)
-            took = time.perf_counter() - begin
-            self._next_save = begin + took / SAVING if took > QUICK else 0.0
+            seconds = time.perf_counter() - begin
+            self._next_save = begin + seconds / SAVING if seconds > QUICK else 0.0
 
     def save(self, folder: str | Path) -> None:
-        """Save everything that learning resumes from."""
+        """Save a checkpoint, from which the agent can be loaded and resumed."""
         tensors, groups = pack_parts(self.trained_parts())
         state = {
             "settings": as_json(self.settings),
@@ -654,34 +685,40 @@ class Agent(ABC, Generic[S]):
 
     @classmethod
     def load(cls: type[AgentT], folder: str | Path, env: Env, **options: Any) -> AgentT:
-        """Load a saved agent for the same task; options are folder, device, threads, progress and log."""
+        """Load a saved agent.
+
+        Args:
+            folder: Folder of the checkpoint.
+            env: Environment with the task that the agent was trained on.
+            **options: Arguments of `Agent`: folder, device, threads, progress and log.
+        """
         state = read_state(folder, cls.name)
         settings, seed = state.get("settings"), state.get("seed")
         if not isinstance(settings, dict) or not isinstance(seed, int):
-            raise CheckpointError(f"the checkpoint in {folder} is damaged: it lacks its settings")
+            raise CheckpointError(f"the checkpoint in {folder} is damaged: it lacks the settings; train again")
         agent = cls(env, seed=seed, **options, **settings)
         agent._restore(Path(folder))
         return agent
 
     def _restore(self, folder: Path) -> None:
-        version = version_of(folder)  # before it is read: a run that is under way may replace it
+        """Load the newest checkpoint of a folder; raise CheckpointError if it does not fit this agent."""
+        version = version_of(folder)  # read first, because another process may replace the checkpoint
         saved = load_checkpoint(folder, self.name, self.device)
-        ours = {"settings": as_json(self.settings), "seed": self.seed, "task": self._described_task()}
-        theirs = dict(saved.state)
-        if isinstance(theirs.get("settings"), dict):  # a setting that was added since had what is now the default
-            theirs["settings"] = filled(theirs["settings"], as_json(self.settings_type()))
-        for what, value in ours.items():
-            if theirs.get(what) != value:
-                different = describe_difference(theirs.get(what), value)
+        current = {"settings": as_json(self.settings), "seed": self.seed, "task": self._described_task()}
+        previous = dict(saved.state)
+        if isinstance(previous.get("settings"), dict):  # settings of later versions have their defaults
+            previous["settings"] = filled(previous["settings"], as_json(self.settings_type()))
+        for name, value in current.items():
+            if previous.get(name) != value:
                 raise CheckpointError(
-                    f"the run in {folder} has other {what} than this agent: {different}. "
-                    "Give another folder, or the same arguments and the same task."
+                    f"the {name} of the run in {folder} differs from this agent's: "
+                    f"{describe_difference(previous.get(name), value)}; give the same arguments, or another folder"
                 )
         if saved.state.get("frozen") != self._frozen_digest():
             name = getattr(self.settings, "model", "its model")
             raise CheckpointError(
-                f"the run in {folder} was trained on top of other weights than {name!r} holds now; it saved only what "
-                "it trained. Put that model back as it was, or begin anew in another folder."
+                f"the weights of {name!r} have changed since the run in {folder}, which saved only the weights that it "
+                "trained; restore the model, or start a new run in another folder"
             )
         try:
             self.restore_trained_numbers(saved.state["trained"])
@@ -698,10 +735,10 @@ class Agent(ABC, Generic[S]):
         self._reseed_sampler(Stream.SAMPLING)
 
     def _frozen_digest(self) -> str | None:
-        """Return a digest of the policy's weights that are not in checkpoints, where it has any."""
+        """Return a hash of the policy's frozen weights, which are not in checkpoints; None if there are none."""
         return getattr(self.policy, "frozen_digest", None)
 
     def _described_task(self) -> Json:
-        """Describe what a policy depends on: the tokens, and the lengths."""
+        """Describe the task as far as the policy depends on it: tokens and lengths."""
         tokens = hashlib.blake2b("\0".join(self.task.vocab.tokens).encode("utf-8", "surrogatepass"), digest_size=8)
         return {"tokens": tokens.hexdigest(), "length": self.rules.limit, "prompt_length": self.task.prompt_length}

@@ -1,11 +1,10 @@
-"""Training runs on disk: a folder that at every moment holds one whole checkpoint.
+"""Checkpoints in a run folder. At any moment, the folder has one complete checkpoint.
 
-    run/latest.json             names the newest whole one
+    run/latest.json             names the newest complete checkpoint
     run/step-000012/            tensors.safetensors and state.json
 
-Tensors are in safetensors and everything else is JSON, so that loading runs no code. A new
-checkpoint is written beside the old one, and becomes the newest when latest.json is replaced,
-which a file system does at once or not at all.
+Tensors are stored as safetensors and everything else as JSON, so that loading runs no code. A new checkpoint is written
+beside the old one. It becomes the newest when latest.json is replaced, which is an atomic operation of the file system.
 """
 
 from __future__ import annotations
@@ -27,39 +26,39 @@ from text_gym.errors import DataError, TextGymError
 from text_gym.files import read_json, replace_file
 
 FORMAT = "text_gym checkpoint 2"
-NAME = re.compile(r"step-\d+(-again)?")  # of a folder with a checkpoint
+NAME = re.compile(r"step-\d+(-again)?")  # name of the subfolder with a checkpoint
 T = TypeVar("T")
 Json = dict[str, Any]
 """An object of JSON."""
 
 
 class CheckpointError(TextGymError, ValueError):
-    """A checkpoint that is missing, damaged, or of something else."""
+    """A checkpoint is missing, damaged, or belongs to another agent."""
 
 
 class Checkpoint(NamedTuple):
-    """What was saved."""
+    """Content of a checkpoint."""
 
     kind: str
-    """The agent's name."""
+    """Name of the agent."""
     step: int
-    """How many steps had been learned."""
+    """Number of steps learned."""
     state: Json
-    """Settings and whatever else JSON can hold."""
+    """Settings, seed, and everything else that is not a tensor."""
     tensors: dict[str, Tensor]
-    """Parameters, and the state of optimisers."""
+    """Parameters and the state of the optimisers."""
 
 
 def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
-    """Make this the folder's newest checkpoint, and remove the one before."""
+    """Save a checkpoint as the newest of the folder, and remove the previous one."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     before = _newest(folder)
     if before is not None and (kind := _read(folder / before / "state.json").get("kind")) != checkpoint.kind:
-        raise CheckpointError(f"{folder} holds a run of {kind!r}; give {checkpoint.kind!r} another folder")
+        raise CheckpointError(f"{folder} has a run of {kind!r}; give {checkpoint.kind!r} another folder")
     name = f"step-{checkpoint.step:06d}"
     if before == name:
-        name += "-again"  # never write into the one that latest.json names
+        name += "-again"  # never overwrite the checkpoint that latest.json names
     target = folder / name
     shutil.rmtree(target, ignore_errors=True)  # of a run that was killed while writing it
     target.mkdir()
@@ -79,7 +78,7 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(folder: str | Path, kind: str, device: str | torch.device = "cpu") -> Checkpoint:
-    """The newest checkpoint of a folder, which must be one of an agent of this kind."""
+    """Load the newest checkpoint of a folder; raise CheckpointError unless it is from an agent of this kind."""
     return _unless_replaced(folder, lambda: _load(Path(folder), kind, device))
 
 
@@ -89,38 +88,38 @@ def _load(folder: Path, kind: str, device: str | torch.device) -> Checkpoint:
         tensors = load_file(path / "tensors.safetensors", device=str(device))
         for key, tensor in tensors.items():
             if tensor.is_floating_point() and tensor.isnan().any():
-                raise ValueError(f"{key} holds numbers that are none")
+                raise ValueError(f"{key} has NaN values")
         return Checkpoint(kind, int(header["step"]), dict(header["state"]), tensors)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as problem:
         raise CheckpointError(f"the checkpoint in {folder} is damaged: {problem}") from problem
 
 
 def read_state(folder: str | Path, kind: str) -> Json:
-    """What JSON holds of the newest checkpoint, without its tensors."""
+    """Read the state of the newest checkpoint, without its tensors."""
     state = _unless_replaced(folder, lambda: _find(Path(folder), kind))[1].get("state")
     return state if isinstance(state, dict) else {}
 
 
 def _find(folder: Path, kind: str) -> tuple[Path, Json]:
-    """Where the newest checkpoint is, and its header."""
+    """Return the path of the newest checkpoint and the content of its state.json."""
     name = _newest(folder)
     if name is None:
-        raise CheckpointError(f"no checkpoint in {str(folder)!r}; is the path right?")
+        raise CheckpointError(f"there is no checkpoint in {str(folder)!r}; check the path")
     header = _read(folder / name / "state.json")
     if header.get("kind") != kind:
         raise CheckpointError(
-            f"{folder} holds a checkpoint of {header.get('kind')!r}, and not of {kind!r}; give another folder"
+            f"{folder} has a checkpoint of {header.get('kind')!r}, not of {kind!r}; give another folder"
         )
     return folder / name, header
 
 
 def has_checkpoint(folder: str | Path) -> bool:
-    """Whether there is anything to load."""
+    """Return whether the folder has a checkpoint."""
     return (Path(folder) / "latest.json").exists()
 
 
 def version_of(folder: str | Path) -> object:
-    """Return something that is equal as long as nobody saves a checkpoint in the folder; None if there is none."""
+    """Return a value that changes whenever a checkpoint is saved in the folder; None without a checkpoint."""
     try:
         status = (Path(folder) / "latest.json").stat()
     except OSError:
@@ -129,7 +128,7 @@ def version_of(folder: str | Path) -> object:
 
 
 def _unless_replaced(folder: str | Path, read: Callable[[], T]) -> T:
-    """Read a checkpoint, and read the next one if a run that is under way has replaced it meanwhile."""
+    """Read a checkpoint; read again if another process replaces it in the meantime."""
     for _ in range(100):
         version = version_of(folder)
         try:
@@ -145,7 +144,10 @@ def _newest(folder: Path) -> str | None:
         return None
     name = _read(folder / "latest.json").get("name")
     if not isinstance(name, str) or not NAME.fullmatch(name) or not (folder / name).is_dir():
-        raise CheckpointError(f"{folder / 'latest.json'} names the checkpoint {name!r}, which is not there")
+        raise CheckpointError(
+            f"{folder / 'latest.json'} names the checkpoint {name!r}, which does not exist; restore it, or start a new "
+            "run in another folder"
+        )
     return name
 
 
@@ -155,7 +157,7 @@ def _write(path: Path, content: Json) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Have a file or a folder on the disk before going on."""
+    """Wait until a file or a folder is written to disk (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -173,15 +175,22 @@ def _read(path: Path) -> Json:
     found = content.get("format") if isinstance(content, dict) else None
     if str(found).startswith(FORMAT[:-1]):
         raise CheckpointError(
-            f"cannot read {path}: another version made it ({found!r}, and this one reads {FORMAT!r}); train it again"
+            f"cannot read {path}: its format is {found!r}, and this version of text_gym reads {FORMAT!r}; train again"
         )
-    raise CheckpointError(f"cannot read {path}: it is not a {FORMAT}")
+    raise CheckpointError(f"cannot read {path}: it is not a {FORMAT}; check the path")
 
 
 def pack_parts(
     parts: Mapping[str, nn.Module | torch.optim.Optimizer],
 ) -> tuple[dict[str, Tensor], dict[str, list[Json]]]:
-    """Return the tensors of modules and optimisers, named after their part, and the settings of the optimisers."""
+    """Collect the tensors and the optimiser settings of modules and optimisers.
+
+    Args:
+        parts: Modules and optimisers by name.
+
+    Returns:
+        Tensors by name, "part.name", and the parameter groups of each optimiser without their tensors.
+    """
     tensors: dict[str, Tensor] = {}
     groups: dict[str, list[Json]] = {}
     for name, part in parts.items():
@@ -196,7 +205,7 @@ def pack_parts(
 def unpack_parts(
     parts: Mapping[str, nn.Module | torch.optim.Optimizer], tensors: Mapping[str, Tensor], groups: Json
 ) -> None:
-    """Load what pack_parts() returned into modules and optimisers."""
+    """Load the results of pack_parts() into modules and optimisers."""
     for name, part in parts.items():
         if isinstance(part, nn.Module):
             part.load_state_dict(tensors_of(name, tensors))
@@ -205,12 +214,12 @@ def unpack_parts(
 
 
 def tensors_of(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those named `name.something`, as `something`."""
+    """Return the tensors of one part, without the prefix "name." of their names."""
     return {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
 
 
 def pack_optimizer(name: str, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[Json]]:
-    """An optimiser's state as named tensors, and its groups' settings."""
+    """Return the state of an optimiser as tensors by name, and its parameter groups."""
     state = optimizer.state_dict()
     tensors = {
         f"{name}.{number}.{key}": torch.as_tensor(value)
@@ -223,7 +232,7 @@ def pack_optimizer(name: str, optimizer: torch.optim.Optimizer) -> tuple[dict[st
 def unpack_optimizer(
     name: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[Json]
 ) -> None:
-    """Give an optimiser the state that was packed."""
+    """Load the results of pack_optimizer() into an optimiser."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors_of(name, tensors).items():
         number, field = key.split(".")

@@ -1,4 +1,4 @@
-"""Functions of policies that agents are built on: which rules and device, likelihoods, and next-token logits."""
+"""Helpers of agents: log-probabilities of sequences, next-token logits, rules of an environment, and the device."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Env = gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]
 
 @torch.no_grad()
 def sequence_log_probs(model: LanguageModel, batch: Batch, prompts: Tensor | None, device: torch.device) -> FloatArray:
-    """Compute the log-probability of each sequence in nats, [n], a bounded number of logits at a time."""
+    """Compute the log-probability of each sequence in nats, [n], in chunks that limit the memory for logits."""
     scores = np.zeros(len(batch))
     vocab_size = len(batch.vocab)
     chunk = max(1, LOGITS_AT_ONCE[device.type == "cuda"] // max(1, batch.tokens.shape[1] * vocab_size))
@@ -35,12 +35,12 @@ def sequence_log_probs(model: LanguageModel, batch: Batch, prompts: Tensor | Non
 
 
 def next_logits(model: LanguageModel, prefix: Tensor, prompts: Tensor | None, pad: int) -> Tensor:
-    """Compute the logits [n, V] of the token after each prefix [n, T], padded as observations are."""
-    real = prefix != pad
+    """Compute the logits [n, V] of the token after each prefix [n, T], which is padded with `pad` on the right."""
+    valid = prefix != pad
     logits, state = model.start(len(prefix), prompts)
-    for t in range(int(real.sum(dim=1).max()) if len(prefix) else 0):
-        after, state = model.step(prefix[:, t].where(real[:, t], torch.zeros_like(prefix[:, t])), state)
-        logits = after.where(real[:, t, None], logits)
+    for t in range(int(valid.sum(dim=1).max()) if len(prefix) else 0):
+        stepped, state = model.step(prefix[:, t].where(valid[:, t], torch.zeros_like(prefix[:, t])), state)
+        logits = stepped.where(valid[:, t, None], logits)
     return logits
 
 
@@ -54,14 +54,14 @@ def rules_of(env: object) -> Rules:
     rules = getattr(getattr(env, "unwrapped", None), "rules", None)
     if not isinstance(rules, Rules):
         raise OptionError(
-            f"an agent learns in a TextGen-v0 environment, from gym.make('TextGen-v0') or from gym.make_vec without "
-            f"vectorization_mode, and not in {env!r}"
+            f"{env!r} is not a TextGen-v0 environment; make one with gym.make('TextGen-v0'), or with "
+            "gym.make_vec('TextGen-v0', num_envs=...) without vectorization_mode"
         )
     return rules
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device of this name; for "auto" a GPU where there is one."""
+    """Return the device with this name; "auto" is the GPU if there is one, else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -1,4 +1,4 @@
-"""The files of metrics in a run's folder: one of each kind, which goes on when the run goes on."""
+"""Metrics files of a run folder: CSV, JSON lines and TensorBoard. A resumed run appends to them."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from text_gym.files import replace_file, worded
 from text_gym.validation import suggest
 
 LOGS = ("csv", "json", "stdout", "log", "tensorboard")
-EVENTS = "events.out.tfevents.0"  # TensorBoard knows its files by the first words
+EVENTS = "events.out.tfevents.0"  # TensorBoard recognises its files by this prefix
 
 
 def checked_logs(kinds: str | Sequence[str], folder: Path | None) -> tuple[str, ...]:
-    """Return the kinds of logs, or raise an error that says which there are, or what they need."""
+    """Return the kinds of logs as a tuple; raise an error for an unknown kind, or for one that is not available."""
     kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
     for kind in kinds:
         if kind not in LOGS:
@@ -40,19 +40,21 @@ def checked_logs(kinds: str | Sequence[str], folder: Path | None) -> tuple[str, 
         try:
             import tensorboard  # type: ignore[import-untyped] # noqa: F401
         except ImportError as problem:
-            raise DependencyError("log='tensorboard' needs TensorBoard: pip install tensorboard") from problem
+            raise DependencyError(
+                "log='tensorboard' needs TensorBoard; install it: pip install tensorboard"
+            ) from problem
     if folder is None and {"tensorboard", "log"} & set(kinds):
-        raise OptionError(f"log={kinds!r} needs a place: give folder= too")
+        raise OptionError(f"log={kinds!r} needs a folder; give folder= too")
     return kinds
 
 
 def open_logger(folder: Path | None, kinds: Sequence[str], rows: Mapping[str, int]) -> Logger:
-    """Open the files of a run's metrics, to write behind their last rows; without a folder only the console.
+    """Create a logger that appends to the metrics files of a run.
 
     Args:
-        folder: Folder of the run.
-        kinds: Kinds of logs.
-        rows: Number of rows that each file has.
+        folder: Run folder; without one, only "stdout" is logged.
+        kinds: Kinds of logs, see LOGS.
+        rows: Number of rows in each file, by the name of the file.
     """
     if folder is None:
         return Logger(None, [HumanOutputFormat(sys.stdout) for kind in kinds if kind == "stdout"])
@@ -71,34 +73,33 @@ def open_logger(folder: Path | None, kinds: Sequence[str], rows: Mapping[str, in
 
 
 class RowWriter(KVWriter):
-    """Appends rows of metrics to a file.
+    """Base class of writers that append rows of metrics to a file.
 
     Args:
         folder: Folder of the file.
-        rows: Number of rows that each file in the folder has.
+        rows: Number of rows in each file of the folder, by the name of the file.
     """
 
     kind: ClassVar[str]
-    """Name that metrics are excluded by, as in Stable-Baselines3."""
+    """Kind of log, as in the `exclude` argument of Stable-Baselines3's logger."""
     name: ClassVar[str]
     """Name of the file."""
 
     def __init__(self, folder: Path, rows: Mapping[str, int]) -> None:
-        """Open the file behind its last row."""
         self.path = folder / self.name
         self.file: BinaryIO = self.path.open("ab")
         self.rows = rows.get(self.name, 0)
-        """Rows of the file, with its first one, which names its columns or its version."""
+        """Number of rows in the file, including a header row."""
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        """Append a row, and flush it."""
+        """Append a row, and flush the file."""
         kept = filter_excluded_keys(key_values, key_excluded, self.kind)
         self.append({name: self._plain(value) for name, value in kept.items()}, step)
         self.file.flush()
         self.rows += 1
 
     def _plain(self, value: Any) -> object:
-        """Return a number or a text as Python's own."""
+        """Convert a scalar or an array to builtin types."""
         if hasattr(value, "dtype"):
             value = value.item() if value.size == 1 else value.tolist()
         if not isinstance(value, str | int | float | list | None):
@@ -107,7 +108,7 @@ class RowWriter(KVWriter):
 
     @staticmethod
     def split(content: bytes) -> list[bytes]:
-        """Split the content of a file into its whole rows."""
+        """Split the content of a file into complete rows."""
         return [row for row in content.splitlines(keepends=True) if row.endswith(b"\n")]
 
     @abstractmethod
@@ -120,30 +121,29 @@ class RowWriter(KVWriter):
 
 
 class JSONLines(RowWriter):
-    """A JSON object a line; numbers that JSON lacks are "nan", "inf" and "-inf"."""
+    """JSON lines: one object per row. NaN and infinities are the strings "nan", "inf" and "-inf"."""
 
     kind = "json"
     name = "progress.json"
 
     def append(self, row: Mapping[str, object], step: int) -> None:
-        """Append a line."""
+        """Append a row."""
         self.file.write((json.dumps(worded(row), allow_nan=False) + "\n").encode())
 
 
 class CSV(RowWriter):
-    """A table, which is written anew when there is a metric that it has no column for."""
+    """CSV table with a header row. A new metric adds a column, for which the file is replaced."""
 
     kind = "csv"
     name = "progress.csv"
 
     def __init__(self, folder: Path, rows: Mapping[str, int]) -> None:
-        """Read the names of the columns."""
         path = folder / self.name
         self.columns = next(iter(_table(path, 1)), []) if path.exists() else []
         super().__init__(folder, rows)
 
     def append(self, row: Mapping[str, object], step: int) -> None:
-        """Append a line."""
+        """Append a row."""
         if new := [name for name in row if name not in self.columns]:
             self._add(new)
         self.file.write(_line(row.get(name) for name in self.columns))
@@ -160,12 +160,14 @@ class CSV(RowWriter):
 
 
 def _table(path: Path, most: int | None = None) -> list[list[str]]:
-    """Read the lines of a table, or the first of them."""
+    """Read the rows of a table, at most `most` if given."""
     try:
         with path.open(encoding="utf-8", errors="replace", newline="") as file:
             return list(islice(csv.reader(file), most))
     except csv.Error as problem:
-        raise DataError(f"{path} is damaged: {problem}; move it away, and the run goes on with a new one") from problem
+        raise DataError(
+            f"{path} is damaged: {problem}; move it away, and the run continues with a new file"
+        ) from problem
 
 
 def _line(values: Iterable[object]) -> bytes:
@@ -176,16 +178,15 @@ def _line(values: Iterable[object]) -> bytes:
 
 
 class TensorBoard(RowWriter):
-    """TensorBoard's file of events, with the metrics that are numbers.
+    """TensorBoard event file with the metrics that are numbers.
 
-    Written at once and by the thread that learns, so that an error is one of learn().
+    Events are written at once and in the thread of learn(), so that learn() raises errors.
     """
 
     kind = "tensorboard"
     name = EVENTS
 
     def __init__(self, folder: Path, rows: Mapping[str, int]) -> None:
-        """Open the file; its first event is its version."""
         from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
         from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
         from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
@@ -196,7 +197,7 @@ class TensorBoard(RowWriter):
 
     @staticmethod
     def split(content: bytes) -> list[bytes]:
-        """Split the content of a file into its whole events."""
+        """Split the content of a file into complete events. The first one is the version of the format."""
         events, begin = [], 0
         while begin + 8 <= len(content):
             end = begin + 8 + 4 + struct.unpack_from("<Q", content, begin)[0] + 4  # length, checksum, data, checksum
@@ -218,7 +219,7 @@ class TensorBoard(RowWriter):
 
 
 class _TextLog(HumanOutputFormat):
-    """Tables for people, in a file that goes on."""
+    """Human-readable tables, appended to a file."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path.open("a", encoding="utf-8"))
@@ -229,18 +230,21 @@ WRITERS: dict[str, type[RowWriter]] = {writer.kind: writer for writer in (CSV, J
 
 
 def rows_of(logger: Logger) -> dict[str, int]:
-    """Return the number of rows of each file that a logger writes."""
+    """Return the number of rows in each file of a logger, by the name of the file."""
     return {writer.name: writer.rows for writer in logger.output_formats if isinstance(writer, RowWriter)}
 
 
 def keep_rows(folder: Path, wanted: Mapping[str, int]) -> dict[str, int]:
-    """Cut the files of metrics after so many rows, and return how many each of them has.
+    """Truncate the metrics files to the rows of the last checkpoint.
 
-    A run that was killed may have left half a row, and rows of steps that it will repeat.
+    A killed run may leave an incomplete row, and rows of steps after the checkpoint, which it repeats when resumed.
 
     Args:
-        folder: Folder of the run.
-        wanted: Rows of each file; one that is not named keeps all.
+        folder: Run folder.
+        wanted: Number of rows to keep in each file, by the name of the file. Other files keep all complete rows.
+
+    Returns:
+        Number of rows in each file.
     """
     counts = {}
     for writer in WRITERS.values():

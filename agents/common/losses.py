@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens as losses, without keeping the logits of a whole batch."""
+"""Log-probabilities of tokens and weighted losses, in chunks: the logits of a whole batch are never in memory."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from agents.networks.policies import LogitMask
 from text_gym.language_model import WHOLE_SOFTMAX, LanguageModel, Sampling
 
 CHUNK_BYTES = (8 << 20, 1 << 30)
-"""Bytes of logits computed at a time on a CPU, which keeps so many in its cache, and on a GPU."""
+"""Size of a chunk of logits in bytes, on a CPU (fits its cache) and on a GPU."""
 
 
 class _WeightedNLL(torch.autograd.Function):
-    """sum_i weight_i * -log softmax(hidden_i @ W.T + b)[target_i], and its gradient in the same pass.
+    """Compute sum_i weight_i * -log softmax(hidden_i @ W.T + b)[target_i], and its gradient in the forward pass.
 
-    The logits of all tokens of a batch are far larger than a CPU's cache. The forward pass takes a few rows at a time
-    from logits to gradients, and keeps nothing of size [N, V].
+    The logits of a batch are much larger than the cache of a CPU. The forward pass therefore computes logits and
+    gradients of a few rows at a time, and never stores a tensor of size [N, V].
     """
 
     @staticmethod
@@ -52,13 +52,13 @@ class _WeightedNLL(torch.autograd.Function):
                 logits += logit_mask.at(positions[part])
             logits = adjusted_logits(logits, targets[part], sampling)
             torch.softmax(logits, dim=1, out=grad_logits)
-            # The likeliest token's probability is at least 1 / V, so its logarithm is safe.
-            total = logits.amax(dim=1) - grad_logits.amax(dim=1).log()
-            losses[part] = total - logits.gather(1, targets[part, None])[:, 0]
+            # logsumexp, by means of the likeliest token: its probability is at least 1 / V, so its logarithm is finite.
+            logsumexp = logits.amax(dim=1) - grad_logits.amax(dim=1).log()
+            losses[part] = logsumexp - logits.gather(1, targets[part, None])[:, 0]
             if not with_gradient:
                 continue
-            share = row_weights[part, None] / sampling.temperature
-            grad_logits.mul_(share).scatter_add_(1, targets[part, None], -share)
+            scale = row_weights[part, None] / sampling.temperature
+            grad_logits.mul_(scale).scatter_add_(1, targets[part, None], -scale)
             grad_hidden[part] = grad_logits @ weight
             if grad_weight is not None:
                 grad_weight.addmm_(grad_logits.T, hidden[part])
@@ -70,8 +70,8 @@ class _WeightedNLL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = (None if gradient is None else grads[0] * gradient for gradient in ctx.saved_tensors)
-        return *wanted, None, None, None, None, None
+        scaled = (None if gradient is None else grads[0] * gradient for gradient in ctx.saved_tensors)
+        return *scaled, None, None, None, None, None
 
 
 def weighted_nll(
@@ -83,19 +83,19 @@ def weighted_nll(
     logit_mask: LogitMask | None = None,
     sampling: Sampling = WHOLE_SOFTMAX,
 ) -> tuple[Tensor, Tensor]:
-    """Weighted sum of the negative log-probabilities of tokens, with gradient; and each of them, without.
+    """Compute the weighted sum of the negative log-likelihoods (NLL) of tokens.
 
     Args:
-        model: A language model. All logits are kept in memory where its `output` is not a linear layer.
-        tokens: [n, T]; any value where the weight is 0.
-        weights: [n, T], constants.
-        prompts: [n, P], read first.
-        inputs: [n, T], read by the model instead of the tokens.
-        logit_mask: Added to the logits.
-        sampling: How the tokens were sampled; their probabilities are those that they were sampled with.
+        model: Language model. If its `output` is not a linear layer, all logits are in memory at once.
+        tokens: Target tokens [n, T]; ignored where the weight is 0.
+        weights: Weights [n, T] without gradient.
+        prompts: Prompts [n, P].
+        inputs: Input tokens [n, T] of the model, if they are not the target tokens.
+        logit_mask: Mask that is added to the logits.
+        sampling: Temperature, top-k and top-p of the distribution in which the NLL is computed.
 
     Returns:
-        The sum, and the negative log-probabilities [n, T]; 0 where the weight is 0.
+        The weighted sum, with gradient, and the NLL of each token [n, T], without gradient and 0 where the weight is 0.
     """
     counted = weights != 0
     hidden = model.features(tokens if inputs is None else inputs, prompts)[counted]  # [N, H]
@@ -122,10 +122,10 @@ def weighted_nll(
 
 
 def adjusted_logits(logits: Tensor, targets: Tensor, sampling: Sampling) -> Tensor:
-    """Adjust logits [N, V] as sampling does, and never remove the tokens [N] that were sampled.
+    """Apply temperature, top-k and top-p to logits [N, V], but never remove the sampled tokens [N].
 
-    The logits of a whole batch differ in their last digits from those of single steps. A token that was sampled with
-    nearly the probability of another may now be just outside the top k, and its loss would be infinite.
+    The logits of a whole batch differ by rounding from the logits of single steps, with which the tokens were sampled.
+    A sampled token could otherwise be just outside the top k, and its loss would be infinite.
     """
     adjusted = sampling.adjust(logits)
     if sampling.top_k or sampling.top_p < 1:
@@ -138,18 +138,18 @@ def adjusted_logits(logits: Tensor, targets: Tensor, sampling: Sampling) -> Tens
 def chunked_log_probs(
     output: Callable[[Tensor], Tensor], features: Tensor, targets: Tensor, adjust: Callable[[Tensor, slice], Tensor]
 ) -> Tensor:
-    """Log-probabilities of tokens [N], without keeping all logits in memory.
+    """Compute the log-probabilities of tokens, [N], with the logits of one chunk in memory at a time.
 
     Args:
         output: Maps features [n, H] to logits [n, V].
-        features: [N, H].
-        targets: The tokens [N].
-        adjust: Adjusts the logits [n, V] of a slice of the rows.
+        features: Features [N, H] before each token.
+        targets: Tokens [N].
+        adjust: Maps the logits [n, V] of a chunk, and its slice of the N rows, to the logits to use.
     """
     chunk = max(1, CHUNK_BYTES[features.is_cuda] // (4 * output(features[:1]).shape[1]))
-    found = [torch.zeros(0, dtype=torch.float64, device=features.device)]
+    log_probs = [torch.zeros(0, dtype=torch.float64, device=features.device)]
     for begin in range(0, len(targets), chunk):
         part = slice(begin, begin + chunk)
         logits = adjust(output(features[part]), part).double()
-        found.append(-nn.functional.cross_entropy(logits, targets[part], reduction="none"))
-    return torch.cat(found)
+        log_probs.append(-nn.functional.cross_entropy(logits, targets[part], reduction="none"))
+    return torch.cat(log_probs)

@@ -1,7 +1,7 @@
-"""Monte-Carlo rollouts: the value of a sequence after each of its tokens.
+"""Monte-Carlo rollouts: estimates of the value of every prefix of a sequence.
 
-The state after a prefix is computed once, and all completions start from it. Finished sequences are scored in few large
-batches.
+A rollout completes a prefix by sampling, and the value of the prefix is the mean reward of its rollouts. The model's
+state after a prefix is computed once for all of its rollouts. Completions are scored in a few large batches.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from text_gym.sequences import Batch, Example
 from text_gym.vocab import Vocabulary
 
 Score = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Maps finished tokens [m, T], their lengths [m] and the rows of the batch that they belong to [m] to rewards [m]."""
+"""Maps finished sequences [m, T], their lengths [m] and their rows in the batch of sequences [m] to rewards [m]."""
 
 
 def score_sequences(
     rewards: Callable[[Batch], FloatArray], vocab: Vocabulary, examples: Sequence[Example] | None
 ) -> Score:
-    """Make a score of a reward.
+    """Create a scoring function of tensors from a reward of batches.
 
     Args:
-        rewards: Computes the rewards [m] of a batch, whose arrays are read-only.
-        vocab: The vocabulary of the tokens.
-        examples: The prompt and references of each row, in tasks with prompts.
+        rewards: Computes the rewards [m] of a batch. The arrays of the batch are read-only.
+        vocab: Vocabulary of the sequences.
+        examples: Prompt and references of each row, in tasks with prompts.
     """
 
     def score(tokens: Tensor, lengths: Tensor, rows: Tensor) -> Tensor:
@@ -58,24 +58,27 @@ def rollout_values(
     scored_together: int = 4096,
     sampling: Sampling = WHOLE_SOFTMAX,
 ) -> Tensor:
-    """Estimate the value of sequences before their first token and after each token, [n, T + 1].
+    """Estimate the value of sequences before their first token and after each token.
 
-    After t tokens the value is the mean reward of `rollouts` completions of these tokens. At the end and after it, it
-    is the sequence's own reward. Without rollouts it is that everywhere.
+    The value after t tokens is the mean reward of `rollouts` completions of these tokens. From the last token on, it is
+    the reward of the sequence itself. With rollouts=0, it is this reward everywhere.
 
     Args:
-        model: Completes prefixes.
-        tokens: Finished sequences [n, T], PAD after the end.
-        lengths: [n], EOS included.
-        score: The reward.
-        rollouts: Completions of each prefix.
-        eos: The token that ends a sequence, if there is one.
+        model: Language model that completes the prefixes.
+        tokens: Finished sequences [n, T], padded with PAD.
+        lengths: Lengths [n], EOS included.
+        score: Reward of finished sequences.
+        rollouts: Number of rollouts per prefix.
+        eos: EOS; None in tasks without EOS.
         generator: Source of random numbers.
-        prompts: [n, P], read first.
-        from_start: Whether to estimate the value before the first token; otherwise it is 0.
-        chunk: Prefixes completed at a time, which bounds the memory for logits.
-        scored_together: Completions kept until they are scored.
-        sampling: How completions are sampled. For the values of a policy, as it sampled the sequences.
+        prompts: Prompts [n, P].
+        from_start: Whether to estimate the value before the first token too; otherwise it is 0.
+        chunk: Number of rollouts generated at a time; limits the memory for logits.
+        scored_together: Number of completions that are collected before they are scored.
+        sampling: Temperature, top-k and top-p of the rollouts. They should equal those of the sequences.
+
+    Returns:
+        Values [n, T + 1].
     """
     n, width = tokens.shape
     own = score(tokens, lengths, torch.arange(n, device=tokens.device)).double()
@@ -89,12 +92,12 @@ def rollout_values(
             logits, state = model.step(tokens[:, t - 1].clamp(max=logits.shape[1] - 1), state)
         if not t and not from_start:
             continue
-        alive = (lengths > t).nonzero()[:, 0]
-        rows = alive.repeat_interleave(rollouts)
+        unfinished = (lengths > t).nonzero()[:, 0]
+        rows = unfinished.repeat_interleave(rollouts)
         for part in torch.split(rows, chunk):
-            inner = map_state(lambda tensor: tensor[part], state)  # noqa: B023 - used at once
-            drawn = complete(model, tokens[part, :t], logits[part], inner, width, eos, generator, sampling)
-            pending.add(drawn.tokens, drawn.lengths, part, t)
+            part_state = map_state(lambda tensor: tensor[part], state)  # noqa: B023 - used at once
+            completed = complete(model, tokens[part, :t], logits[part], part_state, width, eos, generator, sampling)
+            pending.add(completed.tokens, completed.lengths, part, t)
     pending.flush()
     values = totals / rollouts
     ended = torch.arange(width + 1, device=tokens.device) >= lengths[:, None]
@@ -102,7 +105,7 @@ def rollout_values(
 
 
 class _Pending:
-    """Completions that wait until there are enough of them for a batch."""
+    """Completions to be scored, in batches of at least `batch_size`; adds their rewards to `totals` [n, T + 1]."""
 
     def __init__(self, score: Score, totals: Tensor, batch_size: int) -> None:
         self._score = score
@@ -118,11 +121,11 @@ class _Pending:
             self.flush()
 
     def flush(self) -> None:
-        """Score all completions, and add each reward to the total of its sequence and number of tokens."""
+        """Score all pending completions, and add each reward to the total of its prefix."""
         if not self._parts:
             return
-        tokens, lengths, rows, places = (torch.cat(column) for column in zip(*self._parts, strict=True))
+        tokens, lengths, rows, positions = (torch.cat(column) for column in zip(*self._parts, strict=True))
         rewards = self._score(tokens, lengths, rows).to(self._totals.dtype)
-        self._totals.index_put_((rows, places), rewards, accumulate=True)
+        self._totals.index_put_((rows, positions), rewards, accumulate=True)
         self._parts = []
         self._count = 0

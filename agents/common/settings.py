@@ -1,4 +1,7 @@
-"""Hyper-parameters as frozen dataclasses, some of whose fields are groups: dataclasses of their own."""
+"""Hyper-parameters: frozen dataclasses, in which a group of hyper-parameters is a nested dataclass.
+
+The docstrings of the fields are the text of --help.
+"""
 
 from __future__ import annotations
 
@@ -21,19 +24,18 @@ Presets = Mapping[str, Mapping[str, object]]
 
 @dataclass(frozen=True)
 class NoSettings:
-    """Settings of an agent without hyper-parameters."""
+    """Settings of agents without hyper-parameters."""
 
 
 def changed(settings: S, changes: Mapping[str, object], owner: str, prefix: str = "") -> S:
     """Return the settings with some values replaced.
 
-    A group takes a dict of the values that change, or a whole group; one that has a `kind` takes its kind alone.
-
     Args:
         settings: A frozen dataclass.
-        changes: New values by name.
+        changes: New values by name. The value of a group is a dict of new values, or an instance of its dataclass. For
+            a group with a field `kind`, a string is the new kind.
         owner: Name of the agent, for error messages.
-        prefix: Name of the group that the settings are, with a dot behind it.
+        prefix: Name of the group and a dot, for error messages; "" outside of groups.
     """
     known = {field.name: getattr(settings, field.name) for field in fields(settings)}
     values: dict[str, object] = {}
@@ -47,44 +49,44 @@ def changed(settings: S, changes: Mapping[str, object], owner: str, prefix: str 
             value = changed(group, value, owner, f"{prefix}{name}.")
         elif _is_group(group) and not isinstance(value, type(group)):
             raise OptionError(
-                f"{owner}: {prefix}{name} is a group of hyper-parameters; give a dict, for example "
-                f"{name}={{{fields(group)[0].name!r}: {getattr(group, fields(group)[0].name)!r}}}, not {value!r}"
+                f"{owner} has a group of hyper-parameters {prefix}{name}, and {value!r} is not a dict; give for "
+                f"example {name}={{{fields(group)[0].name!r}: {getattr(group, fields(group)[0].name)!r}}}"
             )
         values[name] = value.item() if isinstance(value, np.generic) else value
     return replace(settings, **values)
 
 
 def merged(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options with changes over them; what is given of a group adds to what was given of it before.
+    """Update options with changes. Options of the same group are merged.
 
     >>> merged({"kl": {"weight": 0.1}, "rounds": 3}, {"kl": {"target": 0.05}, "rounds": 4})
     {'kl': {'weight': 0.1, 'target': 0.05}, 'rounds': 4}
     >>> merged({"discriminator": "recurrent"}, {"discriminator": {"hidden": 8}})
     {'discriminator': {'kind': 'recurrent', 'hidden': 8}}
     """
-    found = dict(options)
+    result = dict(options)
     for name, value in changes.items():
-        old = found.get(name)
+        old = result.get(name)
         if isinstance(old, str) and isinstance(value, Mapping):
             old = {"kind": old}
         elif isinstance(old, Mapping) and isinstance(value, str):
             value = {"kind": value}
-        found[name] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return found
+        result[name] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
 
 
 def difference(settings: DataclassInstance, before: DataclassInstance) -> dict[str, object]:
-    """Return the values that differ from those before, with a dict for each group that differs."""
-    found: dict[str, object] = {}
+    """Return the settings that differ from `before`, with a dict for each group that differs."""
+    result: dict[str, object] = {}
     for field in fields(before):
         new, old = getattr(settings, field.name), getattr(before, field.name)
         if new != old:
-            found[field.name] = difference(new, old) if _is_group(old) else new
-    return found
+            result[field.name] = difference(new, old) if _is_group(old) else new
+    return result
 
 
 def flattened(settings: DataclassInstance, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Yield the name and the value of every hyper-parameter; names in groups are "group.name"."""
+    """Yield the name and the value of every hyper-parameter. In groups, the name is "group.name"."""
     for field in fields(settings):
         value = getattr(settings, field.name)
         if _is_group(value):
@@ -94,7 +96,7 @@ def flattened(settings: DataclassInstance, prefix: str = "") -> Iterator[tuple[s
 
 
 def as_json(settings: DataclassInstance) -> dict[str, object]:
-    """Return the settings as JSON would read them back: tuples as lists, groups as dicts."""
+    """Convert settings to types of JSON: tuples to lists, groups to dicts."""
     return {field.name: _plain(getattr(settings, field.name)) for field in fields(settings)}
 
 
@@ -109,7 +111,7 @@ def _plain(value: object) -> object:
 
 
 def filled(saved: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return saved settings with the defaults of those that they lack, in groups too."""
+    """Fill in defaults for missing settings, also in groups."""
     values = {**defaults, **saved}
     for name, value in defaults.items():
         if isinstance(value, dict) and isinstance(values[name], dict):
@@ -118,9 +120,13 @@ def filled(saved: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, A
 
 
 def describe_difference(saved: object, ours: object, prefix: str = "") -> str:
-    """Say what differs between saved and present values, groups of hyper-parameters name by name."""
+    """Describe how saved values differ from current ones, for an error message.
+
+    >>> describe_difference({"kl": {"weight": 0.1}, "rounds": 3}, {"kl": {"weight": 0.2}, "rounds": 3})
+    'kl.weight was 0.1 and is 0.2'
+    """
     if not (isinstance(saved, dict) and isinstance(ours, dict)):
-        return f"{prefix} was {saved!r} and is {ours!r}" if prefix else f"{saved!r}, and not {ours!r}"
+        return f"{prefix} was {saved!r} and is {ours!r}" if prefix else f"{saved!r}, not {ours!r}"
     dot = f"{prefix}." if prefix else ""
     names = [name for name in {**saved, **ours} if saved.get(name) != ours.get(name)]
     return ", ".join(describe_difference(saved.get(name), ours.get(name), dot + str(name)) for name in names)

@@ -1,4 +1,4 @@
-"""What surrounds a run of learn(): the lock of its folder, who is called back, and how Ctrl-C ends it."""
+"""Context of learn(): the lock of the run folder, callbacks, and a clean stop on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Callback = BaseCallback | Sequence[BaseCallback] | Callable[[dict[str, Any], dic
 
 @contextmanager
 def alone_in(folder: Path | None) -> Iterator[None]:
-    """Hold the lock of a run's folder; refuse a folder that another process or thread is at work in.
+    """Hold the lock of a run folder, or raise OptionError if another process or thread holds it.
 
-    The thread that holds it may enter again: what trains an agent locks the folder, and the agent does too.
+    The same thread may acquire the lock again: a command locks the folder, and learn() does so too.
     """
     if folder is None:
         yield
@@ -34,7 +34,7 @@ def alone_in(folder: Path | None) -> Iterator[None]:
     try:
         lock.acquire()
     except filelock.Timeout:
-        raise OptionError(f"another run is at work in {folder}; wait for it, or give another folder") from None
+        raise OptionError(f"another run is using {folder}; wait until it ends, or give another folder") from None
     try:
         yield
     finally:
@@ -42,36 +42,39 @@ def alone_in(folder: Path | None) -> Iterator[None]:
 
 
 def as_callback(callback: Callback) -> BaseCallback:
-    """One callback, whatever was given."""
+    """Convert a callback, a sequence of callbacks, a function or None to one callback."""
     if isinstance(callback, Sequence):
         return CallbackList(list(callback))
     return callback if isinstance(callback, BaseCallback) else ConvertCallback(callback)
 
 
-_waiting: list[threading.Event] = []  # what Ctrl-C sets at present, if anything
+_active: list[threading.Event] = []  # the event of the outermost stop_on_interrupt(), if there is one
 
 
 @contextmanager
 def stop_on_interrupt() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets; the second Ctrl-C interrupts as usual. A run within a run shares its event."""
+    """Return an event that the first Ctrl-C sets; the second Ctrl-C raises KeyboardInterrupt as usual.
+
+    Nested calls share one event, so that Ctrl-C stops a pretraining and the run that contains it.
+    """
     interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield interrupted  # signals reach the main thread only
+        yield interrupted  # only the main thread receives signals
         return
-    if _waiting:
-        yield _waiting[0]
+    if _active:
+        yield _active[0]
         return
     before = signal.getsignal(signal.SIGINT)
 
     def stop(*_: object) -> None:
         interrupted.set()
-        tqdm.write("Ctrl-C: ending after the step that is under way; press it again to end at once.", file=sys.stderr)
+        tqdm.write("Ctrl-C: stopping after the current step; press it again to stop at once.", file=sys.stderr)
         signal.signal(signal.SIGINT, before)
 
     signal.signal(signal.SIGINT, stop)
-    _waiting.append(interrupted)
+    _active.append(interrupted)
     try:
         yield interrupted
     finally:
-        _waiting.clear()
+        _active.clear()
         signal.signal(signal.SIGINT, before)

@@ -1,6 +1,7 @@
-"""Discriminators: networks that tell real sequences from generated ones, and are rewards while they learn to.
+"""Discriminators: binary classifiers of real and generated sequences, which can be used as a reward.
 
-The networks know nothing of rewards, and `Discriminator` nothing of what is inside them.
+`Discriminator` is the reward and trains the classifier. The classifier is a `Network`: a CNN, a bidirectional GRU or a
+Transformer encoder.
 """
 
 from __future__ import annotations
@@ -28,47 +29,53 @@ from text_gym.validation import (
     whole_number,
 )
 
+Kind = Literal["cnn", "recurrent", "transformer"]
 RewardForm = Literal["probability", "logit", "log_ratio"]
 REWARD_FORMS = ("probability", "logit", "log_ratio")
-REAL, GENERATED = 1, 0
+REAL, GENERATED = 1, 0  # indices of the logits
 
-# (width, filters) of the published convolutions.
+# (width, number of filters) of each convolution in SeqGAN's published code.
 PAPER_FILTERS = (
     (1, 100), (2, 200), (3, 200), (4, 200), (5, 200), (6, 100), (7, 100), (8, 100), (9, 100), (10, 100), (15, 160),
     (20, 160),
 )  # fmt: skip
-HEADS = 4  # of the Transformer
-MAX_BATCH = 512  # rows that are scored together, or fewer where they are long:
-MAX_NUMBERS = 1 << 23  # in the largest tensor that a network computes for rows that are scored together
+HEADS = 4  # attention heads of the Transformer
+MAX_BATCH = 512  # maximum number of rows in a forward pass without gradient
+MAX_NUMBERS = 1 << 23  # maximum size of the largest tensor in this forward pass; long rows need smaller batches
 
 
 @dataclass(frozen=True)
 class DiscriminatorSettings:
     """Hyper-parameters of a `Discriminator`."""
 
-    kind: str = "cnn"
-    """Network: "cnn" (the published one), "recurrent" (a bidirectional GRU) or "transformer"."""
+    kind: Kind = "cnn"
+    """Network architecture:
+    - cnn: the CNN of SeqGAN's published code
+    - recurrent: a bidirectional GRU
+    - transformer: a Transformer encoder with two layers"""
     reward: RewardForm = "probability"
-    """Reward that it gives: the "probability" of being real, its "logit", or the "log_ratio" (log-odds)."""
+    """Reward of a sequence:
+    - probability: the predicted probability that the sequence is real
+    - logit: the logit of the class "real"
+    - log_ratio: the predicted log-odds that the sequence is real"""
     embedding: int = 64
     """Size of the token embeddings."""
     hidden: int = 64
-    """Hidden size of the recurrent network; a quarter of the Transformer's feed-forward size."""
+    """Hidden size of the GRU, or a quarter of the size of the Transformer's feed-forward layers."""
     filters: tuple[tuple[int, int], ...] = PAPER_FILTERS
-    """(width, number) of each convolution of the CNN."""
+    """Convolutions of the CNN: pairs (width, number of filters). Filters wider than a sequence are left out."""
     dropout: float = 0.25
-    """Dropout rate in training."""
+    """Dropout rate."""
     batch_size: int = 64
-    """Sequences in a minibatch, real and generated ones mixed."""
+    """Minibatch size, in sequences. Real and generated sequences are mixed."""
     learning_rate: float = 1e-4
-    """Adam learning rate."""
+    """Adam learning rate of the discriminator."""
     l2: float = 0.2
-    """Weight of the L2 penalty on the output layer (half the sum of squares)."""
+    """Weight of the L2 penalty on the output layer: half the sum of its squared weights and biases."""
     bfloat16: bool = True
-    """Whether to multiply in bfloat16 where the device has it in hardware; weights stay float32."""
+    """Whether to use bfloat16 autocast on devices with bfloat16 instructions. The weights stay float32."""
 
     def __post_init__(self) -> None:
-        """Check every value."""
         if self.kind not in NETWORKS:
             raise OptionError(f"there is no discriminator {self.kind!r}." + suggest(str(self.kind), NETWORKS))
         if self.reward not in REWARD_FORMS:
@@ -80,45 +87,49 @@ class DiscriminatorSettings:
         check_not_negative(self, "l2", group="discriminator.")
         if self.kind == "transformer" and self.embedding % HEADS:
             raise OptionError(
-                f"discriminator.embedding={self.embedding} must be a multiple of {HEADS} for a transformer"
+                f"discriminator.embedding={self.embedding} is not divisible by the {HEADS} attention heads; give a "
+                f"multiple of {HEADS}"
             )
         if not 0 <= finite_number("discriminator.dropout", self.dropout) < 1:
-            raise OptionError(f"discriminator.dropout={self.dropout} must lie in [0, 1)")
+            raise OptionError(f"discriminator.dropout={self.dropout} is out of range; give a number in [0, 1)")
         check_switch("discriminator.bfloat16", self.bfloat16)
         self._check_filters()
 
     def _check_filters(self) -> None:
-        what = f"discriminator.filters={self.filters!r}"
+        given = f"discriminator.filters={self.filters!r}"
         try:
             filters = tuple((whole_number("a width", w, 1), whole_number("filters", n, 1)) for w, n in self.filters)
         except (TypeError, ValueError) as problem:
-            raise OptionError(f"{what} must be pairs of a width and a number") from problem
+            raise OptionError(
+                f"{given} is not a sequence of (width, number of filters); give for example ((1, 32), (2, 32))"
+            ) from problem
         if not filters or min(width for width, _ in filters) > 1:
-            raise OptionError(f"{what} need some of width 1, which fit any length")
+            raise OptionError(
+                f"{given} has no filters of width 1; add some, because only they fit sequences of length 1"
+            )
         object.__setattr__(self, "filters", filters)
 
 
 class Network(nn.Module, ABC):
-    """A binary classifier of rows of ids.
+    """Base class of binary classifiers of rows of token ids.
 
     Args:
-        ids: Number of ids; `pad` is one of them.
+        ids: Number of ids, including `pad`.
         pad: Padding id.
-        length: Ids in a row.
-        settings: Sizes and dropout.
+        length: Number of ids per row.
+        settings: Sizes and dropout rate.
     """
 
     output: nn.Linear
-    """Last layer, from features to two logits."""
+    """Output layer, from features [n, F] to logits [n, 2]."""
     numbers_per_row: int
-    """Numbers in the largest tensor that forward() computes for one row."""
+    """Size of the largest tensor that forward() computes, per row."""
 
     def __init__(self, ids: int, pad: int, length: int, settings: DiscriminatorSettings) -> None:
-        """Draw the embeddings from U(-1, 1); the padding id's are zeros and stay so."""
         super().__init__()
         self.pad = pad
         self.embed = nn.Embedding(ids, settings.embedding, padding_idx=pad)
-        with torch.no_grad():
+        with torch.no_grad():  # U(-1, 1); the embedding of the padding id stays 0
             self.embed.weight.uniform_(-1, 1)
             self.embed.weight[pad] = 0
         self.dropout = nn.Dropout(settings.dropout)
@@ -139,14 +150,13 @@ class Network(nn.Module, ABC):
 
 
 class CNN(Network):
-    """The published CNN: convolutions of many widths, max over time, one highway layer.
+    """CNN of SeqGAN's published code: convolutions of several widths, max-over-time pooling and one highway layer.
 
-    Convolutions wider than a row are left out. The highway layer starts with Glorot-uniform weights and zero bias,
-    which is what the published code leaves to TensorFlow.
+    Convolutions wider than a row are left out. The initial weights are as published. For the highway layer these are
+    Glorot-uniform weights and zero biases, the defaults of TensorFlow.
     """
 
     def __init__(self, ids: int, pad: int, length: int, settings: DiscriminatorSettings) -> None:
-        """Draw the initial weights as published."""
         super().__init__(ids, pad, length, settings)
         filters = [(width, count) for width, count in settings.filters if width <= length]
         self.widths = [width for width, _ in filters]
@@ -172,24 +182,23 @@ class CNN(Network):
     def _max_over_time(self, rows: Tensor) -> Tensor:
         """Compute the maximum over time of every filter, [n, F].
 
-        A convolution is written as a linear layer on windows, which is faster on a CPU.
+        The convolutions are linear layers on sliding windows, which is faster than nn.Conv1d on a CPU.
         """
         embedded = self.embed(rows)  # [n, L, E]
         if torch.is_autocast_enabled(rows.device.type):
             embedded = embedded.to(torch.get_autocast_dtype(rows.device.type))
         maxima = []
         for width, convolution in zip(self.widths, self.convolutions, strict=True):
-            places = rows.shape[1] - width + 1
-            windows = torch.cat([embedded[:, o : o + places] for o in range(width)], dim=2)  # [n, places, width * E]
+            count = rows.shape[1] - width + 1  # of windows
+            windows = torch.cat([embedded[:, o : o + count] for o in range(width)], dim=2)  # [n, count, width * E]
             maxima.append(convolution(windows).amax(dim=1))
         return torch.cat(maxima, dim=1).relu()  # the maximum of relu is the relu of the maximum
 
 
 class Recurrent(Network):
-    """A bidirectional GRU and max over time."""
+    """Bidirectional GRU and max-over-time pooling. Rows may have any length."""
 
     def __init__(self, ids: int, pad: int, length: int, settings: DiscriminatorSettings) -> None:
-        """Use torch's initial weights for the GRU; rows may have any length."""
         super().__init__(ids, pad, length, settings)
         self.gru = nn.GRU(settings.embedding, settings.hidden, batch_first=True, bidirectional=True)
         self.output = self._make_output(2 * settings.hidden)
@@ -198,21 +207,20 @@ class Recurrent(Network):
     def features(self, rows: Tensor) -> Tensor:
         """Compute the features [n, F] of rows of ids [n, L]."""
         states: Tensor = self.gru(self.dropout(self.embed(rows)))[0]  # [n, L, 2H]
-        return states.masked_fill((rows == self.pad)[:, :, None], -1.0).amax(dim=1)  # a state is above -1
+        return states.masked_fill((rows == self.pad)[:, :, None], -1.0).amax(dim=1)  # GRU states are above -1
 
 
 class Encoder(Network):
-    """A Transformer encoder and mean over time."""
+    """Transformer encoder and mean-over-time pooling."""
 
     def __init__(self, ids: int, pad: int, length: int, settings: DiscriminatorSettings) -> None:
-        """Draw the position embeddings from N(0, 0.1)."""
         super().__init__(ids, pad, length, settings)
         width, inner = settings.embedding, 4 * settings.hidden
         self.places = nn.Parameter(torch.randn(length, width) * 0.1)
         layer = nn.TransformerEncoderLayer(
             width, nhead=HEADS, dim_feedforward=inner, dropout=settings.dropout, batch_first=True, norm_first=True
         )
-        self.dropout = nn.Dropout(0.0)  # there is dropout in every layer
+        self.dropout = nn.Dropout(0.0)  # the encoder layers have dropout already
         self.encoder = nn.TransformerEncoder(layer, num_layers=2, enable_nested_tensor=False)
         self.output = self._make_output(width)
         self.numbers_per_row = length * (inner + 4 * width) + HEADS * length**2
@@ -225,18 +233,18 @@ class Encoder(Network):
         return (states * real).sum(dim=1) / real.sum(dim=1)
 
 
-NETWORKS: dict[str, type[Network]] = {"cnn": CNN, "recurrent": Recurrent, "transformer": Encoder}
+NETWORKS: dict[Kind, type[Network]] = {"cnn": CNN, "recurrent": Recurrent, "transformer": Encoder}
 
 
 class Discriminator(Reward):
-    """A network that predicts whether a sequence is real; with prompts, whether it is a real answer to its prompt.
+    """Reward that predicts whether a sequence is real or generated. With prompts, it reads prompt and sequence.
 
-    It is a Reward like any other, and goes on being trained while it is one.
+    The network can be trained while an environment uses it as its reward.
 
     Args:
-        task: Task whose sequences it reads; other tasks with the same tokens will do too.
-        length: Tokens of a sequence at most.
-        settings: Network, reward form and training.
+        task: Task of the sequences. Other tasks with the same tokens can be scored too.
+        length: Maximum length of a sequence.
+        settings: Network, reward and training.
         device: Device of the network.
     """
 
@@ -249,21 +257,23 @@ class Discriminator(Reward):
         settings: DiscriminatorSettings | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
-        """Create the network and its optimiser."""
         self.task, self.length = task, length
         self.settings = DiscriminatorSettings() if settings is None else settings
         self.device = torch.device(device)
         self.width = length + (task.prompt_length + 1 if task.conditional else 0)
-        ids, pad = len(task.vocab) + 2, task.vocab.pad  # the last id separates prompt and answer
+        ids, pad = len(task.vocab) + 2, task.vocab.pad  # the last id is the separator of prompt and sequence
         self.network = NETWORKS[self.settings.kind](ids, pad, self.width, self.settings).to(self.device)
-        # Fused Adam goes over the weights once; otherwise a dozen times, with new memory for most of them.
+        # Fused Adam reads the weights once per step, and not once per elementwise operation.
         self.optimizer = torch.optim.Adam(self.network.parameters(), self.settings.learning_rate, fused=True)
         self.bfloat16 = self.settings.bfloat16 and has_bfloat16(self.device)
 
     def prepare(self, task: Task) -> None:
-        """Refuse a task with other tokens."""
+        """Raise RewardError for a task with other tokens or another prompt length."""
         if task.vocab.tokens != self.task.vocab.tokens or task.prompt_length != self.task.prompt_length:
-            raise RewardError(f"this discriminator was made for {self.task!r}, and cannot judge {task!r}")
+            raise RewardError(
+                f"the discriminator was made for {self.task!r}; {task!r} has other tokens or another prompt length, so "
+                "make a discriminator for it"
+            )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.settings.kind!r}, task={self.task.name!r})"
@@ -271,21 +281,24 @@ class Discriminator(Reward):
     def load_weights(self, other: Discriminator) -> None:
         """Copy the weights of another discriminator of the same tokens, kind and size."""
         if not isinstance(other, Discriminator):
-            raise OptionError(f"the discriminator to begin with is a Discriminator, and not {other!r}")
+            raise OptionError(f"cannot copy weights from {other!r}; give a Discriminator")
         self.prepare(other.task)
         try:
             self.network.load_state_dict(other.network.state_dict())
         except RuntimeError as problem:
-            raise OptionError(f"the discriminator to begin with is of another kind or size: {problem}") from problem
+            raise OptionError(
+                "cannot copy the weights of a discriminator of another kind or size; give both the same settings "
+                f"({problem})"
+            ) from problem
 
     def rows(self, batch: Batch) -> Tensor:
-        """Encode a batch as the network reads it, [n, L]: prompt, separator, sequence, padding."""
+        """Encode a batch as input of the network, [n, L]: prompt, separator, sequence, padding."""
         pad = self.task.vocab.pad
         tokens = batch.tokens[:, : self.length]
         if int(batch.lengths.max(initial=0)) > self.length:
             raise RewardError(
-                f"this discriminator judges sequences of at most {self.length} tokens, and there are longer ones; "
-                "make the environment, the task and the discriminator with one max_length"
+                f"the discriminator takes sequences of at most {self.length} tokens, and the batch has longer ones; "
+                "give the task, the environment and the discriminator the same max_length"
             )
         rows = np.full((len(batch), self.width), pad, dtype=np.int64)
         begin = self.width - self.length
@@ -298,7 +311,7 @@ class Discriminator(Reward):
 
     @torch.no_grad()
     def logits(self, rows: Tensor) -> Tensor:
-        """Predict the logits [n, 2] of generated and real, without dropout."""
+        """Compute the logits [n, 2] of generated and real in evaluation mode, in batches of bounded size."""
         self.network.eval()
         batch_size = min(MAX_BATCH, max(1, MAX_NUMBERS // self.network.numbers_per_row))
         return torch.cat([self._forward(part) for part in torch.split(rows, batch_size)])
@@ -309,22 +322,22 @@ class Discriminator(Reward):
         return logits.float()
 
     def score(self, batch: Batch) -> FloatArray:
-        """Compute the reward of each sequence, in the form that the settings name."""
+        """Compute the reward of each sequence, [n]; see `DiscriminatorSettings.reward`."""
         logits = self.logits(self.rows(batch)).double()
         log_ratio = logits[:, REAL] - logits[:, GENERATED]
         scores = {"probability": log_ratio.sigmoid(), "logit": logits[:, REAL], "log_ratio": log_ratio}
         return np.asarray(scores[self.settings.reward].cpu(), dtype=np.float64)
 
     def share_real(self, rows: Tensor) -> float:
-        """Compute the share of rows that are predicted to be real."""
+        """Compute the share of rows that the network predicts to be real."""
         logits = self.logits(rows)
         return float((logits[:, REAL] > logits[:, GENERATED]).double().mean())
 
     def train_epoch(self, real: Tensor, generated: Tensor, generator: torch.Generator) -> float:
-        """Train on all rows once, in random order.
+        """Train for one epoch on real and generated rows, each [n, L], in random order.
 
         Returns:
-            The mean loss.
+            Mean loss.
         """
         rows = torch.cat([real, generated])
         classes = torch.tensor([REAL, GENERATED], device=self.device).repeat_interleave(
@@ -338,17 +351,15 @@ class Discriminator(Reward):
         return total / max(len(rows), 1)
 
     def train_step(self, rows: Tensor, classes: Tensor) -> float:
-        """Take one Adam step.
-
-        Returns:
-            The loss.
-        """
+        """Take one Adam step on rows [n, L] with classes [n], and return the loss."""
         loss = self.loss(rows, classes)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         value = float(loss.detach())
         if not np.isfinite(value):
-            raise TrainingError(f"the discriminator's loss is {value}: it has diverged; lower its learning rate")
+            raise TrainingError(
+                f"the discriminator has diverged: its loss is {value}; lower discriminator.learning_rate"
+            )
         self.optimizer.step()
         return value
 
@@ -360,9 +371,9 @@ class Discriminator(Reward):
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Return whether a device multiplies bfloat16 in hardware; where it does not, torch emulates it slowly."""
+    """Return whether a device has bfloat16 instructions. On other devices, torch emulates bfloat16 slowly."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # torch's own check for a CPU is content with AVX-512 alone, with which bfloat16 is slower than float32.
+    # torch's public check accepts any CPU with AVX-512. Without AVX512_BF16, bfloat16 is slower there than float32.
     instructions = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return device.type == "cpu" and instructions is not None and bool(instructions())

@@ -87,7 +87,7 @@ def test_it_learns_even_from_its_own_tokens(env):
 
 def test_the_loss_is_of_the_real_tokens_given_the_mixed_ones(env):
     agent = ScheduledSampling(env, seed=0, **(SMALL | {"dropout": 0.0}))
-    agent.share_of_real, agent.coins = 0.4, seeded(3)
+    agent.share_of_real, agent.input_generator = 0.4, seeded(3)
     batch = agent.task.batch("train", np.arange(20))
     tokens, valid = torch.tensor(batch.tokens), torch.tensor(batch.valid_mask)
     inputs = mixed_inputs(agent.policy, tokens, 0.4, seeded(3))

@@ -160,7 +160,7 @@ def test_everything_that_is_valued_is_allowed():
 def test_scheduled_sampling_reads_nothing_that_is_banned():
     env = gym.make("TextGen-v0", task="grammar(train_size=50)", min_length=6, banned=["cats"])
     agent = ScheduledSampling(env, seed=0, progress=False)
-    agent.share_of_real, agent.coins = 0.0, seeded(0)
+    agent.share_of_real, agent.input_generator = 0.0, seeded(0)
     batch = agent.task.batch("train", np.flatnonzero(agent.task.train.references.lengths >= 7))
     read = agent.model_inputs(torch.tensor(batch.tokens), None)
     assert (read[:, :6] != agent.task.vocab.eos).all()
