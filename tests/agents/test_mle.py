@@ -192,7 +192,7 @@ def test_metrics_go_to_tensorboard(env, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(DependencyError, match="pip install tensorboard"):
         small(env, log="tensorboard")
-    with pytest.raises(OptionError, match="needs a place"):
+    with pytest.raises(OptionError, match="needs a folder"):
         small(env, log="log")
     with pytest.raises(OptionError, match="Did you mean 'csv'"):
         small(env, log="cvs")
@@ -207,7 +207,9 @@ def test_ctrl_c_ends_after_the_step(env, tmp_path):
 
     handler = signal.getsignal(signal.SIGINT)
     agent = small(env, folder=tmp_path)
-    with pytest.raises(KeyboardInterrupt, match=r"stopped after step 2 and saved in .* the same command goes on"):
+    with pytest.raises(
+        KeyboardInterrupt, match=r"stopped after step 2 and saved in .*; run the same command to resume it"
+    ):
         agent.learn(callback=Interrupt())
     assert agent.steps_done == 2
     assert signal.getsignal(signal.SIGINT) is handler
@@ -276,7 +278,7 @@ def test_mistakes_are_told(env, tmp_path):
         ({"seed": -1}, "seed must be"),
         ({"threads": 0}, "threads must be"),
         ({"early_stopping": "no"}, "True or False"),
-        ({"schedule": 5}, "pairs of epochs"),
+        ({"schedule": 5}, "schedule=5 is not a sequence"),
         ({"initial_std": -1}, "initial_std"),
     ]:
         with pytest.raises(OptionError, match=words):
@@ -284,10 +286,10 @@ def test_mistakes_are_told(env, tmp_path):
     with pytest.raises(OptionError, match="TextGen-v0 environment"):
         MLE(gym.make("CartPole-v1"))
     small(env, folder=tmp_path).learn(1)
-    for other, words in [({"hidden": 9}, "other settings"), ({"seed": 1}, "other seed")]:
+    for other, words in [({"hidden": 9}, "the settings of the run.*hidden was"), ({"seed": 1}, "the seed of the run")]:
         with pytest.raises(CheckpointError, match=words):
             small(env, folder=tmp_path, **other)
-    with pytest.raises(CheckpointError, match="other task"):
+    with pytest.raises(CheckpointError, match="the task of the run"):
         MLE.load(tmp_path, gym.make("TextGen-v0", task="answers"))
     (path,) = tmp_path.glob("step-*/state.json")
     state = json.loads(path.read_text(encoding="utf-8"))
@@ -358,7 +360,7 @@ def test_an_agent_of_ones_own_is_a_function_of_its_seed(env, tmp_path):
     resumed = OfOnesOwn(env, folder=tmp_path, progress=False).learn(2)
     assert (weights_of(resumed) == weights_of(whole)).all()
     assert (weights_of(OfOnesOwn.load(tmp_path, env)) == weights_of(whole)).all()
-    with pytest.raises(OptionError, match=r"say learn\(steps\)"):
+    with pytest.raises(OptionError, match=r"give learn\(steps\)"):
         whole.learn()
 
 
@@ -377,7 +379,7 @@ def test_an_agent_of_ones_own_may_return_nothing_but_must_have_a_policy(env):
             pass
 
     assert Silent(env, seed=0, progress=False).learn(3).steps_done == 3
-    with pytest.raises(OptionError, match=r"build\(\) of Empty must set self.policy"):
+    with pytest.raises(OptionError, match=r"build\(\) of Empty .* set self.policy"):
         Empty(env)
 
 

@@ -230,14 +230,14 @@ def test_the_policy_and_the_mask_model_start_from_another_agents_policy():
 
 def test_mistakes_are_told():
     for settings, words in [
-        ({"mask_top_p": 0}, r"mask_top_p=0 must lie in \(0, 1\]"),
+        ({"mask_top_p": 0}, r"mask_top_p=0 is out of range; give a number in \(0, 1\]"),
         ({"mask_top_p": 1.5}, "mask_top_p=1.5"),
         ({"mask_top_p": "all"}, "mask_top_p"),
         ({"mask_min_tokens": 0}, "mask_min_tokens must be"),
         ({"mask_update_freq": 0}, "mask_update_freq must be"),
         ({"kl": {"weight": -1}}, "kl.weight must not be negative"),
-        ({"kl": {"target": -1}}, "kl.target=-1 must be above 0"),
-        ({"kl": {"weight": 0}}, "without a penalty, give kl.target=None"),
+        ({"kl": {"target": -1}}, "kl.target=-1 .*must be above 0"),
+        ({"kl": {"weight": 0}}, "kl.weight=0: both must be above 0; give kl.target=None"),
     ]:
         with pytest.raises(OptionError, match=words):
             NLPO.choose_settings(**settings)

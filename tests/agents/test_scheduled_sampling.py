@@ -109,7 +109,7 @@ def test_it_answers_prompts_and_refuses_mistakes():
     before = agent.nll("train")
     assert agent.learn(1).nll("train") < before
     for settings, words in [
-        ({"decay": "cosine"}, "decay='cosine'"),
+        ({"decay": "cosine"}, "there is no decay 'cosine'"),
         ({"decay_rate": 0}, "between 0 and 1"),
         ({"least_real": 2}, "least_real"),
     ]:

@@ -194,7 +194,7 @@ def test_groups_of_hyper_parameters_are_tables_of_a_file(config):
         ("agent = 'mle'\n[hidden]\nsize = 3", r"a table \[hidden\]"),
         ("agent = 'seqgan'\n[discriminator]\ndroput = 3", "hyper-parameter 'discriminator.droput'. Did you mean 'drop"),
         ("agent = 'seqgan'\n[discriminator]\ndropout = 3", "discriminator.dropout=3"),
-        ("agent = 'seqgan'\ndiscriminator = 3", "discriminator is a group of hyper-parameters; give a dict"),
+        ("agent = 'seqgan'\ndiscriminator = 3", "a group of hyper-parameters discriminator, and 3 is not a dict; give"),
         ("agent = mle", "cannot read"),
         ("agent = 'mle'\nsamples = 1", "samples must be"),
         ("agent = 'mle'\nmetrics = 3", "setting 'metrics'"),

@@ -148,7 +148,7 @@ def test_a_second_agent_that_learns_in_the_folder_is_refused(env, tmp_path):
     refused = []
     other = agent_in(tmp_path, env)
     Intruded(env, folder=tmp_path, progress=False).learn(2)
-    assert refused == [f"another run is at work in {tmp_path}; wait for it, or give another folder"] * 2
+    assert refused == [f"another run is using {tmp_path}; wait until it ends, or give another folder"] * 2
     assert other.steps_done == 0
 
 
@@ -164,7 +164,7 @@ def test_a_second_process_that_learns_in_the_folder_is_refused(env, tmp_path):
     program = Program(PROGRAM, tmp_path)
     program.until(lambda: (tmp_path / "latest.json").exists())
     try:
-        with pytest.raises(OptionError, match="another run is at work in"):
+        with pytest.raises(OptionError, match="another run is using"):
             MLE(env, seed=0, folder=tmp_path, progress=False, early_stopping=False).learn(1)
     finally:
         program.kill()
@@ -175,11 +175,11 @@ def test_an_agent_that_others_have_overtaken_is_refused(env, tmp_path):
     early = agent_in(tmp_path, env, seed=0)
     late = agent_in(tmp_path, env, seed=0).learn(2)
     before = (tmp_path / "latest.json").read_bytes(), table(tmp_path)
-    with pytest.raises(CheckpointError, match=r"another agent has learned in .*make it again"):
+    with pytest.raises(CheckpointError, match=r"another agent has saved a checkpoint in .*create the agent again"):
         early.learn(1)
     assert ((tmp_path / "latest.json").read_bytes(), table(tmp_path)) == before
     agent_in(tmp_path, env).learn(1)
-    with pytest.raises(CheckpointError, match="make it again"):
+    with pytest.raises(CheckpointError, match="create the agent again"):
         late.learn(1)
     assert agent_in(tmp_path, env).learn().steps_done == 6
     check_whole(tmp_path)

@@ -162,7 +162,7 @@ def test_what_is_compared_is_what_was_named():
         ({"agents": (MINE + "OnlySamples(tims=2)",), "options": {}}, "no option 'tims'"),
         (
             {"agents": ("mle(hidden=16)", MINE + "Plain"), "options": {}},
-            "build() of Plain makes another policy than the one to start from. Make it by make_policy(",
+            "build() of Plain creates a policy of another architecture than the warm start; create it with ",
         ),
     ],
 )
@@ -377,7 +377,7 @@ def test_two_comparisons_into_one_folder_at_once_are_refused(tmp_path, write):
     process = Program(write("program.py", PROGRAM), tmp_path / "out")
     try:
         process.until(lambda: (tmp_path / "out" / "mle" / "seed-0" / "run.json").exists())
-        with pytest.raises(OptionError, match="another run is at work in"):
+        with pytest.raises(OptionError, match="another run is using"):
             run_comparison(small(tmp_path / "out"))
     finally:
         process.kill()

@@ -172,7 +172,7 @@ def test_a_run_of_another_version_is_one_line_that_says_what_to_do(capsys, here,
 def test_an_unfinished_run_without_a_checkpoint(capsys, here):
     prepare_run(here / "run", RunSpec("mle", "mle", task=TASK, device="cpu"))
     code, _, err = run(capsys, "sample", "run")
-    assert (code, err) == (2, "text-gym: no checkpoint in 'run'; is the path right?\n")
+    assert (code, err) == (2, "text-gym: there is no checkpoint in 'run'; check the path\n")
 
 
 def _replace(path, **changes):

@@ -233,7 +233,7 @@ def test_mistakes_are_told(grammar):
     judge = small(grammar)
     with pytest.raises(OptionError, match="another kind or size"):
         judge.load_weights(small(grammar, kind="recurrent"))
-    with pytest.raises(OptionError, match="is a Discriminator, and not 'bleu'"):
+    with pytest.raises(OptionError, match="from 'bleu'; give a Discriminator"):
         judge.load_weights("bleu")
     with pytest.raises(RewardError, match="was made for"):
         judge.load_weights(small(text_gym.make_task("oracle(vocab_size=209, max_length=21)")))

@@ -238,7 +238,7 @@ def test_a_run_goes_on_bit_for_bit(folders, lines, tmp_path, part):
     for name, weight in tensors_of_policy(parts).items():
         assert torch.equal(weight, expected[name]), name
     assert (parts.sample(5, seed=0).tokens == whole.sample(5, seed=0).tokens).all()
-    with pytest.raises(CheckpointError, match="other settings"):
+    with pytest.raises(CheckpointError, match="the settings of the run"):
         MLE(env, folder=tmp_path / "parts", **options | {"dtype": "bfloat16"})
 
 
@@ -265,7 +265,7 @@ def test_frozen_weights_that_changed_are_noticed(folders, lines, tmp_path, learn
         again = learner.load(tmp_path / "run", env, progress=False)
         assert again.sample(3, seed=0).texts == run.sample(3, seed=0).texts
         return
-    with pytest.raises(CheckpointError, match=r"on top of other weights than .*base. holds now.*Put that model back"):
+    with pytest.raises(CheckpointError, match=r"the weights of .*base. have changed since the run.*restore the model"):
         learner.load(tmp_path / "run", env, progress=False)
 
 
@@ -317,7 +317,7 @@ def test_reinforce_goes_on_from_what_likelihood_learned(folders, lines, tmp_path
     assert (again.log_prob(*given) == now).all()
     for mine, theirs in zip(again.reference.parameters(), agent.reference.parameters(), strict=True):
         assert torch.equal(mine, theirs)
-    with pytest.raises(OptionError, match="lora=7, but the policy to start from has"):
+    with pytest.raises(OptionError, match="lora=7 differs from the policy of the warm start, which has"):
         Reinforce(env, start=start, lora=7, **options)
 
 

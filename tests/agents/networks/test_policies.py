@@ -40,7 +40,7 @@ def test_a_policys_sizes_make_another_like_it(policy):
     again = make_policy(PolicySettings(**architecture_of(made)), 10)
     again.load_state_dict(made.state_dict())
     assert isinstance(again, Transformer if policy == "transformer" else LSTM)
-    with pytest.raises(OptionError, match="a warm start needs"):
+    with pytest.raises(OptionError, match="for a warm start"):
         architecture_of(torch.nn.Linear(1, 1))
 
 

@@ -106,8 +106,8 @@ def test_settings_that_do_not_go_together():
     for settings, words in [
         ({"policy": "hf"}, "needs a model"),
         ({"policy": "hf", "model": 3}, "needs a model"),
-        ({"model": "gpt2"}, "model='gpt2' is for policy='hf', and the policy is 'lstm'"),
-        ({"policy": "transformer", "lora": 4}, "lora=4 is for policy='hf'"),
+        ({"model": "gpt2"}, "model='gpt2' needs policy='hf', and policy='lstm'"),
+        ({"policy": "transformer", "lora": 4}, "lora=4 needs policy='hf'"),
         ({"policy": "hf", "model": "gpt2", "lora": -1}, "lora"),
         ({"policy": "hf", "model": "gpt2", "frozen_layers": 0.5}, "frozen_layers"),
         ({"policy": "hf", "model": "gpt2", "dtype": "float16"}, "dtype"),
