@@ -12,14 +12,14 @@ from text_gym.errors import OptionError
 from text_gym.language_model import LanguageModel, State
 
 Cache = tuple[Tensor, Tensor]
-"""Keys and values of a layer for the L tokens read so far, each [n, heads, L, width / heads]."""
+"""Keys and values of one layer for the L tokens read so far, each [n, heads, L, width / heads]."""
 
 
 class Transformer(LanguageModel):
-    """A causal pre-norm Transformer with sinusoidal positions, which reads sequences after a start token.
+    """Causal pre-norm Transformer with sinusoidal positions. It reads a start token before each sequence.
 
-    The state of n prefixes is a mask of the L tokens read [n, L], True at real ones, and the cache of each layer.
-    step() leaves the tensors of the old state as they are, so that several continuations may start from one state.
+    The state of n prefixes is the valid mask [n, L] of the L tokens read so far, and the cache of every layer. step()
+    does not modify the tensors of the old state, so several continuations can start from the same state.
 
     >>> model = Transformer(vocab_size=10, width=8, inner=16)
     >>> logits, state = model.start(3)
@@ -27,13 +27,13 @@ class Transformer(LanguageModel):
     (torch.Size([3, 10]), torch.Size([1, 2]))
 
     Args:
-        vocab_size: Number of tokens.
-        width: Size of the embeddings and of the residual stream.
-        inner: Size of the hidden layer of each feed-forward network.
-        layers: Number of blocks, each of attention and a feed-forward network.
-        heads: Attention heads of a block; they share the width.
-        dropout: Dropout of the embeddings and of what each attention and feed-forward network adds.
-        start_token: Token that is read first.
+        vocab_size: Number of tokens V.
+        width: Model width: size of the embeddings and of the hidden states.
+        inner: Hidden size of the feed-forward networks.
+        layers: Number of blocks, each with attention and a feed-forward network.
+        heads: Number of attention heads per block; each has the size width / heads.
+        dropout: Dropout rate of the embeddings and of the output of each attention and feed-forward network.
+        start_token: Token that is read before each sequence.
     """
 
     output: nn.Linear
@@ -48,12 +48,11 @@ class Transformer(LanguageModel):
         dropout: float = 0.0,
         start_token: int = 0,
     ) -> None:
-        """Create the layers with torch's default initial weights."""
         super().__init__()
         if min(width, inner, layers, heads) < 1 or width % heads or width % 2:
             raise OptionError(
-                f"width={width}, inner={inner}, layers={layers} and heads={heads} must be at least 1, and width an "
-                "even multiple of heads: choose width=64 with heads=4, or the like"
+                f"width={width}, inner={inner}, layers={layers} and heads={heads} do not fit together: all must be at "
+                "least 1, and width must be even and divisible by heads; give for example width=64 and heads=4"
             )
         self.heads, self.inner, self.start_token = heads, inner, start_token
         self.embed = nn.Embedding(vocab_size, width)
@@ -63,74 +62,71 @@ class Transformer(LanguageModel):
         self.output = nn.Linear(width, vocab_size)
 
     def start(self, n: int, prompts: Tensor | None = None) -> tuple[Tensor, State]:
-        """Logits [n, V] of the first tokens of n sequences, and their state."""
+        """Compute the logits [n, V] of the first tokens of n sequences, and their state."""
         first, real = self._start_and_prompt(n, prompts)
         hidden, state = self._read(first, real, self._empty_state(n))
         return self.output(hidden[:, -1]), state
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """Logits [n, V] after reading one more token of each prefix [n], and the new state."""
+        """Compute the logits [n, V] after one more token of each prefix, [n], and the new state."""
         column = tokens[:, None]
         hidden, state = self._read(column, torch.ones_like(column, dtype=torch.bool), state)
         return self.output(hidden[:, -1]), state
 
     def features(self, tokens: Tensor, prompts: Tensor | None = None) -> Tensor:
-        """Normalised hidden states [n, T, width] before each of the tokens [n, T]."""
+        """Compute the normalised hidden states [n, T, width] before each of the tokens [n, T]."""
         n, length = tokens.shape
-        first, real = self._start_and_prompt(n, prompts)  # each [n, 1 + P]
+        first, valid = self._start_and_prompt(n, prompts)  # each [n, 1 + P]
         rest = tokens[:, :-1].clamp(max=self.embed.num_embeddings - 1)
-        real = torch.cat([real, torch.ones_like(rest, dtype=torch.bool)], dim=1)
-        hidden, _ = self._read(torch.cat([first, rest], dim=1), real, self._empty_state(n))
+        valid = torch.cat([valid, torch.ones_like(rest, dtype=torch.bool)], dim=1)
+        hidden, _ = self._read(torch.cat([first, rest], dim=1), valid, self._empty_state(n))
         return hidden[:, first.shape[1] - 1 :][:, :length]
 
     def state_size(self, length: int) -> int:
-        """Numbers in the state of one sequence after `length` tokens."""
+        """Return how many numbers the state of one sequence of `length` tokens has."""
         return 2 * len(self.blocks) * (1 + length) * self.embed.embedding_dim
 
     def _start_and_prompt(self, n: int, prompts: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Start token and prompt, and which of them are real tokens, each [n, 1 + P].
+        """Return start token and prompt, and their valid mask, each [n, 1 + P].
 
-        Padding is moved to the front, so that the last column is the last real token of every row.
+        Padding is moved to the front, so that the last column has the last token of every prompt.
         """
         first = torch.full((n, 1), self.start_token, device=self.embed.weight.device)
-        real = torch.ones_like(first, dtype=torch.bool)
+        valid = torch.ones_like(first, dtype=torch.bool)
         if prompts is None:
-            return first, real
+            return first, valid
         in_prompt = prompts < self.embed.num_embeddings
         tokens = torch.cat([first, prompts.where(in_prompt, 0)], dim=1)
-        real = torch.cat([real, in_prompt], dim=1)
-        order = real.int().argsort(dim=1, stable=True)
-        return tokens.gather(1, order), real.gather(1, order)
+        valid = torch.cat([valid, in_prompt], dim=1)
+        order = valid.int().argsort(dim=1, stable=True)
+        return tokens.gather(1, order), valid.gather(1, order)
 
     def _empty_state(self, n: int) -> State:
-        """The state of n sequences before any token was read."""
+        """Return the state of n sequences before the first token is read."""
         weight = self.embed.weight
         empty = weight.new_empty(n, self.heads, 0, weight.shape[1] // self.heads)
         return weight.new_ones(n, 0, dtype=torch.bool), ((empty, empty),) * len(self.blocks)
 
-    def _read(self, tokens: Tensor, real: Tensor, state: State) -> tuple[Tensor, State]:
-        """Read tokens [n, S] after a state, and return hidden states [n, S, width] and the new state.
-
-        `real` [n, S] is False at padding.
-        """
-        before, caches = cast("tuple[Tensor, tuple[Cache, ...]]", state)
-        seen = torch.cat([before, real], dim=1)  # [n, L]
-        size, total = tokens.shape[1], seen.shape[1]
-        positions = seen.cumsum(dim=1)[:, total - size :] - 1  # [n, S], counted without padding
-        causal = seen.new_ones(size, total).tril(total - size)
-        # Real tokens do not attend to padding. Padding attends to everything before it, so that no row is empty.
-        mask = (causal & (seen[:, None] | ~real[:, :, None]))[:, None]  # [n, 1, S, L]
+    def _read(self, tokens: Tensor, valid: Tensor, state: State) -> tuple[Tensor, State]:
+        """Read tokens [n, S] with valid mask [n, S] after a state; return hidden states [n, S, width] and new state."""
+        valid_before, caches = cast("tuple[Tensor, tuple[Cache, ...]]", state)
+        all_valid = torch.cat([valid_before, valid], dim=1)  # [n, L]
+        size, total = tokens.shape[1], all_valid.shape[1]
+        positions = all_valid.cumsum(dim=1)[:, total - size :] - 1  # [n, S], counted without padding
+        causal = all_valid.new_ones(size, total).tril(total - size)
+        # Tokens do not attend to padding. Padding attends to everything before it, so that no row of the mask is empty.
+        mask = (causal & (all_valid[:, None] | ~valid[:, :, None]))[:, None]  # [n, 1, S, L]
         vectors = self.embed(tokens)  # [n, S, width]
         hidden = self.dropout(vectors + sinusoids(positions, vectors.shape[2]).to(vectors.dtype))
-        after = []
+        new_caches = []
         for block, cache in zip(self.blocks, caches, strict=True):
             hidden, cache = block(hidden, mask, cache)
-            after.append(cache)
-        return self.norm(hidden), (seen, tuple(after))
+            new_caches.append(cache)
+        return self.norm(hidden), (all_valid, tuple(new_caches))
 
 
 class _Block(nn.Module):
-    """Attention and a feed-forward network, each with layer normalisation before it and a residual connection."""
+    """Attention and a feed-forward network, each with a preceding layer normalisation and a residual connection."""
 
     def __init__(self, width: int, inner: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -144,7 +140,7 @@ class _Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden: Tensor, mask: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
-        """Hidden states [n, S, width] of the next layer, and the longer cache; the mask is [n, 1, S, L]."""
+        """Map hidden states [n, S, width] to those of the next layer, and extend the cache; mask is [n, 1, S, L]."""
         split = self.attention_in(self.attention_norm(hidden)).unflatten(2, (3, self.heads, -1))
         queries, keys, values = split.permute(2, 0, 3, 1, 4)  # each [n, heads, S, width / heads]
         keys = torch.cat([cache[0], keys], dim=2)  # [n, heads, L, width / heads]

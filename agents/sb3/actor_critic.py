@@ -1,10 +1,10 @@
-"""Language models inside Stable-Baselines3: prefixes as features, and an actor whose logits are a language model's.
+"""Language models in Stable-Baselines3: a features extractor for prefixes, and actor-critic policies.
 
 >>> import gymnasium as gym, text_gym
 >>> from stable_baselines3 import PPO
 >>> env = gym.make("TextGen-v0", task="answers")
 >>> features = {"features_extractor_class": PrefixExtractor, "features_extractor_kwargs": {"policy": "transformer"}}
->>> model = PPO("MultiInputPolicy", env, policy_kwargs=features, n_steps=8, batch_size=8)  # its own heads
+>>> model = PPO("MultiInputPolicy", env, policy_kwargs=features, n_steps=8, batch_size=8)  # actor of Stable-Baselines3
 >>> model = PPO(TextPolicy, env, policy_kwargs={"language_model": {"hidden": 32}}, n_steps=8, batch_size=8)
 """
 
@@ -29,15 +29,15 @@ from text_gym.language_model import LanguageModel, draw_tokens
 from text_gym.validation import check_options
 
 ModelSource = Mapping[str, object] | Callable[[], LanguageModel]
-"""Fields of PolicySettings, for a model with random weights; or a function that creates a model."""
+"""Fields of PolicySettings, or a function that creates a language model."""
 
 
 class PrefixExtractor(BaseFeaturesExtractor):
-    """A language model's features after reading a prefix, behind its prompt if there is one: [n, H].
+    """Features extractor: the features [n, H] of a language model that has read prompt and prefix.
 
     Args:
         observation_space: Observation space of TextGen-v0.
-        make_model: Creates the language model; if not given, `settings` say what it is.
+        make_model: Function that creates the language model. If None, `settings` define it.
         **settings: Fields of `agents.networks.policies.PolicySettings`: policy, embedding, hidden, layers, heads.
     """
 
@@ -47,23 +47,23 @@ class PrefixExtractor(BaseFeaturesExtractor):
         make_model: Callable[[], LanguageModel] | None = None,
         **settings: Any,
     ) -> None:
-        """Create the language model."""
         check_options("a language model", PolicySettings, settings)
         prefix = observation_space.get("prefix") if isinstance(observation_space, spaces.Dict) else observation_space
         if not isinstance(prefix, spaces.Box) or prefix.dtype.kind != "i":
             raise OptionError(
-                f"prefixes are observations of TextGen-v0 with observation='tokens', and not of {observation_space!r}"
+                f"{observation_space!r} is not a space of prefixes; use observations of TextGen-v0 with "
+                "observation='tokens'"
             )
         self.pad = int(prefix.high.flat[0])
         model = make_policy(PolicySettings(**settings), self.pad) if make_model is None else make_model()
         super().__init__(observation_space, features_dim=width_of_features(model, None))
         self.model = model
-        self.positions = torch.zeros(0, dtype=torch.long)  # [n] of the next tokens, in the last call of forward()
+        self.positions = torch.zeros(0, dtype=torch.long)  # positions [n] of the next tokens in the last forward pass
 
     def forward(self, observations: Tensor | dict[str, Tensor]) -> Tensor:
-        """Map observations, which Stable-Baselines3 has converted to floats, to features [n, H].
+        """Map observations, which Stable-Baselines3 converts to floats, to features [n, H].
 
-        Prefixes of the same sequence, as minibatches hold them, are read once, with the longest of them.
+        A minibatch has many prefixes of the same sequence. The language model reads only the longest of them.
         """
         parts = observations if isinstance(observations, dict) else {"prefix": observations}
         tokens = parts["prefix"].long()
@@ -71,13 +71,13 @@ class PrefixExtractor(BaseFeaturesExtractor):
         self.positions = (tokens != self.pad).sum(dim=1)
         rows, which = longest_prefixes(tokens, self.pad, prompts)
         longest = int(self.positions.max()) if len(tokens) else 0
-        read = torch.cat([tokens, torch.full_like(tokens[:, :1], self.pad)], dim=1)[rows, : longest + 1]
-        features = self.model.features(read, None if prompts is None else prompts[rows])  # [rows, longest + 1, H]
-        found = features[which, self.positions]
-        return found.to(torch.promote_types(found.dtype, torch.float32))  # as the critic's layers are
+        sequences = torch.cat([tokens, torch.full_like(tokens[:, :1], self.pad)], dim=1)[rows, : longest + 1]
+        features = self.model.features(sequences, None if prompts is None else prompts[rows])  # [rows, longest + 1, H]
+        features = features[which, self.positions]  # [n, H]
+        return features.to(torch.promote_types(features.dtype, torch.float32))  # the critic's layers are float32
 
     def logits(self, features: Tensor) -> Tensor:
-        """Map features [n, H] to the language model's logits [n, V]."""
+        """Map features [n, H] to the logits [n, V] of the language model."""
         output = self.model.output
         if isinstance(output, (nn.Linear, LinearOutput)):
             features = features.to(output.weight.dtype)
@@ -85,7 +85,7 @@ class PrefixExtractor(BaseFeaturesExtractor):
 
 
 class Categorical(CategoricalDistribution):
-    """Stable-Baselines3's distribution over tokens, with sampling that is fast for many of them."""
+    """Categorical distribution with fast sampling for large vocabularies."""
 
     def sample(self) -> Tensor:
         """Sample one token for each row, [n]."""
@@ -93,31 +93,30 @@ class Categorical(CategoricalDistribution):
 
 
 class LanguageActor(nn.Module):
-    """The output of the extractor's language model, with a mask that bans tokens."""
+    """Actor network: the output layer of the extractor's language model, with an optional mask of banned tokens."""
 
     def __init__(self, extractor: PrefixExtractor, logit_mask: LogitMask | None) -> None:
-        """Take the extractor, and the mask that is added to its logits."""
         super().__init__()
-        self._extractor = (extractor,)  # in a tuple, because its parameters are the policy's already
+        self._extractor = (extractor,)  # a tuple, so that its parameters are not registered twice in the policy
         self._logit_mask = logit_mask
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map features [n, H] of the extractor's last call to logits [n, V]."""
+        """Map the features [n, H] of the extractor's last forward pass to logits [n, V]."""
         (extractor,) = self._extractor
         logits = extractor.logits(features)
         return logits if self._logit_mask is None else logits + self._logit_mask.at(extractor.positions)
 
 
 class LanguageActorCritic(BasePolicy):
-    """What turns an actor-critic policy of Stable-Baselines3 into one that is built around a language model.
+    """Mixin for actor-critic policies of Stable-Baselines3, whose actor becomes a language model.
 
     Args:
-        *arguments: Stable-Baselines3's arguments.
-        language_model: The actor: fields of PolicySettings, or a function that creates a model.
-        critic: "shared" for values from the actor's own features, "separate" for a language model of the critic's own.
-        critic_layers: Sizes of the layers between features and value.
-        logit_mask: Added to the logits of the actor.
-        **options: Stable-Baselines3's options.
+        *arguments: Positional arguments of the Stable-Baselines3 policy.
+        language_model: Language model of the actor: fields of PolicySettings, or a function that creates a model.
+        critic: Language model whose features the critic reads: "shared" for the actor, "separate" for a second one.
+        critic_layers: Sizes of the hidden layers of the critic.
+        logit_mask: Mask that is added to the logits of the actor.
+        **options: Keyword arguments of the Stable-Baselines3 policy.
     """
 
     features_extractor: PrefixExtractor
@@ -135,13 +134,12 @@ class LanguageActorCritic(BasePolicy):
         logit_mask: LogitMask | None = None,
         **options: Any,
     ) -> None:
-        """Let Stable-Baselines3 build the policy around the language model."""
         if critic not in ("shared", "separate"):
-            raise OptionError(f"critic={critic!r} must be 'shared' or 'separate'")
+            raise OptionError(f"there is no critic {critic!r}; give 'shared' or 'separate'")
         if not (language_model is None or callable(language_model) or isinstance(language_model, Mapping)):
             raise OptionError(
-                f"language_model={language_model!r} must be a dict, as {{'policy': 'lstm', 'hidden': 64}}, "
-                "or a function that makes a model"
+                f"language_model={language_model!r} is neither a dict nor a function; give for example "
+                "{'policy': 'lstm', 'hidden': 64}, or a function that creates a model"
             )
         self._logit_mask = logit_mask
         self._own_options = {
@@ -162,8 +160,8 @@ class LanguageActorCritic(BasePolicy):
         )
 
     def _build(self, lr_schedule: Schedule) -> None:
-        """Put the language model's output where Stable-Baselines3 has built a layer of its own."""
-        super()._build(lr_schedule)  # type: ignore[misc] # of the policy class that this one is combined with
+        """Replace the actor network of Stable-Baselines3 by the language model's output."""
+        super()._build(lr_schedule)  # type: ignore[misc] # the policy class that the mixin is combined with
         self._check_model()
         self.action_net = LanguageActor(self.features_extractor, self._logit_mask)
         if not self.share_features_extractor:
@@ -172,47 +170,53 @@ class LanguageActorCritic(BasePolicy):
         self.optimizer = self.optimizer_class(self.parameters(), lr=rate, **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def _check_model(self) -> None:
-        """Refuse a model that has other tokens, and one that actor and critic would share without being told to."""
+        """Raise OptionError for a model with other tokens, or if a separate critic would share the actor's model."""
         with torch.no_grad():
             size = self.language_model.start(1)[0].shape[1]
         if size != self.n_tokens:
-            raise OptionError(f"language_model makes a model of {size} tokens; the task has {self.n_tokens}")
+            raise OptionError(
+                f"language_model creates a model of {size} tokens, and the task has {self.n_tokens}; create one with "
+                f"{self.n_tokens} tokens"
+            )
         if not self.share_features_extractor and self.critic_model is self.language_model:
-            raise OptionError("critic='separate' needs a language_model that makes a new one each time it is called")
+            raise OptionError(
+                "critic='separate' needs two models, and language_model returns the same one twice; create a new model "
+                "in every call"
+            )
 
     @property
     def n_tokens(self) -> int:
-        """Number of actions."""
+        """Number of tokens, which are the actions."""
         assert isinstance(self.action_space, spaces.Discrete)
         return int(self.action_space.n)
 
     @property
     def language_model(self) -> LanguageModel:
-        """The actor."""
+        """Language model of the actor."""
         return self.features_extractor.model
 
     @property
     def critic_model(self) -> LanguageModel:
-        """The language model whose features the critic reads: the actor, or one of its own."""
+        """Language model whose features the critic reads: the actor, or a second model."""
         assert isinstance(self.vf_features_extractor, PrefixExtractor)
         return self.vf_features_extractor.model
 
     def set_training_mode(self, mode: bool) -> None:
-        """Set training mode, but leave language models without dropout, as the rollouts were sampled."""
+        """Set training mode, but keep language models in evaluation mode: rollouts are sampled without dropout."""
         super().set_training_mode(mode)
         self.language_model.eval()
         self.critic_model.eval()
 
     def load_language_model(self, model: nn.Module) -> None:
-        """Copy the weights of a language model of the same kind to the actor, and to a critic of its own."""
+        """Copy the weights of a language model with the same architecture to the actor, and to a separate critic."""
         weights = model.state_dict()
         self.language_model.load_state_dict(weights)
         if not self.share_features_extractor:
-            kept = self.critic_model.state_dict().keys()
-            self.critic_model.load_state_dict({name: value for name, value in weights.items() if name in kept})
+            names = self.critic_model.state_dict().keys()  # the critic has no output layer
+            self.critic_model.load_state_dict({name: value for name, value in weights.items() if name in names})
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        """Return what Stable-Baselines3 saves of the policy beside its weights."""
+        """Return the constructor arguments that Stable-Baselines3 saves with the policy."""
         parameters = super()._get_constructor_parameters()
         for name in ("net_arch", "ortho_init", "features_extractor_class", "features_extractor_kwargs"):
             del parameters[name]
@@ -220,37 +224,45 @@ class LanguageActorCritic(BasePolicy):
 
 
 class TextPolicy(LanguageActorCritic, ActorCriticPolicy):
-    """An actor-critic policy for Stable-Baselines3's PPO and A2C whose actor is a language model.
+    """Actor-critic policy for Stable-Baselines3's PPO and A2C, whose actor is a language model.
 
-    `PPO(TextPolicy, env, policy_kwargs={"language_model": {"policy": "transformer"}})`; then
-    `model.policy.load_language_model(mle.policy)` starts it from a trained one.
+    Create the algorithm with `PPO(TextPolicy, env, policy_kwargs={"language_model": {"policy": "transformer"}})`. For a
+    warm start, call `model.policy.load_language_model(mle.policy)`.
     """
 
     def _build(self, lr_schedule: Schedule) -> None:
-        """Use the fast distribution."""
+        """Build the policy with a distribution that samples fast."""
         super()._build(lr_schedule)
         self.action_dist = Categorical(self.n_tokens)
 
 
 def longest_prefixes(tokens: Tensor, pad: int, prompts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Find the rows [m] of prefixes [n, T] that no other row continues; and for each prefix the one that does, [n].
+    """Find the longest prefixes of a batch, of which all other prefixes are beginnings.
+
+    Args:
+        tokens: Prefixes [n, T], padded with `pad`.
+        pad: PAD, the largest id.
+        prompts: Prompts [n, P]; prefixes of different prompts are different.
+
+    Returns:
+        Rows [m] of the longest prefixes, and for each prefix the index [n] of its longest prefix among them.
 
     >>> longest_prefixes(torch.tensor([[4, 9], [4, 2], [9, 9], [3, 9]]), pad=9)
     (tensor([3, 1]), tensor([1, 1, 1, 0]))
     """
     keys = (tokens if prompts is None else torch.cat([prompts, tokens], dim=1)).cpu().numpy()
-    order = np.lexsort(keys.T[::-1])  # PAD is the largest id, so what continues a prefix stands right before it
+    order = np.lexsort(keys.T[::-1])  # PAD is the largest id, so continuations of a prefix come right before it
     before, after = keys[order[:-1]], keys[order[1:]]
-    free = after == pad
+    padding = after == pad
     if prompts is not None:
-        free[:, : prompts.shape[1]] = False
-    leads = np.concatenate([[True], ((before != after) & ~free).any(axis=1)])[: len(keys)]
+        padding[:, : prompts.shape[1]] = False
+    longest = np.concatenate([[True], ((before != after) & ~padding).any(axis=1)])[: len(keys)]
     which = np.empty(len(keys), dtype=np.int64)
-    which[order] = np.cumsum(leads) - 1
-    return torch.from_numpy(order[leads]).to(tokens.device), torch.from_numpy(which).to(tokens.device)
+    which[order] = np.cumsum(longest) - 1
+    return torch.from_numpy(order[longest]).to(tokens.device), torch.from_numpy(which).to(tokens.device)
 
 
 def remove_output(model: LanguageModel) -> None:
-    """Remove the layer of a language model that maps features to logits, where it is one."""
+    """Replace the output layer of a language model, if it is a module, by the identity."""
     if isinstance(model.output, nn.Module):
         model.output = nn.Identity()

@@ -1,4 +1,4 @@
-"""Rollout buffers for sequences: minibatches of whole environments, and the sequences that a rollout generated."""
+"""Rollout buffers whose minibatches have whole sequences, and the conversion of a rollout to sequences."""
 
 from __future__ import annotations
 
@@ -12,42 +12,45 @@ from text_gym.arrays import IntArray, outline
 
 
 class SequenceRolloutBuffer(RolloutBuffer):
-    """Rollout buffer whose minibatches hold all transitions of some environments, so that each prefix is read once."""
+    """Rollout buffer whose minibatches have all transitions of some environments.
+
+    A language model can then read each sequence of a minibatch once, instead of every prefix.
+    """
 
     def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
-        """Yield minibatches of about `batch_size` transitions: of as many whole environments, and at least one."""
+        """Yield minibatches of at most `batch_size` transitions, rounded down to whole environments, at least one."""
         if not self.generator_ready:
-            next(super().get(1))  # lays the steps of each environment side by side
+            next(super().get(1))  # makes the steps of each environment contiguous
         steps = self.buffer_size
-        together = self.n_envs if batch_size is None else max(1, batch_size // steps)
-        order = np.random.permutation(self.n_envs)  # noqa: NPY002 - drawn as Stable-Baselines3 does
-        for begin in range(0, self.n_envs, together):
-            firsts = order[begin : begin + together] * steps
+        n_envs = self.n_envs if batch_size is None else max(1, batch_size // steps)  # per minibatch
+        order = np.random.permutation(self.n_envs)  # noqa: NPY002 - the generator of Stable-Baselines3
+        for begin in range(0, self.n_envs, n_envs):
+            firsts = order[begin : begin + n_envs] * steps
             yield self._get_samples((firsts[:, None] + np.arange(steps)).ravel())
 
 
 class DictSequenceRolloutBuffer(SequenceRolloutBuffer, DictRolloutBuffer):
-    """The same for observations with prompts."""
+    """SequenceRolloutBuffer for observations with prompts."""
 
 
 class RolloutSequences(NamedTuple):
-    """The sequences that a rollout generated, and the position of each of its transitions in them."""
+    """Sequences of a rollout, and the location of each transition in them."""
 
     tokens: IntArray
-    """Each episode as far as it is known, [m, T], PAD after it."""
+    """Sequences [m, T], one per episode, padded with PAD. The last sequence of an environment may be unfinished."""
     prompts: IntArray | None
-    """Prompt of each episode, [m, P]."""
+    """Prompts [m, P]."""
     rows: IntArray
-    """Episode of each transition, [steps, envs]."""
+    """Index of the sequence of each transition, [steps, envs]."""
     positions: IntArray
-    """Position in it of the token that was appended, [steps, envs]."""
+    """Position of the token that each transition appended, [steps, envs]."""
 
     def __repr__(self) -> str:
         return outline(self)
 
 
 def rollout_sequences(buffer: RolloutBuffer, pad: int) -> RolloutSequences:
-    """Put together the sequences of a rollout buffer that has just been filled."""
+    """Collect the sequences of a full rollout buffer, before get() changes the layout of its arrays."""
     prompts = None
     prefixes = buffer.observations  # [steps, envs, T]
     if isinstance(buffer, DictRolloutBuffer):
@@ -55,12 +58,12 @@ def rollout_sequences(buffer: RolloutBuffer, pad: int) -> RolloutSequences:
         prefixes = buffer.observations["prefix"]
     actions = buffer.actions[:, :, 0].astype(np.int64)  # [steps, envs]
     positions = (prefixes != pad).sum(axis=2)
-    last = np.ones(actions.shape, dtype=bool)  # of an episode, or of the rollout
+    last = np.ones(actions.shape, dtype=bool)  # True at the last transition of each sequence
     last[:-1] = buffer.episode_starts[1:] > 0
     env, step = np.nonzero(last.T)
     tokens = prefixes[step, env].astype(np.int64)
     tokens[np.arange(len(step)), positions[step, env]] = actions[step, env]
-    rows = np.cumsum(last.T.ravel()) - last.T.ravel()  # how many episodes ended before
+    rows = np.cumsum(last.T.ravel()) - last.T.ravel()  # number of sequences that end before each transition
     return RolloutSequences(
         tokens,
         None if prompts is None else prompts[step, env].astype(np.int64),

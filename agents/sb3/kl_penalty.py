@@ -23,21 +23,20 @@ from text_gym.language_model import LanguageModel
 class KLPenalty(BaseCallback):
     """Callback that subtracts a KL penalty from the reward of each token.
 
-    After each rollout, `kl.weight` times the log-ratio of policy and reference is subtracted from every step's reward,
-    and returns and advantages are computed anew. The metric `train/kl_to_start` is the mean log-ratio within the masks
-    that the rollout was sampled with, so its expectation is never negative.
+    After each rollout, `kl.weight` times the log-ratio of policy and reference policy is subtracted from the reward of
+    each step. Returns and advantages are then computed again. The metric `train/kl_to_start` is the mean log-ratio with
+    the action masks of the rollout, an estimate of a KL divergence.
 
     Args:
-        reference: A language model that is not trained.
-        kl: The weight, and how it is adapted.
-        logit_mask: The mask added to the policy's logits, to be added to the reference's too.
-        unmasked: Whether the penalty is of the log-ratio without the environment's masks, as in NLPO.
+        reference: Reference policy.
+        kl: Weight of the penalty, and its adaptation.
+        logit_mask: Mask that is added to the logits of policy and reference.
+        unmasked: Whether the penalty uses the log-ratio without action masks, as in NLPO.
     """
 
     def __init__(
         self, reference: LanguageModel, kl: AdaptiveKL, logit_mask: LogitMask | None = None, unmasked: bool = False
     ) -> None:
-        """Keep the reference and the weight."""
         super().__init__()
         self.reference = reference
         self.kl = kl
@@ -45,11 +44,10 @@ class KLPenalty(BaseCallback):
         self.unmasked = unmasked
 
     def _init_callback(self) -> None:
-        """Refuse a policy that is no language model."""
         policy = self.model.policy
         if not isinstance(policy, LanguageActorCritic):
             raise OptionError(
-                f"KLPenalty is for a policy that is a language model, as TextPolicy is one, not {policy!r}"
+                f"KLPenalty needs a policy whose actor is a language model, and {policy!r} is not; use TextPolicy"
             )
         self.policy = policy
 
@@ -70,7 +68,7 @@ class KLPenalty(BaseCallback):
             self.logger.record("train/kl_unmasked", float(ratios.mean()))
         if self.kl.weight:
             buffer.rewards -= self.kl.weight * ratios
-            with torch.no_grad():  # `values` among the locals are not always those after the last step
+            with torch.no_grad():  # locals["values"] are not always the values after the last step
                 after = self.model.policy.predict_values(obs_as_tensor(self.locals["new_obs"], self.model.device))
             buffer.compute_returns_and_advantage(after, self.locals["dones"])
         self.kl.adapt(float(ratios.mean()))
@@ -83,13 +81,13 @@ def transition_log_probs(
     masks: AnyArray | None = None,
     logit_mask: LogitMask | None = None,
 ) -> AnyArray:
-    """Compute a language model's log-probability of every token that a rollout appended, [steps, envs].
+    """Compute the log-probability of every token of a rollout, [steps, envs].
 
     Args:
-        model: The language model.
-        sequences: The sequences of the rollout.
-        masks: True at the tokens that the environment allowed, [steps, envs, V]; all if not given.
-        logit_mask: Added to the logits.
+        model: Language model.
+        sequences: Sequences of the rollout.
+        masks: Action masks [steps, envs, V], True at allowed tokens; None if all tokens are allowed.
+        logit_mask: Mask that is added to the logits.
     """
     device = next(model.parameters()).device
     tokens = torch.from_numpy(sequences.tokens).to(device)
@@ -97,7 +95,7 @@ def transition_log_probs(
     rows, positions = (torch.from_numpy(array.ravel()).to(device) for array in (sequences.rows, sequences.positions))
     model.eval()
 
-    def limited(logits: Tensor, part: slice) -> Tensor:
+    def masked(logits: Tensor, part: slice) -> Tensor:
         if logit_mask is not None:
             logits = logits + logit_mask.at(positions[part])
         if masks is not None:
@@ -106,11 +104,11 @@ def transition_log_probs(
         return logits
 
     features = model.features(tokens, prompts)[rows, positions]
-    found = chunked_log_probs(model.output, features, tokens[rows, positions], limited)
-    return found.float().cpu().numpy().reshape(sequences.rows.shape)
+    log_probs = chunked_log_probs(model.output, features, tokens[rows, positions], masked)
+    return log_probs.float().cpu().numpy().reshape(sequences.rows.shape)
 
 
 def action_masks(buffer: RolloutBuffer) -> AnyArray | None:
-    """Return the masks that a rollout was sampled with, [steps, envs, V]; None for an algorithm without masks."""
+    """Return the action masks of a rollout, [steps, envs, V]; None for an algorithm without action masks."""
     masks: AnyArray | None = getattr(buffer, "action_masks", None)
     return None if masks is None else np.reshape(masks, (buffer.buffer_size, buffer.n_envs, -1))

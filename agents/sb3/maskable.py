@@ -1,4 +1,4 @@
-"""MaskablePPO with a language model as the actor; importing this module needs sb3-contrib."""
+"""MaskablePPO of sb3-contrib with a language model as the actor. Importing this module needs sb3-contrib."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from text_gym.language_model import draw_tokens
 
 
 class MaskableSequenceRolloutBuffer(SequenceRolloutBuffer, MaskableRolloutBuffer):
-    """Rollout buffer with masks whose minibatches hold all transitions of some environments."""
+    """SequenceRolloutBuffer with action masks."""
 
 
 class MaskableDictSequenceRolloutBuffer(SequenceRolloutBuffer, MaskableDictRolloutBuffer):
-    """The same for observations with prompts."""
+    """SequenceRolloutBuffer with action masks, for observations with prompts."""
 
 
 class MaskableCategorical(MaskableCategoricalDistribution):
-    """sb3-contrib's distribution over tokens, with sampling that is fast for many of them."""
+    """Maskable categorical distribution with fast sampling for large vocabularies."""
 
     def sample(self) -> Tensor:
         """Sample one token for each row, [n]."""
@@ -36,16 +36,21 @@ class MaskableCategorical(MaskableCategoricalDistribution):
 
 
 class MaskableTextPolicy(LanguageActorCritic, MaskableActorCriticPolicy):
-    """Actor-critic policy for sb3-contrib's MaskablePPO whose actor is a language model."""
+    """Actor-critic policy for sb3-contrib's MaskablePPO, whose actor is a language model."""
 
     def _build(self, lr_schedule: Schedule) -> None:
-        """Use the fast distribution."""
+        """Build the policy with a distribution that samples fast."""
         super()._build(lr_schedule)
         self.action_dist = MaskableCategorical(self.n_tokens)
 
 
 def make_maskable_ppo(envs: VecEnv, **options: Any) -> MaskablePPO:
-    """Create MaskablePPO with this policy and these buffers; options are its own."""
+    """Create MaskablePPO with a MaskableTextPolicy and the rollout buffer for the observation space.
+
+    Args:
+        envs: Environments with a method `action_masks`.
+        **options: Arguments of MaskablePPO.
+    """
     has_prompts = isinstance(envs.observation_space, spaces.Dict)
     buffer = MaskableDictSequenceRolloutBuffer if has_prompts else MaskableSequenceRolloutBuffer
     return MaskablePPO(MaskableTextPolicy, envs, rollout_buffer_class=buffer, **options)

@@ -407,7 +407,7 @@ def test_mistakes_are_told():
     ]:
         with pytest.raises(OptionError, match=words):
             Reinforce.choose_settings(**settings)
-    with pytest.raises(OptionError, match="the whole batch is one group"):
+    with pytest.raises(OptionError, match="makes the whole batch one group"):
         Reinforce(tiny_env(), group_size=2)
     start = MLE(gym.make("TextGen-v0", task="answers"), seed=0, progress=False)
     with pytest.raises(OptionError, match="give a group_size of at least 2"):

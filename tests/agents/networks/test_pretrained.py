@@ -126,11 +126,11 @@ def test_folders_that_hold_no_model(folders, lines, tmp_path):
     del tensors["transformer.h.1.mlp.c_fc.weight"]
     save_file(tensors, lacking / "model.safetensors", metadata={"format": "pt"})
     for folder, words in [
-        (tmp_path / "empty", "is no language model"),
+        (tmp_path / "empty", "is not a language model"),
         (tmp_path / "nowhere", "there is no such folder"),
-        ("no-such-name", "is no language model"),
-        (damaged, "is no language model"),
-        (lacking, "lacks weights that a language model has: transformer.h.1.mlp.c_fc.weight"),
+        ("no-such-name", "is not a language model"),
+        (damaged, "is not a language model"),
+        (lacking, "lacks weights of a language model, for example transformer.h.1.mlp.c_fc.weight"),
     ]:
         with pytest.raises(OptionError, match=words) as raised:
             load_policy(str(folder), V)
@@ -167,7 +167,7 @@ def test_models_that_are_not_read_token_by_token(tmp_path):
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
     torch.manual_seed(0)
     transformers.BertLMHeadModel(transformers.BertConfig(**SPECIAL | sizes)).save_pretrained(tmp_path)
-    with pytest.raises(OptionError, match="does not say the same token by token"):
+    with pytest.raises(OptionError, match="computes other logits token by token"):
         load_policy(str(tmp_path), V)
 
 
@@ -177,7 +177,7 @@ def test_tasks_of_other_tokens(folders, lines, tmp_path):
     with pytest.raises(OptionError, match=advice):
         MLE(words, **fine_tuning(folders["gpt2"]))
     settings = PolicySettings(policy="hf", model=folders["gpt2"])
-    with pytest.raises(OptionError, match=r"token 4 of the task is 'b', and of the tokenizer .* 'a'"):
+    with pytest.raises(OptionError, match=r"token 4 of the task is 'b', and token 4 of the tokenizer .* 'a'"):
         make_policy(settings, Vocabulary([*WORDS[:4], "b", "a", *WORDS[6:]]))
     with pytest.raises(OptionError, match=advice):
         make_policy(settings, V + 1)
@@ -186,7 +186,7 @@ def test_tasks_of_other_tokens(folders, lines, tmp_path):
 def test_more_tokens_than_the_model_has_places(folders):
     for kind in ("gpt2", "bart"):
         policy = load_policy(folders[kind], V)
-        with pytest.raises(OptionError, match=r"reads 64 tokens at most.* have 66"):
+        with pytest.raises(OptionError, match=r"takes at most 64 tokens.* have 66"):
             policy.features(torch.ones(1, 66, dtype=torch.long))
         with pytest.raises(OptionError, match="smaller max_length"):
             policy.start(1, torch.full((1, 70), 4))

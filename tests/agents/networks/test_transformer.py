@@ -310,7 +310,7 @@ def test_everything_is_made_where_the_weights_are():
     "sizes", [{"width": 63}, {"heads": 5}, {"width": 15, "heads": 3}, {"heads": 0}, {"layers": 0}, {"width": -64}]
 )
 def test_sizes_that_do_not_fit_are_told(sizes):
-    with pytest.raises(OptionError, match="choose width=64 with heads=4"):
+    with pytest.raises(OptionError, match="give for example width=64 and heads=4"):
         Transformer(5, **sizes)
 
 

@@ -317,17 +317,17 @@ def test_it_learns_what_pays():
 
 def test_mistakes_are_told():
     for options, words in [
-        ({"critic": "none"}, "critic='none' must be 'shared' or 'separate'"),
+        ({"critic": "none"}, "there is no critic 'none'; give 'shared' or 'separate'"),
         ({"kind": {"hiden": 3}}, "no option 'hiden'.*Did you mean 'hidden'"),
         ({"kind": {"hidden": 0}}, "hidden must be"),
         ({"kind": {"policy": "lstn"}}, "Did you mean 'lstm'"),
-        ({"kind": 5}, "language_model=5 must be"),
-        ({"kind": "lstm"}, "language_model='lstm' must be"),
+        ({"kind": 5}, "language_model=5 is neither a dict nor a function"),
+        ({"kind": "lstm"}, "language_model='lstm' is neither a dict nor a function"),
     ]:
         with pytest.raises(OptionError, match=words):
             ppo(**options)
     model = make_policy(PolicySettings(hidden=8), SIZE)
-    with pytest.raises(OptionError, match="a new one each time"):
+    with pytest.raises(OptionError, match="create a new model in every call"):
         ppo(kind=lambda: model, critic="separate")
     for env in ("CartPole-v1", "Taxi-v4" if "Taxi-v4" in gym.registry else "Taxi-v3"):
         with pytest.raises(OptionError, match="observations of TextGen-v0"):
@@ -335,5 +335,5 @@ def test_mistakes_are_told():
     other = spaces.Dict({"text": spaces.Box(0, 5, (3,), np.int64)})
     with pytest.raises(OptionError, match="observations of TextGen-v0"):
         PrefixExtractor(other)
-    with pytest.raises(OptionError, match="makes a model of 7 tokens"):
+    with pytest.raises(OptionError, match="creates a model of 7 tokens"):
         ppo(kind=lambda: make_policy(PolicySettings(hidden=8), 7))

@@ -130,7 +130,7 @@ def test_options_are_for_one_reset(answers, grammar):
 def test_options_that_not_all_environments_have_are_refused(grammar):
     envs = ours(task=grammar)
     envs.set_options([{"prefix": "the"}, {}, {}, {}])
-    with pytest.raises(OptionError, match="same names; give each environment each of them"):
+    with pytest.raises(OptionError, match="give every environment the same names"):
         envs.reset()
     envs.set_options({"prefx": "the"})
     with pytest.raises(OptionError, match="Did you mean 'prefix'"):
