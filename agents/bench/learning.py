@@ -1,7 +1,7 @@
-"""Speed and memory of the parts of learning, compared with textbook implementations of the same work.
+"""Speed and memory of the parts of learning, compared with textbook implementations.
 
 The sizes are SeqGAN's: batch 64, length 20, vocabulary 5000, embedding and LSTM of 32, 16 rollouts, the published
-discriminator. Slow work is measured in part, and scaled up.
+discriminator. Of slow work, only a part is measured, and the time is scaled up.
 """
 
 from __future__ import annotations
@@ -22,71 +22,71 @@ from agents.networks.discriminators import CNN, Discriminator, DiscriminatorSett
 from text_gym.language_model import LSTM, generate, tune_memory
 from text_gym.tasks import Task, make_task
 
-SIZE = 5000  # of the vocabulary
+VOCAB_SIZE = 5000
 LENGTH = 20
 BATCH = 64
 ROLLOUTS = 16
-DRAWN = 10_000  # sequences sampled
-DRAWN_BY_TEXTBOOK = 500  # of these, sampled by the textbook
-EPOCH = 9_984  # sequences of an MLE epoch
-JUDGED = 19_968  # sequences of a discriminator epoch
-BATCHES = 10  # of an epoch that are measured
+SAMPLES = 10_000
+TEXTBOOK_SAMPLES = 500  # the part of the samples that is measured for the textbook
+MLE_EPOCH = 9_984  # sequences of an MLE epoch
+DISCRIMINATOR_EPOCH = 19_968  # sequences of a discriminator epoch
+BATCHES = 10  # the part of an epoch that is measured
 Work = Callable[[], object]
 
 
 class Part(NamedTuple):
-    """A part of learning, as functions that make the work and say how many times it is the whole."""
+    """A part of learning, with two functions that return the work to measure and the factor to scale its time by."""
 
-    what: str
+    name: str
     tokens: int
-    wanted: str
+    target: str
     ours: Callable[[], tuple[Work, float]]
     textbook: Callable[[], tuple[Work, float]]
 
 
 class Result(NamedTuple):
-    """Seconds, and MiB above those in use before the work."""
+    """Seconds of both implementations, and the increase of their peak memory in MiB."""
 
-    what: str
+    name: str
     tokens: int
-    wanted: str
+    target: str
     ours: float
     textbook: float
     memory: tuple[float, float]
 
 
 def measure(seconds_of: Callable[[Work], float]) -> list[Result]:
-    """Measure all parts; `seconds_of` runs a work a few times, and returns its shortest time."""
+    """Measure all parts; `seconds_of` runs a function several times and returns the shortest time."""
     tune_memory()
     results = []
-    for name, part in PARTS.items():
+    for key, part in PARTS.items():
         times = []
         for make in (part.ours, part.textbook):
-            work, often = make()
-            times.append(seconds_of(work) * often)
-        memory = _memory_of(name, "ours"), _memory_of(name, "textbook")
-        results.append(Result(part.what, part.tokens, part.wanted, times[0], times[1], memory))
+            work, factor = make()
+            times.append(seconds_of(work) * factor)
+        memory = _memory_of(key, "ours"), _memory_of(key, "textbook")
+        results.append(Result(part.name, part.tokens, part.target, times[0], times[1], memory))
     return results
 
 
-def peak_memory(name: str, whose: str) -> float:
-    """Return the peak memory of a work in MiB, above that of the process before it; call it in a new process."""
-    part = PARTS[name]
+def peak_memory(key: str, side: str) -> float:
+    """Return the increase of the peak memory by a part of learning, in MiB; call it in a new process."""
+    part = PARTS[key]
     tune_memory()
     _load_libraries()
-    work, _ = part.ours() if whose == "ours" else part.textbook()
+    work, _ = part.ours() if side == "ours" else part.textbook()
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        there = torch.cuda.memory_allocated()
+        before = torch.cuda.memory_allocated()
         work()
-        return float(torch.cuda.max_memory_allocated() - there) / 2**20
+        return float(torch.cuda.max_memory_allocated() - before) / 2**20
     before = resident_bytes("VmRSS")
     work()
     return max(0.0, (resident_bytes("VmHWM") - before) / 2**20)
 
 
 def _load_libraries() -> None:
-    """Run a little of everything, so that what torch loads when it is first used is not counted."""
+    """Run one operation of each kind, so that the memory of libraries that torch loads on first use is not counted."""
     linear, kernel = nn.Linear(64, 64, device=DEVICE), nn.Conv2d(1, 4, (3, 8), device=DEVICE)
     for kind in (torch.float32, torch.bfloat16):
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=kind == torch.bfloat16):
@@ -95,8 +95,8 @@ def _load_libraries() -> None:
     torch.optim.Adam([*linear.parameters(), *kernel.parameters()], fused=True).step()
 
 
-def _memory_of(name: str, whose: str) -> float:
-    code = f"from agents.bench.learning import peak_memory; print(peak_memory({name!r}, {whose!r}))"
+def _memory_of(key: str, side: str) -> float:
+    code = f"from agents.bench.learning import peak_memory; print(peak_memory({key!r}, {side!r}))"
     return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
 
 
@@ -104,7 +104,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _model() -> LSTM:
-    model = LSTM(SIZE)
+    model = LSTM(VOCAB_SIZE)
     with torch.no_grad():
         for number, parameter in enumerate(model.parameters()):
             parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
@@ -116,11 +116,11 @@ def _generator() -> torch.Generator:
 
 
 def _task() -> Task:
-    return make_task("oracle", vocab_size=SIZE, train_size=1, valid_size=1, test_size=1)
+    return make_task("oracle", vocab_size=VOCAB_SIZE, train_size=1, valid_size=1, test_size=1)
 
 
 def _synchronised(work: Work) -> Work:
-    """Wait for a GPU at the end of a work."""
+    """Return the work followed by a synchronisation of the GPU."""
 
     def whole() -> None:
         work()
@@ -130,14 +130,14 @@ def _synchronised(work: Work) -> Work:
     return whole
 
 
-def _draw() -> tuple[Work, float]:
+def _sample() -> tuple[Work, float]:
     model, generator = _model(), _generator()
-    return _synchronised(lambda: generate(model, DRAWN, LENGTH, None, generator)), 1
+    return _synchronised(lambda: generate(model, SAMPLES, LENGTH, None, generator)), 1
 
 
-def _textbook_draw() -> tuple[Work, float]:
-    model, nothing = _model(), torch.zeros(DRAWN_BY_TEXTBOOK, 0, dtype=torch.long, device=DEVICE)
-    return _synchronised(lambda: textbook.complete(model, nothing, LENGTH)), DRAWN / DRAWN_BY_TEXTBOOK
+def _textbook_sample() -> tuple[Work, float]:
+    model, empty = _model(), torch.zeros(TEXTBOOK_SAMPLES, 0, dtype=torch.long, device=DEVICE)
+    return _synchronised(lambda: textbook.complete(model, empty, LENGTH)), SAMPLES / TEXTBOOK_SAMPLES
 
 
 def _mle() -> tuple[Work, float]:
@@ -161,20 +161,20 @@ def _epoch(loss: Callable[[LSTM, Tensor], Tensor], fused: bool | None) -> tuple[
             nn.utils.clip_grad_norm_(model.parameters(), 5.0)
             optimizer.step()
 
-    return _synchronised(part), EPOCH / BATCH / BATCHES
+    return _synchronised(part), MLE_EPOCH / BATCH / BATCHES
 
 
 def _rollouts() -> tuple[Work, float]:
-    model, generator, judge = _model(), _generator(), Discriminator(_task(), LENGTH, device=DEVICE)
+    model, generator, discriminator = _model(), _generator(), Discriminator(_task(), LENGTH, device=DEVICE)
     tokens = generate(model, BATCH, LENGTH, None, generator).tokens
     lengths = torch.full((BATCH,), LENGTH, device=DEVICE)
 
-    score = score_sequences(judge.score, judge.task.vocab, None)
+    score = score_sequences(discriminator.score, discriminator.task.vocab, None)
     return _synchronised(lambda: rollout_values(model, tokens, lengths, score, ROLLOUTS, None, generator, chunk=512)), 1
 
 
 def _textbook_cnn() -> textbook.TextbookCNN:
-    return textbook.TextbookCNN(CNN(SIZE + 2, SIZE, LENGTH, DiscriminatorSettings()))
+    return textbook.TextbookCNN(CNN(VOCAB_SIZE + 2, VOCAB_SIZE, LENGTH, DiscriminatorSettings()))
 
 
 def _textbook_rollouts() -> tuple[Work, float]:
@@ -192,15 +192,15 @@ def _textbook_rollouts() -> tuple[Work, float]:
 
 
 def _rows() -> tuple[Tensor, Tensor]:
-    rows = torch.randint(SIZE, (BATCHES * BATCH, LENGTH), generator=_generator(), device=DEVICE)
+    rows = torch.randint(VOCAB_SIZE, (BATCHES * BATCH, LENGTH), generator=_generator(), device=DEVICE)
     return rows, torch.arange(len(rows), device=DEVICE) % 2
 
 
 def _discriminator() -> tuple[Work, float]:
-    judge, (rows, classes) = Discriminator(_task(), LENGTH, device=DEVICE), _rows()
-    real, written = rows[classes == 1], rows[classes == 0]
-    work = _synchronised(lambda: judge.train_epoch(real, written, _generator()))
-    return work, JUDGED / len(rows)
+    discriminator, (rows, classes) = Discriminator(_task(), LENGTH, device=DEVICE), _rows()
+    real, generated = rows[classes == 1], rows[classes == 0]
+    work = _synchronised(lambda: discriminator.train_epoch(real, generated, _generator()))
+    return work, DISCRIMINATOR_EPOCH / len(rows)
 
 
 def _textbook_discriminator() -> tuple[Work, float]:
@@ -214,12 +214,12 @@ def _textbook_discriminator() -> tuple[Work, float]:
         for chosen in torch.randperm(len(rows), device=DEVICE).view(-1, BATCH):
             float(textbook.discriminator_step(network, optimizer, rows[chosen], classes[chosen]))
 
-    return _synchronised(part), JUDGED / len(rows)
+    return _synchronised(part), DISCRIMINATOR_EPOCH / len(rows)
 
 
 PARTS = {
-    "draw": Part(f"draw {DRAWN:,} sequences", DRAWN * LENGTH, "at least 20", _draw, _textbook_draw),
-    "mle": Part(f"one MLE epoch of {EPOCH:,}", EPOCH * LENGTH, "at least 1.8", _mle, _textbook_mle),
+    "sample": Part(f"sample {SAMPLES:,} sequences", SAMPLES * LENGTH, "at least 20", _sample, _textbook_sample),
+    "mle": Part(f"one MLE epoch of {MLE_EPOCH:,}", MLE_EPOCH * LENGTH, "at least 1.8", _mle, _textbook_mle),
     "rollouts": Part(
         f"rollout rewards, {ROLLOUTS} for each of {BATCH} x {LENGTH}",
         BATCH * ROLLOUTS * LENGTH * (LENGTH - 1) // 2,
@@ -228,8 +228,8 @@ PARTS = {
         _textbook_rollouts,
     ),
     "discriminator": Part(
-        f"one discriminator epoch of {JUDGED:,}",
-        JUDGED * LENGTH,
+        f"one discriminator epoch of {DISCRIMINATOR_EPOCH:,}",
+        DISCRIMINATOR_EPOCH * LENGTH,
         "at least 2",
         _discriminator,
         _textbook_discriminator,

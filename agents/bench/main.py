@@ -1,4 +1,4 @@
-"""How fast this machine runs the environment and BLEU, beside others doing the same in the same run."""
+"""`text-gym bench`: the speed of environments and BLEU on this machine, compared with other implementations."""
 
 from __future__ import annotations
 
@@ -20,23 +20,26 @@ from text_gym.bleu import Bleu, self_bleu
 from text_gym.tasks.grammar import Grammar
 
 REPEATS = 5
-COPIES = 1024
+NUM_ENVS = 1024
 BATCH = 1024
 
 
 class Row(NamedTuple):
-    """One comparison."""
+    """A row of the first table."""
 
-    what: str
+    name: str
     ours: str
     theirs: str
     ratio: str
-    wanted: str
+    target: str
 
 
 def run(console: Console) -> None:
     """Measure everything, and print three tables."""
-    table = Table(*Row._fields, title=f"text_gym {text_gym.__version__}, best of {REPEATS}", title_justify="left")
+    table = Table(
+        "measurement", "text_gym", "compared with", "ratio", "target",
+        title=f"text_gym {text_gym.__version__}, best of {REPEATS}", title_justify="left",
+    )  # fmt: skip
     table.columns[0].no_wrap = True
     for measure in (import_time, scalar_steps, vector_steps, bleu_of_batches, self_bleu_of_2000, million_lines):
         with console.status(measure.__name__.replace("_", " ")):
@@ -51,7 +54,7 @@ def run(console: Console) -> None:
 
 
 def best(work: Callable[[], Any], repeats: int = REPEATS) -> float:
-    """The shortest of several runs, in seconds."""
+    """Return the shortest time of several runs, in seconds."""
     times = []
     for _ in range(repeats):
         started = time.perf_counter()
@@ -61,20 +64,20 @@ def best(work: Callable[[], Any], repeats: int = REPEATS) -> float:
 
 
 def import_time() -> list[Row]:
-    """A fresh process that imports and makes, beside one that only imports gymnasium."""
+    """Measure a new process that makes an environment, compared with one that only imports gymnasium."""
     ours = best(lambda: _python("import gymnasium as gym, text_gym; gym.make('TextGen-v0')"))
     theirs = best(lambda: _python("import gymnasium"))
-    what = "import and make / import gymnasium"
-    return [Row(what, f"{ours * 1e3:.0f} ms", f"{theirs * 1e3:.0f} ms", f"{ours / theirs:.2f}", "at most 1.5")]
+    name = "import and make / import gymnasium"
+    return [Row(name, f"{ours * 1e3:.0f} ms", f"{theirs * 1e3:.0f} ms", f"{ours / theirs:.2f}", "at most 1.5")]
 
 
 def scalar_steps() -> list[Row]:
-    """Steps of the unwrapped scalar environment over whole episodes, resets included."""
+    """Measure the time per step of the unwrapped scalar environment over whole episodes, including resets."""
     ours = gym.make("TextGen-v0", reward="constant").unwrapped
     theirs = gym.make("CartPole-v1").unwrapped
     ours_us, theirs_us = 1e6 * _scalar_step(ours), 1e6 * _scalar_step(theirs)
-    what = "one step, scalar / CartPole-v1"
-    return [Row(what, f"{ours_us:.2f} us", f"{theirs_us:.2f} us", f"{ours_us / theirs_us:.2f}", "at most 1")]
+    name = "one step, scalar / CartPole-v1"
+    return [Row(name, f"{ours_us:.2f} us", f"{theirs_us:.2f} us", f"{ours_us / theirs_us:.2f}", "at most 1")]
 
 
 def _scalar_step(env: gym.Env[Any, Any], steps: int = 20_000) -> float:
@@ -92,14 +95,14 @@ def _scalar_step(env: gym.Env[Any, Any], steps: int = 20_000) -> float:
 
 
 def vector_steps() -> list[Row]:
-    """Steps of 1,024 copies: all of 20 tokens with 5000 to choose from, and of lengths that differ."""
-    theirs = _vector_steps(gym.make_vec("CartPole-v1", num_envs=COPIES))
+    """Measure steps per second of 1,024 parallel environments, with sequences of equal and of different lengths."""
+    theirs = _vector_steps(gym.make_vec("CartPole-v1", num_envs=NUM_ENVS))
     rows = []
     for task, mode in (("oracle", "NextStep"), ("oracle", "SameStep"), ("grammar", "SameStep")):
-        envs = gym.make_vec("TextGen-v0", num_envs=COPIES, task=task, reward="constant", autoreset_mode=mode)
+        envs = gym.make_vec("TextGen-v0", num_envs=NUM_ENVS, task=task, reward="constant", autoreset_mode=mode)
         ours = _vector_steps(envs)
-        what = f"{COPIES:,} copies, {task}, {mode} / CartPole"
-        rows.append(Row(what, f"{ours / 1e6:.1f} M/s", f"{theirs / 1e6:.1f} M/s", f"{ours / theirs:.2f}", "at least 1"))
+        name = f"{NUM_ENVS:,} environments, {task}, {mode} / CartPole"
+        rows.append(Row(name, f"{ours / 1e6:.1f} M/s", f"{theirs / 1e6:.1f} M/s", f"{ours / theirs:.2f}", "at least 1"))
     return rows
 
 
@@ -117,70 +120,71 @@ def _vector_steps(envs: gym.vector.VectorEnv[Any, Any, Any], steps: int = 1050) 
 
 
 def _sentences() -> tuple[list[list[int]], list[list[int]]]:
-    """References and hypotheses of about ten words."""
+    """Sample references and hypotheses of about ten words."""
     source = Grammar(min_words=7)
     return source.sample(10_000, seed=1).sentences, source.sample(10 * BATCH, seed=2).sentences
 
 
 def bleu_of_batches() -> list[Row]:
-    """BLEU-4 against 10,000 references, in batches of 1,024."""
+    """Measure BLEU-4 against 10,000 references, in batches of 1,024."""
     references, hypotheses = _sentences()
     bleu = Bleu(references)
     batches = [hypotheses[i : i + BATCH] for i in range(0, len(hypotheses), BATCH)]
     ours = len(hypotheses) / best(lambda: [bleu.score(batch) for batch in batches])
     words = float(np.mean([len(s) for s in hypotheses]))
-    what, wanted = f"BLEU-4, {words:.0f} words, 10,000 references / fast-bleu", "at least 3, 100,000 /s"
+    name, target = f"BLEU-4, {words:.0f} words, 10,000 references / fast-bleu", "at least 3, 100,000 /s"
     fast_bleu = _fast_bleu()
     if fast_bleu is None:
-        return [Row(what, f"{ours:,.0f} /s", "not installed", "-", wanted)]
+        return [Row(name, f"{ours:,.0f} /s", "not installed", "-", target)]
     other = fast_bleu.BLEU(_as_text(references), {"bleu": (0.25,) * 4})
     texts = [_as_text(batch) for batch in batches]
     theirs = len(hypotheses) / best(lambda: [other.get_score(batch) for batch in texts], repeats=3)
-    return [Row(what, f"{ours:,.0f} /s", f"{theirs:,.0f} /s", f"{ours / theirs:.1f}", wanted)]
+    return [Row(name, f"{ours:,.0f} /s", f"{theirs:,.0f} /s", f"{ours / theirs:.1f}", target)]
 
 
 def self_bleu_of_2000() -> list[Row]:
-    """Self-BLEU-4 of 2,000 sentences."""
+    """Measure self-BLEU-4 of 2,000 sentences."""
     _, hypotheses = _sentences()
     sentences = hypotheses[:2000]
     ours = best(lambda: self_bleu(sentences))
-    what, fast_bleu = "self-BLEU-4 of 2,000 / fast-bleu", _fast_bleu()
+    name, fast_bleu = "self-BLEU-4 of 2,000 / fast-bleu", _fast_bleu()
     if fast_bleu is None:
-        return [Row(what, f"{ours * 1e3:.0f} ms", "not installed", "-", "above 1")]
+        return [Row(name, f"{ours * 1e3:.0f} ms", "not installed", "-", "above 1")]
     texts = _as_text(sentences)
     theirs = best(lambda: fast_bleu.SelfBLEU(texts, {"bleu": (0.25,) * 4}).get_score(), repeats=3)
-    return [Row(what, f"{ours * 1e3:.0f} ms", f"{theirs * 1e3:.0f} ms", f"{theirs / ours:.0f}", "above 1")]
+    return [Row(name, f"{ours * 1e3:.0f} ms", f"{theirs * 1e3:.0f} ms", f"{theirs / ours:.0f}", "above 1")]
 
 
 def ppo() -> Table:
-    """Stable-Baselines3's PPO through the adapter, beside the same on scalar environments."""
+    """Measure Stable-Baselines3's PPO on the vector environment, compared with scalar environments."""
     from agents.bench.ppo import measure
 
-    table = Table("what", "ours", "theirs", "ratio", "wanted", title="PPO, transitions a second", title_justify="left")
-    for work in measure():
-        table.add_row(
-            work.what, f"{work.ours:,.0f}", f"{work.theirs:,.0f}", f"{work.ours / work.theirs:.1f}", work.wanted
-        )
+    table = Table(
+        "measurement", "text_gym", "scalar environments", "ratio", "target",
+        title="PPO, transitions per second", title_justify="left",
+    )  # fmt: skip
+    for row in measure():
+        table.add_row(row.name, f"{row.ours:,.0f}", f"{row.theirs:,.0f}", f"{row.ours / row.theirs:.1f}", row.target)
     return table
 
 
 def learning() -> Table:
-    """The learners' parts, beside a textbook's."""
+    """Measure the parts of learning, compared with textbook implementations."""
     from agents.bench.learning import DEVICE, measure
 
     table = Table(
-        "what", "ours", "textbook", "ratio", "wanted", "tokens a second", "memory, ours and textbook",
+        "measurement", "agents", "textbook", "ratio", "target", "tokens per second", "memory, agents and textbook",
         title=f"learning on {DEVICE.type}, at SeqGAN's sizes, best of 3", title_justify="left",
     )  # fmt: skip
-    for work in measure(lambda run: best(run, repeats=3)):
-        ratio, speed = work.textbook / work.ours, work.tokens / work.ours
-        memory = " and ".join(f"{mib:,.0f} MiB" for mib in work.memory)
+    for row in measure(lambda run: best(run, repeats=3)):
+        ratio, speed = row.textbook / row.ours, row.tokens / row.ours
+        memory = " and ".join(f"{mib:,.0f} MiB" for mib in row.memory)
         table.add_row(
-            work.what,
-            f"{work.ours:.2f} s",
-            f"{work.textbook:.1f} s",
+            row.name,
+            f"{row.ours:.2f} s",
+            f"{row.textbook:.1f} s",
             f"{ratio:.1f}",
-            work.wanted,
+            row.target,
             f"{speed:,.0f}",
             memory,
         )
@@ -188,7 +192,7 @@ def learning() -> Table:
 
 
 def million_lines() -> list[Row]:
-    """Loading a million lines of ten words, with an empty cache and again."""
+    """Measure loading a million lines of ten words, with an empty cache and with a cache."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "million.txt"
         _write_lines(path, 1_000_000)
@@ -202,13 +206,13 @@ def million_lines() -> list[Row]:
         rows = []
         for when in ("first", "cached"):
             seconds, peak = map(float, _python(code).split())
-            what = f"load 1,000,000 lines of 10 words, {when}"
-            rows.append(Row(what, f"{seconds:.1f} s, {peak / 2**20:.0f} MiB", "-", "-", "under 20 s, 1 GB"))
+            name = f"load 1,000,000 lines of 10 words, {when}"
+            rows.append(Row(name, f"{seconds:.1f} s, {peak / 2**20:.0f} MiB", "-", "-", "under 20 s, 1 GB"))
     return rows
 
 
 def _write_lines(path: Path, count: int) -> None:
-    """Lines of ten words whose frequencies fall as in natural text."""
+    """Write lines of ten words with a Zipf distribution, as in natural text."""
     random = np.random.default_rng(0)
     words = np.array([f"word{i}" for i in range(50_000)])
     with path.open("w", encoding="utf-8") as file:

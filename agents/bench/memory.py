@@ -1,4 +1,4 @@
-"""The memory of this process."""
+"""Memory use of this process."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 
 
 def resident_bytes(which: str) -> float:
-    """Return the memory of this process (VmRSS), or its peak (VmHWM); without Linux's /proc always the peak.
+    """Return the resident memory of this process ("VmRSS") or its peak ("VmHWM"), in bytes.
 
-    On Linux getrusage() would not do: a new process starts with the peak of its parent.
+    Without /proc (macOS) it is always the peak. On Linux, getrusage() is not suitable: a new process starts with the
+    peak of its parent.
     """
     status = Path("/proc/self/status")
     if status.exists():

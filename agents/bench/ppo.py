@@ -1,4 +1,4 @@
-"""Speed of Stable-Baselines3's PPO with 256 environments in one process, beside the same with scalar environments."""
+"""Speed of Stable-Baselines3's PPO with 256 environments in one process, compared with scalar environments."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ from agents.sb3.buffers import SequenceRolloutBuffer
 from agents.sb3.vec_env import TextGenVecEnv
 
 NUM_ENVS = 256
-SCALAR_ENVS = 8  # Stable-Baselines3's own tutorials take 4 to 8
-TRANSITIONS = 30_000  # of a measurement, about
-STEPS = 21  # of an environment in a rollout: the grammar's longest sentence
+SCALAR_ENVS = 8  # the tutorials of Stable-Baselines3 use 4 to 8
+TRANSITIONS = 30_000  # per measurement, approximately
+STEPS = 21  # per environment and rollout: the length of the grammar's longest sentence
 
 
-class Work(NamedTuple):
-    """One measurement."""
+class Row(NamedTuple):
+    """One measurement, in transitions per second (rollouts and training together)."""
 
-    what: str
+    name: str
     ours: float
-    """Transitions generated and learned from per second."""
     theirs: float
-    wanted: str
+    target: str
 
 
-def measure() -> Iterator[Work]:
+def measure() -> Iterator[Row]:
     """Measure PPO with both kinds of environments, with a language model and with a plain network."""
     policies: tuple[type[TextPolicy] | str, ...] = (TextPolicy, "MlpPolicy")
     for policy in policies:
@@ -40,28 +39,29 @@ def measure() -> Iterator[Work]:
         ours = rate(policy, _vector, NUM_ENVS)
         few = {kind: rate(policy, partial(_scalar, kind), SCALAR_ENVS) for kind in (DummyVecEnv, SubprocVecEnv)}
         fastest = max(few, key=few.__getitem__)
-        what = f"PPO, {name}, {NUM_ENVS} environments / {SCALAR_ENVS} in {fastest.__name__}"
-        yield Work(what, ours, few[fastest], "at least 5" if policy is TextPolicy else "-")
+        start = f"PPO, {name}, {NUM_ENVS} environments"
+        target = "at least 5" if policy is TextPolicy else "-"
+        yield Row(f"{start} / {SCALAR_ENVS} in {fastest.__name__}", ours, few[fastest], target)
         many = rate(policy, partial(_scalar, DummyVecEnv), NUM_ENVS)
-        yield Work(f"PPO, {name}, {NUM_ENVS} environments / {NUM_ENVS} in DummyVecEnv", ours, many, "-")
+        yield Row(f"{start} / {NUM_ENVS} in DummyVecEnv", ours, many, "-")
 
 
 def rate(
     policy: type[TextPolicy] | str, make: Callable[[int], VecEnv], num_envs: int, transitions: int = TRANSITIONS
 ) -> float:
-    """Measure transitions per second, generated and learned from once, after a first rollout that is not counted."""
+    """Measure transitions per second of rollouts and one epoch of training, after a first rollout as a warm-up."""
     envs = make(num_envs)
-    steps = STEPS * max(1, NUM_ENVS // num_envs)  # so that all rollouts have as many transitions
+    steps = STEPS * max(1, NUM_ENVS // num_envs)  # the same number of transitions in every rollout
     ours = isinstance(envs, TextGenVecEnv) and policy is TextPolicy
     model = PPO(
         policy, envs, n_steps=steps, batch_size=STEPS * 32, n_epochs=1, gamma=1.0,
         rollout_buffer_class=SequenceRolloutBuffer if ours else None,
     )  # fmt: skip
     model.learn(steps * num_envs)
-    begin = time.perf_counter()
+    start = time.perf_counter()
     before = model.num_timesteps
     model.learn(max(transitions, steps * num_envs), reset_num_timesteps=False)
-    seconds = time.perf_counter() - begin
+    seconds = time.perf_counter() - start
     envs.close()
     return (model.num_timesteps - before) / seconds
 
@@ -75,5 +75,5 @@ def _scalar(kind: type[DummyVecEnv] | type[SubprocVecEnv], num_envs: int) -> Vec
     return kind([_make_env] * num_envs)
 
 
-def _make_env() -> gym.Env[Any, Any]:  # not a lambda: subprocesses import this module for it, and with it text_gym
+def _make_env() -> gym.Env[Any, Any]:  # not a lambda, so that subprocesses import this module and text_gym
     return gym.make("TextGen-v0", task="grammar", reward="constant")

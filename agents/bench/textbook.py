@@ -1,7 +1,7 @@
-"""Parts of learning as textbooks and public ports write them, to compare speed and results with.
+"""Textbook implementations of the parts of learning, for comparison of speed and results.
 
-torch.multinomial over the whole softmax; a loop over positions and rollouts that reads every prefix again;
-cross_entropy over all logits at once; convolutions in float32, and Adam with its defaults.
+They use torch.multinomial over the whole softmax, a loop over positions and rollouts that reads every prefix again,
+cross_entropy over all logits at once, convolutions in float32, and Adam with its defaults.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from text_gym.language_model import LSTM
 
 @torch.no_grad()
 def complete(model: LSTM, prefixes: Tensor, length: int) -> Tensor:
-    """Read the prefixes [n, k], then sample token after token."""
+    """Complete prefixes [n, k] token by token; return sequences [n, length]."""
     logits, state = model.start(len(prefixes))
     columns = list(prefixes.unbind(dim=1))
     for column in columns:
@@ -29,7 +29,7 @@ def complete(model: LSTM, prefixes: Tensor, length: int) -> Tensor:
 
 
 def rollout_rewards(model: LSTM, tokens: Tensor, score: Callable[[Tensor], Tensor], rollouts: int) -> Tensor:
-    """Compute the mean reward of completions after each token, and of the sequence after the last, [n, T]."""
+    """Compute the mean reward of completions after each token, [n, T]; after the last token, that of the sequence."""
     length = tokens.shape[1]
     rewards = torch.zeros(tokens.shape, device=tokens.device)
     for _ in range(rollouts):
@@ -46,10 +46,10 @@ def likelihood_loss(model: LSTM, tokens: Tensor) -> Tensor:
 
 
 class TextbookCNN(nn.Module):
-    """The published discriminator, with the weights of `CNN`."""
+    """The published discriminator of SeqGAN, with the weights of a `CNN`."""
 
     def __init__(self, ours: CNN) -> None:
-        """Copy the weights."""
+        """Copy the weights of a CNN."""
         super().__init__()
         size = ours.embed.embedding_dim
         self.embed = nn.Embedding(*ours.embed.weight.shape)
@@ -71,7 +71,7 @@ class TextbookCNN(nn.Module):
         self.output.load_state_dict(ours.output.state_dict())
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Logits [n, 2] of rows of ids [n, L]."""
+        """Compute logits [n, 2] of token ids [n, L]."""
         embedded = self.embed(rows)[:, None]  # [n, 1, L, E]
         maps = [convolution(embedded).relu().squeeze(3) for convolution in self.convolutions]  # each [n, F, places]
         features = torch.cat([nn.functional.max_pool1d(m, m.shape[2]).squeeze(2) for m in maps], dim=1)
@@ -81,7 +81,7 @@ class TextbookCNN(nn.Module):
 
 
 def discriminator_step(network: TextbookCNN, optimizer: torch.optim.Optimizer, rows: Tensor, classes: Tensor) -> Tensor:
-    """Make one step of the optimiser on the cross-entropy plus the L2 penalty on the output layer."""
+    """Make one optimiser step on the cross-entropy plus the L2 penalty of the output layer; return the loss."""
     optimizer.zero_grad()
     weight = network.output.weight.square().sum() + network.output.bias.square().sum()
     loss: Tensor = nn.functional.cross_entropy(network(rows), classes) + 0.2 / 2 * weight

@@ -1,4 +1,4 @@
-"""Tab completion for bash and zsh: a script that knows every command, agent, flag and hyper-parameter."""
+"""Completion script for bash and zsh, with all commands, agents, flags and hyper-parameters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from text_gym.sequences import SPLITS
 from text_gym.tasks import registered_tasks
 from text_gym.validation import suggest
 
-ZSH = "autoload -U +X bashcompinit && bashcompinit\n"  # completes by bash's scripts
+ZSH = "autoload -U +X bashcompinit && bashcompinit\n"  # makes zsh accept completion scripts for bash
 SCRIPT = """\
 _text_gym_flags() {{
   case $1 in
@@ -60,14 +60,14 @@ complete -o default -F _text_gym text-gym
 
 
 def completion_script(shell: str, commands: Mapping[str, Callable[..., object]]) -> str:
-    """Write the script that a shell reads.
+    """Return the completion script.
 
     Args:
         shell: "bash" or "zsh".
-        commands: The function of each command.
+        commands: Functions of the commands, by name.
     """
     if shell not in ("bash", "zsh"):
-        raise OptionError(f"there is no completion for {shell!r}." + suggest(shell, ("bash", "zsh")))
+        raise OptionError(f"no completion script for {shell!r}." + suggest(shell, ("bash", "zsh")))
     flags = {name: _flags_of(function) for name, function in commands.items()}
     flags |= {"train": _flags(names_of(Training) - {"agent"} | {"config"})}
     flags |= {"compare": _flags(names_of(Comparing) - {"agents"} | {"config"}) | {"--no-controls"}}
@@ -90,7 +90,7 @@ def completion_script(shell: str, commands: Mapping[str, Callable[..., object]])
 
 
 def _recipe(name: str) -> Recipe | None:
-    """Look up an agent; None if what it needs is not installed."""
+    """Find the recipe of an agent; None if a library that it needs is not installed."""
     try:
         return find_agent(name)
     except DependencyError:
@@ -98,7 +98,7 @@ def _recipe(name: str) -> Recipe | None:
 
 
 def _hyper_parameters(recipe: Recipe) -> set[str]:
-    """Name the flags of an agent's hyper-parameters, without the dashes before them."""
+    """Return the flags of an agent's hyper-parameters, without leading dashes."""
     settings = recipe.settings(None)
     found = set()
     for name, value in flattened(settings) if settings is not None else ():
@@ -108,7 +108,7 @@ def _hyper_parameters(recipe: Recipe) -> set[str]:
 
 
 def _flags_of(function: Callable[..., object]) -> set[str]:
-    """Name the flags of a command whose function has them as parameters."""
+    """Return the flags of a command from the parameters of its function."""
     parameters = inspect.signature(function).parameters.values()
     flags = [p for p in parameters if "Positional" not in str(p.annotation) and p.default is not p.empty]
     return _flags(p.name for p in flags) | _flags(f"no_{p.name}" for p in flags if p.default is True)
@@ -118,7 +118,7 @@ def _flags(names: Iterable[str]) -> set[str]:
     return {"--" + name.replace("_", "-") for name in names}
 
 
-def _cases(lists: Mapping[str, Iterable[str]], what: str) -> str:
-    """Write the cases of a shell's case statement."""
-    space = " " if what == "echo" else ""
-    return "\n".join(f'    {pattern}) {what}{space}"{" ".join(sorted(words))}";;' for pattern, words in lists.items())
+def _cases(lists: Mapping[str, Iterable[str]], action: str) -> str:
+    """Format the cases of a case statement: `action` is "echo" or "list="."""
+    space = " " if action == "echo" else ""
+    return "\n".join(f'    {pattern}) {action}{space}"{" ".join(sorted(words))}";;' for pattern, words in lists.items())

@@ -1,4 +1,4 @@
-"""What the benchmark compares is the same work: the textbook's results are ours."""
+"""The textbook implementations of the benchmark compute the same results as the package."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_the_losses_are_one():
 
 
 def test_the_rollouts_are_one():
-    """Both means over many rollouts of a reward that is the number of zeros."""
+    """Compare the means over many rollouts of a reward that counts zeros."""
     model = small_model(3)
     tokens = torch.tensor([[0, 1, 2], [2, 2, 0]])
     torch.manual_seed(0)
@@ -49,10 +49,11 @@ def test_the_rollouts_are_one():
 
 
 def test_every_work_can_be_measured(monkeypatch):
-    for name, value in {"SIZE": 30, "LENGTH": 4, "BATCH": 4, "DRAWN": 8, "DRAWN_BY_TEXTBOOK": 4, "EPOCH": 8}.items():
+    sizes = {"VOCAB_SIZE": 30, "LENGTH": 4, "BATCH": 4, "SAMPLES": 8, "TEXTBOOK_SAMPLES": 4, "MLE_EPOCH": 8}
+    for name, value in sizes.items():
         monkeypatch.setattr(bench_learning, name, value)
     monkeypatch.setattr(bench_learning, "BATCHES", 1)
     monkeypatch.setattr(bench_learning, "_memory_of", bench_learning.peak_memory)
     results = bench_learning.measure(lambda work: work() or 0.5)
-    assert [r.what.split()[0] for r in results] == ["draw", "one", "rollout", "one"]
+    assert [r.name.split()[0] for r in results] == ["sample", "one", "rollout", "one"]
     assert all(r.ours > 0 and r.textbook > 0 and min(r.memory) >= 0 for r in results)

@@ -63,4 +63,4 @@ def test_completion_is_for_shells_that_there_are(capsys):
     assert out.startswith("autoload -U +X bashcompinit")
     code, out, err = run(capsys, "completion", "fish")
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "no completion for 'fish'" in err
+    assert "no completion script for 'fish'" in err
