@@ -77,9 +77,9 @@ def peak_memory(key: str, side: str) -> float:
     work, _ = part.ours() if side == "ours" else part.textbook()
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        allocated = torch.cuda.memory_allocated()
         work()
-        return float(torch.cuda.max_memory_allocated() - before) / 2**20
+        return float(torch.cuda.max_memory_allocated() - allocated) / 2**20
     before = resident_bytes("VmRSS")
     work()
     return max(0.0, (resident_bytes("VmHWM") - before) / 2**20)

@@ -51,22 +51,16 @@ def train_agent(asked: Training, options: dict[str, object], command: str) -> No
     if task is None:
         task = Comparison.task if asked.start is None else RunSpec.read(asked.start).task
     recipe = find_agent(asked.agent, asked.preset, **options)
-    spec = RunSpec(
-        label,
-        asked.agent,
-        asked.seed,
-        task,
-        asked.reward,
-        asked.preset,
-        options,
+    spec = replace(
+        RunSpec.template(asked, task, command),
+        label=label,
+        agent=asked.agent,
+        seed=asked.seed,
+        preset=asked.preset,
+        options=options,
         start_folder=None if asked.start is None else str(asked.start),
         begins_with=recipe.begins_with(asked.preset) if asked.start is None else str(asked.start),
         steps=asked.steps,
-        device=asked.device,
-        threads=asked.threads,
-        metrics=asked.metrics,
-        report_reward=asked.reward is not None,
-        command=command,
     )
     env, start = _prepare(spec, asked.trust)
     check_folder(folder, spec)

@@ -130,17 +130,7 @@ def run_comparison(
 
 def plan(comparison: Comparison, command: str = "") -> list[PlannedModel]:
     """Plan the models of a comparison: the agents, their shared warm start, and the controls."""
-    template = RunSpec(
-        label="",
-        agent="",
-        task=comparison.task,
-        reward=comparison.reward,
-        device=comparison.device,
-        threads=comparison.threads,
-        metrics=comparison.metrics,
-        report_reward=comparison.reward is not None,
-        command=command,
-    )
+    template = RunSpec.template(comparison, comparison.task, command)
     agents = [_plan_agent(comparison, named, template) for named in comparison.agents]
     for label in comparison.options:
         if label not in (labels := [agent.label for agent in agents]):

@@ -62,7 +62,7 @@ def prepare_run(folder: Path, spec: RunSpec) -> None:
         spec = replace(spec, command=RunSpec.read(folder).command)  # keep the command that created the results
     folder.mkdir(parents=True, exist_ok=True)
     if not _has_progress(folder):
-        (folder / LOG).unlink(missing_ok=True)  # it may be from a failed run with other settings
+        (folder / LOG).unlink(missing_ok=True)  # of a failed run of another agent; only Agent.learn() would clear it
     write_json(folder / RUN, spec.as_json())
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import blake2b
 from pathlib import Path
+from typing import Protocol
 
 from agents.report.run_files import FORMAT, RUN, Json, read_spec
 from text_gym.corpus.readers import SUFFIXES
@@ -56,6 +57,26 @@ class MetricSettings:
         for temperature in self.temperatures:
             if finite_number("temperatures", temperature) < 1e-3:
                 raise OptionError(f"temperatures={self.temperatures} must be at least 0.001")
+
+
+class RunSettings(Protocol):
+    """Settings that `text-gym train` and every run of a comparison have in common."""
+
+    @property
+    def reward(self) -> str | None:
+        """Reward of the environment; None for the task's default reward."""
+
+    @property
+    def device(self) -> str:
+        """Device of the run."""
+
+    @property
+    def threads(self) -> int:
+        """Number of torch threads."""
+
+    @property
+    def metrics(self) -> MetricSettings:
+        """Settings of the evaluation."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +136,21 @@ class RunSpec:
                 'from Python to a .jsonl file, one {"text": ...} or {"prompt": ..., "references": [...]} per line, '
                 "and give its path"
             )
+
+    @classmethod
+    def template(cls, settings: RunSettings, task: str, command: str) -> RunSpec:
+        """Return a specification with the common settings of runs; its label and its agent are empty."""
+        return cls(
+            label="",
+            agent="",
+            task=task,
+            reward=settings.reward,
+            device=settings.device,
+            threads=settings.threads,
+            metrics=settings.metrics,
+            report_reward=settings.reward is not None,
+            command=command,
+        )
 
     def as_json(self) -> Json:
         """Return the content of run.json, with digests of the files that the run reads."""
@@ -224,8 +260,8 @@ class Comparison:
         for what, value in [*(("agent", agent) for agent in self.agents), ("reward", self.reward or "")]:
             if not isinstance(value, str):
                 raise OptionError(
-                    f"a comparison names each {what}, for other processes to make it: give a registered name, "
-                    f'"module:attribute" or "file.py:attribute", not {shown(value)}'
+                    f"the {what} of a comparison must be a string, not {shown(value)}; give a registered name, "
+                    '"module:attribute" or "file.py:attribute"'
                 )
 
 

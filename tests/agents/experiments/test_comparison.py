@@ -155,7 +155,7 @@ def test_what_is_compared_is_what_was_named():
             "must be a string, a name or a path, not a list; write texts from Python to a .jsonl file",
         ),
         ({"reward": "bleux"}, "Did you mean 'bleu'"),
-        ({"reward": len}, "a comparison names each reward, for other processes to make it: give a registered name"),
+        ({"reward": len}, "the reward of a comparison must be a string, not "),
         ({"agents": ("pg-bleu(reward='validity')",), "options": {}}, "needs a task with a known language"),
         ({"metrics": replace(SMALL, also=("lenght",))}, "Did you mean 'length'"),
         ({"agents": (MINE + "Nobody",), "options": {}}, "has no 'Nobody'"),
@@ -194,7 +194,9 @@ def test_from_python_a_comparison_is_given_as_plain_values(monkeypatch):
     ]
     with pytest.raises(OptionError, match=r"metrics has no option 'sample'\. Did you mean 'samples'"):
         agents.compare(["mle"], metrics={"sample": 3})
-    with pytest.raises(OptionError, match="a comparison names each agent, for other processes to make it: give a reg"):
+    with pytest.raises(
+        OptionError, match=r"the agent of a comparison must be a string, not .*; give a registered name"
+    ):
         agents.compare([MLE])
 
 
