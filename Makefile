@@ -11,8 +11,9 @@ SCHEMA := $(BIN)/check-jsonschema --quiet --builtin-schema vendor
 .PHONY: demo test slow fuzz check release format bench clean
 
 demo: $(BASE)
-	@$(BIN)/text-gym compare mle pg-bleu seqgan --task grammar --preset demo --seeds 3 \
-		--samples 2000 --sweep-samples 500 --references 500 --curve-samples 300 --points 8 --out runs/demo
+	@$(BIN)/text-gym compare mle pg-bleu seqgan --task "grammar(train_size=4000)" --preset demo --seeds 3 \
+		--pg-bleu.updates 20 --seqgan.rounds 8 --seqgan.d-samples 2000 \
+		--samples 2000 --sweep-samples 500 --references 500 --curve-samples 300 --points 5 --out runs/demo
 
 test: $(DEV)
 	$(BIN)/python -m pytest -m "not slow" -n 2
