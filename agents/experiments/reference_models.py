@@ -86,6 +86,9 @@ class RealData:
         if self.task.knows("log_prob"):
             self.log_prob = self._log_prob_of_source
 
+    def __repr__(self) -> str:
+        return f"RealData(task={self.task.name!r}, seed={self.seed})"
+
     @staticmethod
     def check_task(task: Task) -> None:
         """Raise an OptionError for a task without real sequences to sample."""

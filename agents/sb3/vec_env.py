@@ -62,6 +62,9 @@ class TextGenVecEnv(VecEnv):
         self._start_time = time.time()
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.envs!r})"
+
     def reset(self) -> Observation:
         """Reset all environments with the seeds and options that were set."""
         seeds = self._seeds if any(seed is not None for seed in self._seeds) else None

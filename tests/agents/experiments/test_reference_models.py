@@ -91,3 +91,11 @@ def test_real_data_answer_prompts_with_their_first_reference():
     assert model.sample(prompts=[[1], Example((1,), ((2, 2),), {})]).sentences == [[3, 3], [2, 2]]
     with pytest.raises(OptionError, match="the prompt 'c' has no reference"):
         model.sample(prompts=["c"])
+
+
+def test_reference_models_say_what_they_are():
+    env = gym.make("TextGen-v0")
+    assert repr(RealData(env, seed=3)) == "RealData(task='grammar', seed=3)"
+    assert repr(Uniform(env, seed=0, device="cpu")) == (
+        "Uniform(task='grammar', steps_done=0, seed=0, policy=UniformPolicy with 0 parameters)"
+    )

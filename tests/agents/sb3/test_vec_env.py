@@ -316,3 +316,9 @@ def test_environments_with_the_rules_of_another_one():
 
 def test_it_is_registered_without_stable_baselines3():
     assert "stable_baselines3" not in vars(text_gym)
+
+
+def test_it_says_what_it_wraps():
+    envs = TextGenVecEnv(gym.make_vec("TextGen-v0", num_envs=2, reward="length", autoreset_mode="SameStep"))
+    assert repr(envs) == f"TextGenVecEnv({envs.envs!r})"
+    assert "num_envs=2, task='grammar', reward=LengthReward()" in repr(envs)
