@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	-c constraints.txt --config-settings editable_mode=compat
 SCHEMA := $(BIN)/check-jsonschema --quiet --builtin-schema vendor
 
-.PHONY: demo test slow fuzz check release format bench clean
+.PHONY: demo test slow fuzz check docs release format bench clean
 
 demo: $(BASE)
 	@$(BIN)/text-gym compare mle pg-bleu seqgan --task "grammar(train_size=4000)" --preset demo --seeds 3 \
@@ -37,6 +37,11 @@ check: $(DEV)
 	$(SCHEMA).citation-file-format CITATION.cff
 	@$(MAKE) --no-print-directory release
 
+# The documentation, in site/: open site/index.html. Warnings are errors, and so are links that lead nowhere.
+docs: $(DEV)
+	$(BIN)/sphinx-build -E -a -q -W --keep-going -b html -d build/docs docs site
+	$(BIN)/python -m tests.helpers.site site
+
 # The wheel and the source distribution, in dist/. TAG=v0.2.0 holds that they have this version.
 release: $(DEV)
 	$(BIN)/python -c "import text_gym; tag = '$(TAG)'; assert tag in ('', 'v' + text_gym.__version__), tag"
@@ -54,7 +59,7 @@ bench: $(DEV)
 	$(BIN)/text-gym bench
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BASE): setup.cfg pyproject.toml constraints.txt
 	@echo "Installing into .venv (less than a minute the first time, after the downloads)"
