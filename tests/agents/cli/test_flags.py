@@ -1,4 +1,4 @@
-"""From command lines and TOML files to what is run."""
+"""Command lines and configuration files of train and compare."""
 
 from pathlib import Path
 
@@ -51,7 +51,9 @@ def test_hyper_parameters_in_groups_are_flags_with_a_dot():
     assert options == {"discriminator": {"dropout": 0.1, "filters": ((1, 8),)}, "kl": {"weight": 0.2}}
     given = ["seqgan(discriminator={'kind': 'recurrent'})", "--discriminator.hidden", "8"]
     assert read_training(given)[1] == {"discriminator": {"kind": "recurrent", "hidden": 8}}
-    assert read_training(["seqgan", "--preset", "demo", "--discriminator.reward", "log_ratio"])[1] == {}  # the preset's
+    assert (
+        read_training(["seqgan", "--preset", "demo", "--discriminator.reward", "log_ratio"])[1] == {}
+    )  # equals the preset
 
 
 def test_presets_are_defaults_of_the_flags():
@@ -107,7 +109,7 @@ def test_flags_that_there_are_not_end_it(line, capsys):
     assert ended.value.code == 2
     err = capsys.readouterr().err
     assert "Traceback" not in err
-    assert "pytest" not in err  # --help is that of text-gym
+    assert "pytest" not in err  # the program name is text-gym
 
 
 def test_help_shows_the_values_of_the_preset(capsys):
@@ -237,7 +239,7 @@ def test_hyper_parameters_are_flags_of_their_label():
     assert plan(asked)[1].recipe.settings("fast").rounds == 4
     asked = read_comparison(words("mle x.y=seqgan --x.y.discriminator.dropout 0.1 --x.y.kl.weight 0.1"))
     assert asked.options == {"x.y": {"discriminator": {"dropout": 0.1}, "kl": {"weight": 0.1}}}
-    # The agents of the default, or of a file, stay where a hyper-parameter is the first flag.
+    # Without agents on the command line, the default agents are used.
     asked = read_comparison(words("--seqgan.rounds 5 --seeds 1"))
     assert asked.agents == ("mle", "ss", "pg-bleu", "seqgan")
     assert (asked.options, asked.seeds) == ({"seqgan": {"rounds": 5}}, 1)

@@ -113,12 +113,12 @@ def test_a_folder_that_is_lost_is_an_error_of_the_run(capsys, here, write):
     write("loses.py", LOSES)
     words = ["--updates", "3", "--rollouts", "0", "--batch-size", "4", "--reward", "loses.py:loses", "--out", "lost"]
     code, _, err = run(capsys, "train", "reinforce", *TINY, *words)
-    assert (code, err.count("\n")) == (1, 2)  # one of them says what it begins with
+    assert (code, err.count("\n")) == (1, 2)  # the first line describes the initial policy
     assert err.splitlines()[1].startswith("text-gym: FileNotFoundError: lost/run.json is missing")
 
 
 def test_a_disk_that_is_full_is_an_error_of_the_run(capsys, here):
-    """No file may be larger than 9,000 bytes, so that the first checkpoint cannot be written."""
+    """Limit the size of files to 9,000 bytes, so that the first checkpoint cannot be written."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, before[1]))
     try:
@@ -131,7 +131,7 @@ def test_a_disk_that_is_full_is_an_error_of_the_run(capsys, here):
 
 
 def _interrupted(arguments, cwd, ready):
-    """The exit code and standard error of a command that Ctrl-C ends once something is ready."""
+    """Interrupt a command when ready() is true; return its exit code and standard error."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, "-m", "agents.cli.main", *arguments], cwd=cwd, env=environment, text=True,
@@ -166,7 +166,7 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(tmp_path, command):
     before = steps()
     assert load_model(folder).steps_done >= before - 1
     if command == "compare":
-        return  # test_comparison.py goes on
+        return  # test_comparison.py tests how a comparison is resumed
     again = Program("import sys; from agents.cli.main import main; main(sys.argv[1:])", *arguments, cwd=tmp_path)
     again.until(lambda: steps() > before + 1)
     again.kill()

@@ -1,4 +1,4 @@
-"""What a comparison says while it runs."""
+"""Progress of a comparison on the terminal."""
 
 import io
 import json
@@ -68,7 +68,7 @@ def test_the_first_steps_of_a_model_tell_at_once_how_long_it_takes(folders, monk
         progress.look()
         found += said(display, progress)
         now += 1
-    # Two seconds of steps at one a second, 58 of which are left; then each run of mle takes 60, and so may seqgan.
+    # At one step per second, 58 seconds are left of this run, and 60 for the other one of mle and each of seqgan.
     assert found == ["0:02  0/4  mle, seed 0: step 3 of 61; about 3:58 left (1 model not timed yet)"]
 
 

@@ -33,7 +33,7 @@ def test_train_says_what_came_of_it_and_what_can_follow(trained, capsys, tmp_pat
         p.name for p in (tmp_path / "new run").iterdir()
     }
     assert ALSO + "length" in read_run(trained).figures
-    # The same command again has nothing to do, and another one is refused.
+    # A repeated command does nothing, and another seed is refused.
     before = (trained / "results.json").stat().st_mtime_ns
     assert run(capsys, "train", "mle", *TINY, *MLE, "--out", str(trained), "--also", "length")[0] == 0
     assert (trained / "results.json").stat().st_mtime_ns == before
@@ -105,7 +105,7 @@ def test_agents_and_rewards_from_a_file_here(capsys, here):
     assert (done.label, done.figures["reward"], done.figures["copies"]) == ("Repeats", 5.0, 1.0)
     assert done.figures["duplicates"] == 19 / 20
     for command in (["sample", "r"], ["evaluate", "r"], ["train", "reinforce", *TINY, "--start", "r", "--out", "s"]):
-        code, out, err = run(capsys, *command)  # someone else's folder must not run someone else's code
+        code, out, err = run(capsys, *command)  # an untrusted folder must not execute code
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert "names the Python code 'mine.py:Repeats', which loading it would execute" in err
     lines = run(capsys, "sample", "r", "--n", "2", "--trust")[1].splitlines()
@@ -140,7 +140,7 @@ def test_going_on_from_another_run(trained, capsys, here):
     assert run(capsys, "train", "reinforce", *TINY, *short, "--start", str(trained), "--out", "next")[0] == 0
     assert read_curve(here / "next")[0]["nll_valid"] == pytest.approx(load_model(trained).nll("valid"), rel=1e-5)
     assert RunSpec.read(here / "next").begins_with == str(trained)
-    alone = ["reinforce", *MEASURED.split(), "--device", "cpu", *short]  # the task comes with the run
+    alone = ["reinforce", *MEASURED.split(), "--device", "cpu", *short]  # the task of --start is used
     code, _, err = run(capsys, "train", *alone, "--start", str(trained), "--out", "same")
     assert (code, err, RunSpec.read(here / "same").task) == (0, "", TASK)
     assert run(capsys, "evaluate", "same", "--device", "tpu")[2].startswith("text-gym: device='tpu'")
@@ -169,7 +169,7 @@ def test_random_weights_are_told_before_they_learn(capsys, here):
     assert (code, err.count("\n")) == (0, 1)
     assert err.startswith("pg-bleu starts from random weights; for a warm start, train a policy first (text-gym tr")
     assert err.endswith("--out runs/mle) and add --start runs/mle\n")
-    assert run(capsys, *command)[::2] == (0, "")  # it has begun already
+    assert run(capsys, *command)[::2] == (0, "")  # there is a checkpoint already
     assert run(capsys, "train", "uniform", *TINY, "--out", "noise")[::2] == (0, "")
 
 
@@ -208,9 +208,9 @@ SMALL_COMPARISON = ["--controls", "--seeds", "1", "--jobs", "2", "--out", "c"]
 
 
 def test_compare_reports_failures_by_its_exit_code(capsys, here, write):
-    """All of it once: agents of the package and of a file, a corpus without a validation split, a failure.
+    """Compare agents of the package and of a file, on a corpus without a validation split, with a failing run.
 
-    The user's own folder agents/ does not take the place of this package, in the worker processes neither.
+    A folder agents/ in the working directory does not replace this package, in the worker processes either.
     """
     (here / "agents").mkdir()
     write("agents/__init__.py", "")
@@ -221,14 +221,14 @@ def test_compare_reports_failures_by_its_exit_code(capsys, here, write):
     assert (code, err) == (0, "")
     assert "Report: c/report.html" in out
     assert (here / "c" / "report.md").exists()
-    assert not (here / "c" / "real").exists()  # there are no real sequences that are not compared with
+    assert not (here / "c" / "real").exists()  # all real sequences are references
     assert (here / "c" / "uniform" / "seed-0" / "results.json").exists()
     code, out, _ = run(capsys, *[words[0], words[1], "mine.py:Breaks", *words[3:], "--no-controls"])
     assert code == 1
     assert "FAILED: Breaks, seed 0: RuntimeError: out of luck (c/Breaks/seed-0/error.txt)" in out.replace(
         "\n", " "
     ).replace("  ", " ")
-    # What is refused at the last model leaves nothing of the others.
+    # If the last model is refused, no folder is created for the others.
     code, _, err = run(capsys, *words[:2], "uniform", *words[3:], "--no-controls", "--mle.hidden", "5")
     assert (code, err.count("\n")) == (2, 1)
     again = run(capsys, "compare", "new=mle", "mle", *words[3:], "--no-controls", "--threads", "2")

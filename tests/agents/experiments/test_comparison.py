@@ -1,4 +1,4 @@
-"""Comparisons: what is run, that it can be stopped and go on, and that nothing depends on where it runs."""
+"""Comparisons: planned models, resumption, failures, and results that do not depend on the number of processes."""
 
 import inspect
 import json
@@ -35,7 +35,7 @@ def ran(tmp_path_factory):
     return out, run_comparison(small(out), command="text-gym compare ...")
 
 
-# What is run.
+# Planned models.
 
 
 def entries(**changes):
@@ -55,7 +55,7 @@ def test_the_controls_have_the_update_rule_of_what_they_control():
     seqgan, constant = (found[label].recipe.settings(None) for label in ("seqgan", "constant-seqgan"))
     assert constant.updates == seqgan.rounds * seqgan.g_steps == 3
     assert {f for f in vars(constant) if f != "updates" and getattr(constant, f) != getattr(seqgan, f)} == {"rollouts"}
-    assert constant.rollouts == 0  # a constant needs no completions
+    assert constant.rollouts == 0  # a constant reward needs no rollouts
     assert [found[label].recipe.reward for label in ("constant-seqgan", "random-seqgan")] == [
         "constant(value=0.5)", "random",
     ]  # fmt: skip
@@ -112,7 +112,7 @@ def test_an_agent_whose_reward_is_its_own_is_controlled_by_its_updates_or_not_at
 
 def test_what_is_compared_is_what_was_named():
     assert list(entries(controls=False)) == ["mle", "pg-bleu", "seqgan"]
-    assert list(entries(controls=False, agents=("seqgan",), options={})) == ["mle", "seqgan"]  # its start comes too
+    assert list(entries(controls=False, agents=("seqgan",), options={})) == ["mle", "seqgan"]  # the warm start is added
     assert list(entries(controls=False, agents=("ss",), options={})) == ["ss"]
     found = entries(
         agents=("mle", "a=seqgan(rounds=1)", "b=seqgan(rounds=2)", "strong=mle"), options={}, controls=False
@@ -120,7 +120,7 @@ def test_what_is_compared_is_what_was_named():
     assert [found[label].recipe.settings(None).rounds for label in "ab"] == [1, 2]
     assert found["a"].spec.start == "mle"
     assert entries(agents=("ss", "mle"), options={}, baseline="ss")["mle"].spec.baseline == "ss"
-    # An early-stopped start is its own control; agents of the user's own are their own update rule.
+    # A warm start that stops early needs no early-stopped control. The user's own agents are their own update rule.
     found = entries(agents=("mle", MINE + "Plain"), options={})
     assert list(found) == ["mle", "Plain", "constant", "random", "uniform", "real"]
     assert found["random"].spec.agent == MINE + "Plain"
@@ -200,7 +200,7 @@ def test_from_python_a_comparison_is_given_as_plain_values(monkeypatch):
         agents.compare([MLE])
 
 
-# What comes of it.
+# Results.
 
 
 def test_every_run_has_its_figures_curve_and_samples(ran):
@@ -220,7 +220,7 @@ def test_every_run_has_its_figures_curve_and_samples(ran):
     assert [row["step"] for row in seqgan.curve] == [0, 2]
     assert seqgan.about["settings"]["rounds"] == 3
     assert all(len(s["values"]) == len(s["tokens"]) + 1 for s in seqgan.samples)
-    assert [path.name for path in seqgan.folder.glob("events*")]  # TensorBoard's
+    assert [path.name for path in seqgan.folder.glob("events*")]  # TensorBoard event file
     again = Results.load(out)
     assert figures(again) == figures(results)
     assert again.controls_of("seqgan") == ["constant-seqgan", "random-seqgan", "mle-early", "uniform"]
@@ -235,7 +235,7 @@ def test_all_begin_with_the_start_of_their_seed(ran):
         first = read_curve(out / label / "seed-0")[0]
         assert first["step"] == 0
         assert first["nll_valid"] == pytest.approx(start.nll("valid"), rel=1e-5)
-    # The leave-one-out baseline leaves nothing of a constant: that control is the start itself.
+    # With the leave-one-out baseline, a constant reward has advantage 0: the policy stays as it was.
     constant = load_model(out / "constant-pg-bleu" / "seed-0")
     assert all(torch.equal(a, b) for a, b in zip(constant.policy.parameters(), start.policy.parameters(), strict=True))
 
@@ -255,7 +255,7 @@ def test_an_agent_of_ones_own_begins_with_the_start_unless_it_says_otherwise(tmp
 
 
 def test_the_figures_are_those_of_the_agent_that_learns_alone(ran):
-    """The same MLE by hand, and its NLL-test."""
+    """Train the same MLE in Python, and compare its NLL-test."""
     _, results = ran
     env = gym.make("TextGen-v0", task=TASK)
     threads = torch.get_num_threads()
@@ -266,10 +266,10 @@ def test_the_figures_are_those_of_the_agent_that_learns_alone(ran):
 
 def test_sequences_drawn_are_counted(ran):
     _, results = ran
-    # 4 updates of 8 sequences, each completed twice after each of its tokens but the last.
+    # 4 updates of 8 sequences, with two completions of each of 4 prefixes.
     assert results.values("pg-bleu", "sequences")[0] == 4 * 8 * (1 + 2 * 4)
     assert results.values("constant-pg-bleu", "sequences")[0] == 4 * 8
-    # And a first pass and one in each round of 32 for the discriminator, and 40 for its accuracy.
+    # The discriminator needs 32 in pretraining and in each round, and 40 more to measure its accuracy.
     assert results.values("seqgan", "sequences")[0] == 3 * 8 * (1 + 2 * 4) + 4 * (32 + 40)
 
 
@@ -282,7 +282,9 @@ def test_what_is_finished_is_not_run_again_and_more_can_be_added(ran):
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert sorted(more.runs) == sorted((label, seed) for label in ("mle", "pg-bleu", "seqgan") for seed in (0, 1))
     assert more.values("mle", "nll_test")[0] != more.values("mle", "nll_test")[1]
-    order = json.loads((out / "comparison.json").read_text(encoding="utf-8"))["runs"]  # seed by seed, the start first
+    order = json.loads((out / "comparison.json").read_text(encoding="utf-8"))[
+        "runs"
+    ]  # ordered by seed, warm start first
     assert order == [f"{label}/seed-{seed}" for seed in (0, 1) for label in ("mle", "pg-bleu", "seqgan")]
 
 
@@ -325,7 +327,7 @@ def test_other_jobs_give_the_same_numbers(ran, tmp_path):
     one = run_comparison(small(tmp_path / "one", agents=agents, controls=False, jobs=1))
     assert figures(one).items() >= {name: f for name, f in figures(ran[1]).items() if name in one.runs}.items()
     four = run_comparison(small(tmp_path / "four", agents=agents, controls=False, jobs=4))
-    assert figures(one) == figures(four)  # those of agents that draw from the process's own generators too
+    assert figures(one) == figures(four)  # also for agents that use the global generators
 
 
 @pytest.mark.slow
@@ -342,7 +344,7 @@ def test_a_ray_cluster_gives_the_same_numbers(ran, tmp_path):
     assert len(there.runs) == 2
 
 
-# What goes wrong.
+# Failures.
 
 PROGRAM = """
 import sys
@@ -362,7 +364,7 @@ def test_a_killed_comparison_goes_on_and_comes_to_the_same(tmp_path, write):
     process.until(lambda: any(row.get("time/step", 0) >= 5 for row in read_log(run)))
     process.kill()
     rows = -1
-    while rows != (rows := len(read_log(run))):  # its workers end with it
+    while rows != (rows := len(read_log(run))):  # wait until its workers have ended
         time.sleep(1.0)
     assert not (run / "results.json").exists()
     asked = small(out, agents=("mle", "seqgan"), controls=False)

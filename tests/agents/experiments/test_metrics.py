@@ -1,4 +1,4 @@
-"""Figures of models against NLTK, enumeration, and sums by hand."""
+"""Metrics compared with NLTK, enumeration, and values computed by hand."""
 
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ REAL = [[1, 2, 3], [2, 1], [1, 2, 1], [3, 3], [2, 2, 2], [1]]
 
 
 class Fixed:
-    """A model that writes given sequences."""
+    """Model that generates given sequences."""
 
     def __init__(self, task, written):
         self.task, self.written = task, written
@@ -105,7 +105,7 @@ def test_every_model_meets_the_same_references_and_as_many(oracle, learner):
     assert first.size == 30
     assert first.references.sentences == second.references.sentences
     test = [tuple(s) for s in oracle.batch("test").sentences]
-    assert sorted(map(tuple, first.references.sentences)) != sorted(test[:30])  # chosen by chance
+    assert sorted(map(tuple, first.references.sentences)) != sorted(test[:30])  # selected at random
     assert all(tuple(s) in test for s in first.references.sentences)
     assert Metrics(oracle, MetricSettings(references=999)).size == 40
     drawn = learner.sample(60, seed=0)
@@ -119,7 +119,7 @@ def test_the_share_of_unknown_words_is_that_of_each_split(oracle, write):
     lines = write("train.txt", "a b\na b\n"), write("test.txt", "a new\nb a\n")
     metrics = Metrics(text_gym.make_task(str(lines[0]), test=str(lines[1]), valid=0), SMALL)
     assert metrics.unknown() == {"train": 0.0, "test": 0.25}
-    assert Metrics(oracle, SMALL).unknown() == {}  # a vocabulary without such a token
+    assert Metrics(oracle, SMALL).unknown() == {}  # the vocabulary has no unknown token
 
 
 def test_figures_are_drawn_by_the_seed_and_no_fewer_than_the_references(oracle, learner, monkeypatch):
@@ -162,19 +162,19 @@ def test_the_sweep_is_of_each_temperature(oracle, learner):
         assert row["nll_oracle"] == pytest.approx(-oracle.log_prob(drawn.tokens).mean() / 5)
         assert row["self_bleu4"] == metrics.of_texts(drawn)["self_bleu4"]
         assert row["bleu4"] == metrics.of_texts(drawn)["bleu4"]
-    few = Metrics(oracle, replace(SMALL, sweep_samples=2)).sweep(learner, 4)  # no fewer than there are references
+    few = Metrics(oracle, replace(SMALL, sweep_samples=2)).sweep(learner, 4)  # at least as many samples as references
     assert few[1]["self_bleu4"] == metrics.of_texts(learner.sample(30, seed=4))["self_bleu4"]
     env = gym.make("TextGen-v0", task=ORACLE)
     flat = metrics.sweep(Uniform(env), 0)
     assert {round(row["nll_test"], 6) for row in flat} == {round(np.log(12), 6)}
-    assert metrics.sweep(RealData(env), 0) == []  # there are no real data at another temperature
+    assert metrics.sweep(RealData(env), 0) == []  # real data has no temperature
     assert [knows_temperature(m) for m in (learner, Uniform(env), RealData(env), Fixed(oracle, []))] == [
         True, True, False, False,
     ]  # fmt: skip
 
 
 def test_credit_is_the_expected_reward_of_what_follows():
-    """Against enumeration of all that a tiny policy writes: before the first token, after one, and after the last."""
+    """Compare the value of every prefix with an enumeration of all sequences of a tiny policy."""
     agent = tiny_agent()
     metrics = Metrics(agent.task, MetricSettings(samples=2, references=2, shown=3, credit_rollouts=3000), None)
     model = agent.policy.eval()
@@ -216,7 +216,7 @@ def test_samples_say_what_is_nearest_and_what_they_are_worth():
 def test_answers_are_compared_with_their_own_references():
     task = asked_twice()
     metrics = Metrics(task, MetricSettings(samples=4, references=4))
-    assert metrics.size == 3  # references, of two prompts
+    assert metrics.size == 3  # three references of two prompts
     written, asked = [[3], [2, 2], [1, 1, 2]], [task.test[0], task.test[1], task.test[0]]
     figures = metrics.of_texts(Fixed(task, written).sample(3, prompts=asked))
     assert figures["exact_match"] == 1 / 3  # the second reference counts too
@@ -234,7 +234,7 @@ def test_real_answers_are_not_compared_with_themselves(answers):
     assert not {"exact_match", "rouge_l", "bleu4", "reward"} & set(figures)  # each prompt has one reference
     assert "nll_test" not in figures
     wrong = metrics.figures(Uniform(env), 0)
-    assert "reward" in wrong  # the task's own
+    assert "reward" in wrong  # the task's default reward
     assert wrong["exact_match"] < 0.1
     assert wrong["nll_test"] == pytest.approx(np.log(len(answers.vocab)), abs=1e-6)
     test = {answers.test[i].prompt for i in range(len(answers.test))}

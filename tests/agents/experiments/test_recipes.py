@@ -1,4 +1,4 @@
-"""What agents are made with, by their names."""
+"""Recipes of agents, found by name."""
 
 import inspect
 from dataclasses import fields

@@ -1,4 +1,4 @@
-"""Models that learn nothing: what is known of them without measuring, and that they are it."""
+"""Reference models compared with their exact metrics."""
 
 import itertools
 import math
@@ -59,7 +59,7 @@ def test_real_data_diverge_from_nothing_and_are_drawn_anew():
     assert figures["js"] == pytest.approx(0, abs=1e-12)
     assert figures["nll_oracle"] == figures["entropy"]
     batch = model.sample(500, seed=1)
-    assert len(batch) == 500  # more than any split holds
+    assert len(batch) == 500  # more than any split has
     assert (model.sample(500, seed=1).tokens == batch.tokens).all()
     assert (model.sample(500, seed=2).tokens != batch.tokens).any()
     assert (model.sample(500).tokens == model.sample(500, seed=3).tokens).all()
@@ -70,7 +70,7 @@ def test_real_data_of_a_corpus_are_its_validation_split():
     valid = [[1, 2], [2], [3, 3], [1]]
     model = RealData(gym.make("TextGen-v0", task=from_lists([[2, 2], [3]], valid)), seed=0)
     assert not hasattr(model, "log_prob")
-    assert sorted(model.sample(9, seed=0).sentences) == sorted(valid)  # each once, and no more than there are
+    assert sorted(model.sample(9, seed=0).sentences) == sorted(valid)  # each once, without repetition
     firsts = {tuple(model.sample(1, seed=seed).sentences[0]) for seed in range(40)}
     assert len(firsts) == 4
     nothing = from_lists([[2, 2], [3]], [])
@@ -87,7 +87,7 @@ def test_real_data_answer_prompts_with_their_first_reference():
     batch = model.sample(prompts=[task.test[1], task.test[0], task.test[0]])
     assert batch.sentences == [[2], [1, 2], [1, 2]]
     assert [e.number for e in batch.examples] == [1, 0, 0]
-    assert model.sample(prompts=[task.train[0], "b c"]).sentences == [[3, 3], [1]]  # of the split it is from
+    assert model.sample(prompts=[task.train[0], "b c"]).sentences == [[3, 3], [1]]  # references of the training split
     assert model.sample(prompts=[[1], Example((1,), ((2, 2),), {})]).sentences == [[3, 3], [2, 2]]
     with pytest.raises(OptionError, match="the prompt 'c' has no reference"):
         model.sample(prompts=["c"])

@@ -1,4 +1,4 @@
-"""Agents by name."""
+"""Registered agents."""
 
 from agents.experiments.registry import registered_agents
 

@@ -1,4 +1,4 @@
-"""Reward audits."""
+"""Reward audits on real, shuffled and random sequences."""
 
 import pytest
 

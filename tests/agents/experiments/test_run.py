@@ -1,4 +1,4 @@
-"""Run folders: untrusted, damaged and incomplete ones."""
+"""Run folders that are untrusted, damaged or incomplete."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def test_what_a_run_has_left_is_held_against_others(tmp_path, left):
 
 @pytest.fixture
 def hostile(trained, here, write):
-    """Write a copy of the run with another specification; importing evil.py leaves the file marker."""
+    """Return a function that copies the run with a changed run.json; importing evil.py creates the file marker."""
     write("evil.py", "import pathlib\npathlib.Path('marker').touch()\ndef anything(completions=(), **_):\n    pass\n")
 
     def make(name="copy", **changes):
@@ -75,7 +75,7 @@ def test_a_run_that_names_code_is_refused_without_trust(capsys, here, hostile, c
     ):
         load_model(Path("copy"))
     spec = RunSpec("copy", **{"agent": "mle", "task": TASK} | changes | {"metrics": MetricSettings()})
-    with suppress(TextGymError):  # nor does what loads by name, without the check before it
+    with suppress(TextGymError):  # loading by name is safe without the check, too
         make_model(spec, here / "copy")
     with suppress(TextGymError):
         Metrics(make_task(TASK), MetricSettings(also=(EVIL,)), trust=False)
@@ -90,13 +90,15 @@ def test_what_a_run_names_is_not_run_by_any_command(capsys, here, hostile):
         assert f"names the Python code '{EVIL}', which loading it would execute" in err
     assert run(capsys, "report", "copy")[0] == 0
     hostile("task", task="os:system(command='touch marker')")
-    code, _, err = run(capsys, "train", "reinforce", *MEASURED.split(), "--start", "task")  # whose task is taken over
+    code, _, err = run(
+        capsys, "train", "reinforce", *MEASURED.split(), "--start", "task"
+    )  # the task of --start is used
     assert (code, "names the Python code \"os:system(command='touch marker')\"" in err) == (2, True)
     assert not (here / "marker").exists()
 
 
 def test_trust_is_not_handed_on_by_what_is_to_be_trusted(capsys, here, hostile, write, monkeypatch):
-    """A run starts from another one that names code; the agent between them is registered, and no class of ours."""
+    """A run has a warm start that names code; the agent of the run is registered, but not an `Agent`."""
     hostile("far", agent=EVIL)
     hostile("near", agent="between", start_folder="far")
     hostile("circle", agent="between", start_folder="circle")

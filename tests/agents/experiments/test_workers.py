@@ -1,4 +1,4 @@
-"""Processes that execute runs: where they find modules."""
+"""Worker processes: where they find modules."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ pool.close()
 
 @pytest.fixture
 def strays(tmp_path):
-    """A folder with files that are called as modules are; importing one leaves a file marker-<name>."""
+    """Folder with files named like modules; importing one creates the file marker-<name>."""
     folder = tmp_path / "here"
     folder.mkdir()
     for name in ("gymnasium", "jinja2", "queue", "keyword"):
@@ -46,7 +46,7 @@ def run(folder, *command):
 
 
 def test_files_in_the_working_directory_do_not_replace_modules_of_workers(strays, write):
-    """Only what is named as module:attribute is found there, and even so other modules are not.
+    """Only the module of module:attribute is imported from there.
 
     The program itself is not imported again.
     """
@@ -60,5 +60,5 @@ def test_files_in_the_working_directory_do_not_replace_modules_of_workers(strays
 def test_nor_modules_of_the_command(strays):
     words = ["sample", "--n", "1"]
     assert run(strays, Path(sys.executable).with_name("text-gym"), *words).returncode == 0
-    (strays / "keyword.py").unlink()  # Python itself imports it, before it comes to the package
+    (strays / "keyword.py").unlink()  # Python imports it before the package
     assert run(strays, sys.executable, "-m", "text_gym", *words).returncode == 0
