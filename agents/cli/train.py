@@ -125,7 +125,7 @@ def compare_agents(asked: Comparing, command: str) -> int:
     page = results.write_report()
     console.print(terminal_table(results, console.width))
     for line in summaries(results):
-        console.print(escape(printable(line)), highlight=False)
+        console.print(escape(printable(f"- {line}")), highlight=False)
     console.print(f"Report: {escape(printable(str(page)))}", highlight=False, soft_wrap=True)
     for run in results.failures:
         reason = (run.error or "").strip().rpartition("\n")[2]

@@ -1,7 +1,7 @@
 """Verdict on one claim: an agent compared with the baseline in one metric, with the agent's controls.
 
 A gain over the baseline is the agent's own only if the agent is also better than each of its controls, for example the
-same update rule with a constant reward. A control that gains as much shows that the reward did not cause the gain.
+same update rule with a constant reward. If a control gains as much, the information in the reward is not needed for it.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class Verdict(NamedTuple):
     """Paired difference to the baseline; positive is better, also for metrics where lower is better."""
     controls: tuple[tuple[str, Difference], ...]
     """Label of each control, with its own gain over the baseline."""
+    rivals: tuple[str, ...]
+    """Labels of the controls that the agent is not better than."""
     text: str
     """Verdict in words."""
 
@@ -88,7 +90,8 @@ class Claim:
         rivals = [c for c in names if not self.exceeds(c)]
         outcome = self.outcome(gain, rivals)
         text = self.sentence(outcome, gain, controls, rivals)
-        return Verdict(self.label, self.baseline, self.column.key, outcome, gain, tuple(controls.items()), text)
+        key, items = self.column.key, tuple(controls.items())
+        return Verdict(self.label, self.baseline, key, outcome, gain, items, tuple(rivals), text)
 
     def outcome(self, gain: Difference, rivals: Sequence[str]) -> Outcome:
         """Classify the gain over the baseline, given the controls that the agent is not better than."""
@@ -242,7 +245,7 @@ class Claim:
 
     def words(self, label: str) -> str:
         """Name of a model in sentences."""
-        return str(self.results.of(label)[0].spec.get("words") or label)
+        return describe(self.results, label)
 
     def seeds(self, n: int) -> str:
         """Number of seeds, and of how many if some are missing."""
@@ -281,10 +284,15 @@ def _p(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-def join_words(words: Sequence[str]) -> str:
-    """Join words by commas and "and".
+def describe(results: Runs, label: str) -> str:
+    """Name of a model in sentences, for example "a constant reward"."""
+    return str(results.of(label)[0].spec.get("words") or label)
 
-    >>> join_words(["a", "b", "c"]), join_words(["a"])
-    ('a, b and c', 'a')
+
+def join_words(words: Sequence[str], conjunction: str = "and") -> str:
+    """Join words by commas and a conjunction.
+
+    >>> join_words(["a", "b", "c"]), join_words(["a", "b"], "or"), join_words(["a"])
+    ('a, b and c', 'a or b', 'a')
     """
-    return " and ".join([*([", ".join(words[:-1])] if len(words) > 1 else []), *words[-1:]])
+    return f" {conjunction} ".join([*([", ".join(words[:-1])] if len(words) > 1 else []), *words[-1:]])

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from agents.report.claims import Claim, Verdict, join_words
+from agents.report.claims import Claim, Verdict, describe, join_words
 from agents.report.columns import column_of
 from agents.report.run_files import Runs
 from agents.report.statistics import Test, against
@@ -89,8 +89,11 @@ def _summary(results: Runs, label: str, found: Sequence[Verdict], significant: s
     if "gain" in titles:
         text += f" It is also better than all its controls on {join_words(titles['gain'])}."
     if "control" in titles:
-        names = join_words(titles["control"])
-        text += f" The gain on {names} may not be its own: a control is better, or cannot be distinguished from it."
+        certain = [v for v in found if v.outcome == "control" and (v.label, v.key) in significant]
+        rivals = dict.fromkeys(rival for verdict in certain for rival in verdict.rivals)
+        controls = join_words([describe(results, rival) for rival in rivals], "or")
+        text += f" The gain on {join_words(titles['control'])} may not be its own: {controls} is better, or cannot be"
+        text += " distinguished from it."
     if "uncontrolled" in titles:
         names = join_words(titles["uncontrolled"])
         text += f" The gain on {names} may not be its own: no control was run, or a control did not finish."

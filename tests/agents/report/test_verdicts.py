@@ -66,6 +66,7 @@ def test_an_agent_whose_control_does_as_well_has_no_gain_of_its_own():
     assert found[:4] == ("seqgan", "mle", "nll_oracle", "control")
     assert found.gain == (5, *map(pytest.approx, (0.37, 0.37 - half, 0.37 + half)))
     assert [(name, gain.n, round(gain.mean, 6)) for name, gain in found.controls] == [("constant", 5, 0.36)]
+    assert found.rivals == ("constant",)
     half_rest = half_width([a - b for a, b in zip(OTHER, OTHER[::-1], strict=True)])
     assert found.text == (
         f"seqgan lowers NLL-oracle by 0.370 [{0.37 - half:.3f}, {0.37 + half:.3f}] over 5 seeds "
@@ -369,8 +370,8 @@ def test_summaries_count_verdicts():
     )
     assert summaries(found) == [
         "seqgan is better than mle on 2 of 4 metrics and worse on 1 (NLL-test). It is also better than all its "
-        "controls on BLEU-4. The gain on NLL-oracle may not be its own: a control is better, or cannot be "
-        "distinguished from it."
+        "controls on BLEU-4. The gain on NLL-oracle may not be its own: a constant reward is better, or "
+        "cannot be distinguished from it."
     ]
     alone = results(mle=around(9.0), seqgan=around(8.0, OTHER))
     assert summaries(alone) == [
