@@ -84,8 +84,14 @@ def _summary(results: Runs, label: str, found: Sequence[Verdict], significant: s
     if not compared:
         return f"{model} and {other} have fewer than two seeds in common, too few to separate an effect from chance."
     better = sum(len(titles.get(outcome, [])) for outcome in ("gain", "control", "uncontrolled"))
-    text = f"{model} is better than {other} on {better} of {compared} metric{'s' * (compared != 1)}"
-    text += f" and worse on {len(titles.get('loss', []))}{_in_brackets(titles.get('loss', []))}."
+    worse = titles.get("loss", [])
+    metrics = f"{compared} metric{'s' * (compared != 1)}"
+    if better or worse:
+        text = (
+            f"{model} is better than {other} on {better} of {metrics} and worse on {len(worse)}{_in_brackets(worse)}."
+        )
+    else:
+        text = f"There is no significant difference between {model} and {other} on {metrics}."
     if "gain" in titles:
         text += f" It is also better than all its controls on {join_words(titles['gain'])}."
     if "control" in titles:

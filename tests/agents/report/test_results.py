@@ -118,7 +118,7 @@ def test_results_say_what_they_are(results, tmp_path):
 def test_printed_results_are_the_verdicts(results):
     title, *lines = str(results).splitlines()
     assert title == "Comparison of mle, ss, pg-bleu and seqgan on the task oracle"
-    assert lines[0].startswith("ss is better than its warm start mle on 0 of 6 metrics and ")
+    assert lines[0].startswith("There is no significant difference between ss and its warm start mle on 6 metrics.")
     assert "Missing runs: ss, seed 2 (failed); random, seed 2 (unfinished)." in lines
     sentences = [verdict.text for verdict in results.verdicts]
     assert [line.strip() for line in lines[-len(sentences) :]] == sentences

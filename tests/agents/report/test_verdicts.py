@@ -322,15 +322,15 @@ def test_what_does_not_survive_the_correction_is_said():
     assert f"(Welch p = {p:.3f} after Holm correction for 1 test, not significant)" in one(found).text
     assert one(found).outcome == "uncontrolled"
     assert summaries(found) == [
-        "seqgan is better than mle on 0 of 1 metric and worse on 0. Not significant after the correction for all "
-        "tests: better on NLL-oracle."
+        "There is no significant difference between seqgan and mle on 1 metric. Not significant after the correction "
+        "for all tests: better on NLL-oracle."
     ]
     worse = results(mle=mle, seqgan=[x + 0.1 + 0.1 * e for x, e in zip(mle, NOISE, strict=True)])
     assert one(worse).outcome == "loss"
     assert one(worse).text.endswith(", not significant), which is worse but may be chance.")
     assert summaries(worse) == [
-        "seqgan is better than mle on 0 of 1 metric and worse on 0. Not significant after the correction for all "
-        "tests: worse on NLL-oracle."
+        "There is no significant difference between seqgan and mle on 1 metric. Not significant after the correction "
+        "for all tests: worse on NLL-oracle."
     ]
     flat = one(results(mle=[9.0, 9.0], seqgan=[8.0, 8.0]))
     assert "by 1.000 [1.000, 1.000] over 2 seeds (Welch's test is not applicable). No control" in flat.text
@@ -384,7 +384,7 @@ def test_summaries_count_verdicts():
     mixed = results(
         mle=[{"js": 0.5, "bleu4": 0.1}, {"js": 0.6}], seqgan=[{"js": 0.5, "bleu4": 0.1}, {"js": 0.6, "bleu4": 0.1}]
     )
-    assert summaries(mixed)[0].endswith(" and worse on 0. Fewer than two seeds in common: BLEU-4.")
+    assert summaries(mixed)[0].endswith(" on 1 metric. Fewer than two seeds in common: BLEU-4.")
 
 
 def test_missing_seeds_are_named():
