@@ -98,7 +98,7 @@ class Bleu:
         """Build the hash tables of the references."""
         check_bleu_options(n, smoothing)
         if not len(references):
-            raise OptionError("BLEU needs at least one reference")
+            raise OptionError("BLEU needs references; give at least one reference")
         self.n = n
         self.smoothing: Smoothing = smoothing
         self._ids: dict[Hashable, int] | None = None
@@ -238,7 +238,7 @@ def sentence_bleu(
     """
     check_bleu_options(n, smoothing)
     if not references:
-        raise OptionError("BLEU needs at least one reference")
+        raise OptionError("BLEU needs references; give at least one reference")
     matches = np.zeros((1, n))
     for order in range(1, n + 1):
         most: Counter[tuple[Hashable, ...]] = Counter()

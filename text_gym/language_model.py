@@ -307,21 +307,21 @@ def complete(
     lengths = torch.full((n,), length, device=logits.device)
     alive = torch.arange(n, device=logits.device)
     for t in range(prefixes.shape[1], length):
-        drawn, log_prob = draw_tokens(logits, generator, sampling)
-        tokens[alive, t] = drawn
+        sampled, log_prob = draw_tokens(logits, generator, sampling)
+        tokens[alive, t] = sampled
         log_probs[alive, t] = log_prob
         if eos is not None:
-            ended = drawn == eos
+            ended = sampled == eos
             lengths[alive[ended]] = t + 1
             if ended.any():
-                going = (~ended).nonzero()[:, 0]
-                alive = alive[going]
-                drawn = drawn[going]
-                state = map_state(lambda part: part[going], state)  # noqa: B023 - called at once
+                unfinished = (~ended).nonzero()[:, 0]
+                alive = alive[unfinished]
+                sampled = sampled[unfinished]
+                state = map_state(lambda part: part[unfinished], state)  # noqa: B023 - called at once
                 if not len(alive):
                     break
         if t + 1 < length:
-            logits, state = model.step(drawn, state)
+            logits, state = model.step(sampled, state)
     return Drawn(tokens, lengths, log_probs)
 
 
@@ -346,14 +346,14 @@ def generate(
         sampling: Temperature, top_k and top_p.
         prompts: Prompt of each sequence, [n, P]; None in tasks without prompts.
     """
-    none, _ = model.start(0, None if prompts is None else prompts[:0])  # [0, V], on the model's device
+    empty, _ = model.start(0, None if prompts is None else prompts[:0])  # [0, V], on the model's device
     read = length + (0 if prompts is None else prompts.shape[1])
-    states = CACHED_AT_ONCE[none.is_cuda] // model.state_size(read)
-    rows = max(1, min(LOGITS_AT_ONCE[none.is_cuda] // none.shape[1], states))
+    states = CACHED_AT_ONCE[empty.is_cuda] // model.state_size(read)
+    rows = max(1, min(LOGITS_AT_ONCE[empty.is_cuda] // empty.shape[1], states))
     parts = []
     for begin in range(0, max(n, 1), rows):
         count = min(rows, n - begin)
         logits, state = model.start(count, None if prompts is None else prompts[begin : begin + count])
-        nothing = torch.zeros(count, 0, dtype=torch.long, device=logits.device)
-        parts.append(complete(model, nothing, logits, state, length, eos, generator, sampling))
+        no_prefix = torch.zeros(count, 0, dtype=torch.long, device=logits.device)
+        parts.append(complete(model, no_prefix, logits, state, length, eos, generator, sampling))
     return Drawn(*(torch.cat(column) for column in zip(*parts, strict=True)))

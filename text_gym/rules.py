@@ -111,7 +111,7 @@ class Rules:
         is_train = isinstance(split, str) and split == "train"
         examples = self.task.split(split) if self.task.conditional or not is_train else None
         if self.task.conditional and not examples:
-            raise OptionError(f"task {self.task.name!r} has no prompts in its {split!r} split")
+            raise OptionError(f"task {self.task.name!r} has no prompts in its {split!r} split; choose another split")
         self.split = split
         reward = self.task.default_reward if reward is None else reward
         self.scorer = reward if isinstance(reward, Scorer) else Scorer(reward, self.task, reward_timeout)

@@ -124,8 +124,8 @@ class Examples:
     >>> texts = Examples(Sequences.from_lists([[4, 2], [7]]))
     >>> len(texts), texts[1].references
     (2, ((7,),))
-    >>> asked = Examples(Sequences.from_lists([[1], [2], [3]]), Sequences.from_lists([[8], [9]]), [2, 1])
-    >>> len(asked), asked[0]
+    >>> questions = Examples(Sequences.from_lists([[1], [2], [3]]), Sequences.from_lists([[8], [9]]), [2, 1])
+    >>> len(questions), questions[0]
     (2, Example(prompt=(8,), references=((1,), (2,)), columns={}, number=0))
     """
 

@@ -149,7 +149,9 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
         self._mask: Mask = np.broadcast_to(self.rules.later_mask, (self.num_envs, self.rules.size))  # current masks
         self._generators: dict[int, np.random.Generator] = {}  # one per environment, in tasks with prompts
         self._all = _read_only(np.ones(self.num_envs, dtype=np.bool_))
-        self._quiet = _paired({"action_mask": self._mask, **self._no_results()}, self._all)  # infos without an end
+        self._unfinished_infos = _with_masks(
+            {"action_mask": self._mask, **self._no_results()}, self._all
+        )  # infos without an end
         self._described = [""] * self.num_envs  # after the end of an episode: the reward, as shown by render()
 
     def __repr__(self) -> str:
@@ -214,8 +216,8 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
         self._started = True
         was_reset = np.zeros(self.num_envs, dtype=np.bool_)
         was_reset[rows] = True
-        self._described = ["" if reset else said for reset, said in zip(was_reset, self._described, strict=True)]
-        infos = _paired({"action_mask": mask, **self._no_results()}, _read_only(was_reset))
+        self._described = ["" if reset else old for reset, old in zip(was_reset, self._described, strict=True)]
+        infos = _with_masks({"action_mask": mask, **self._no_results()}, _read_only(was_reset))
         return self._observe(episodes.tokens, episodes.prompts), infos
 
     def _rows_to_reset(self, reset_mask: object) -> IntArray:
@@ -330,8 +332,8 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
         self._started = True
         if self.render_mode == "rgb_array":
             self._describe(results, rewards)
-        infos = self._quiet | (results or {}) | final
-        infos["reward_terms"] = self._quiet["reward_terms"] | (results["reward_terms"] if results else {})
+        infos = self._unfinished_infos | (results or {}) | final
+        infos["reward_terms"] = self._unfinished_infos["reward_terms"] | (results["reward_terms"] if results else {})
         infos["action_mask"] = self._mask
         truncated = np.zeros(self.num_envs, dtype=np.bool_)
         return self._observe(episodes.tokens, episodes.prompts), rewards, done, truncated, infos
@@ -391,9 +393,9 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
         }
         if outcome.prompts is not None:
             values["prompt"] = outcome.prompts
-        terms = self._quiet["reward_terms"]
-        results: Info = {name: _changed(self._quiet[name], rows, some) for name, some in values.items()}
-        results["reward_terms"] = {n: _changed(terms[n], rows, scores) for n, scores in outcome.terms.items()}
+        terms = self._unfinished_infos["reward_terms"]
+        results: Info = {name: _with_values(self._unfinished_infos[name], rows, some) for name, some in values.items()}
+        results["reward_terms"] = {n: _with_values(terms[n], rows, scores) for n, scores in outcome.terms.items()}
         return results
 
     def _final(self, results: Info, rows: IntArray, done: BoolArray) -> Info:
@@ -405,7 +407,7 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
             final_obs[row] = {k: v[i] for k, v in last.items()} if isinstance(last, dict) else last[i]
         masks = np.broadcast_to(self.rules.later_mask, (self.num_envs, self.rules.size))
         here = _read_only(done.copy())
-        final_info = _paired({"action_mask": masks, **results}, here)
+        final_info = _with_masks({"action_mask": masks, **results}, here)
         return {"final_obs": final_obs, "_final_obs": here, "final_info": final_info, "_final_info": here}
 
     def action_masks(self) -> BoolArray:
@@ -449,16 +451,16 @@ class TextGenVectorEnv(VectorEnv[Observation, npt.ArrayLike, AnyArray]):
                 self._described[row] = describe_reward(rewards[row], terms)
 
 
-def _paired(results: Info, here: BoolArray) -> Info:
+def _with_masks(results: Info, here: BoolArray) -> Info:
     """Add to each value of an info its Gymnasium mask "_name" of environments; the arrays become read-only."""
     infos: Info = {}
     for name, value in results.items():
-        infos[name] = _paired(value, here) if isinstance(value, dict) else _read_only(value)
+        infos[name] = _with_masks(value, here) if isinstance(value, dict) else _read_only(value)
         infos[f"_{name}"] = here
     return infos
 
 
-def _changed(array: AnyArray, rows: IntArray, values: npt.ArrayLike) -> AnyArray:
+def _with_values(array: AnyArray, rows: IntArray, values: npt.ArrayLike) -> AnyArray:
     """Return a copy of an array with new values in some rows."""
     copy = array.copy()
     copy[rows] = values

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from text_gym.arrays import BoolArray, IntArray
-from text_gym.corpus.readers import CutUp, Record, Tokens, read_records
+from text_gym.corpus.readers import Record, Tokenize, Tokens, read_records
 from text_gym.corpus.rows import Rows
 from text_gym.errors import DataError
 from text_gym.sequences import SPLITS, Examples, Sequences
@@ -40,7 +40,7 @@ class Limits(Protocol):
     def encoding(self) -> str: ...  # noqa: D102
 
 
-class _Rows:
+class _SequenceBuilder:
     """Sequences of word numbers in growing flat arrays, 4 bytes per token."""
 
     def __init__(self) -> None:
@@ -70,20 +70,20 @@ class RawCorpus:
     """All records of a corpus in the order of reading.
 
     Args:
-        cut_up: Splits a text into tokens. Tokens that are strings are numbered in `numbers`; tokens that are ids
+        tokenize: Splits a text into tokens. Tokens that are strings are numbered in `numbers`; tokens that are ids
             of a tokenizer are kept.
         limits: Options of the corpus.
     """
 
-    def __init__(self, cut_up: CutUp, limits: Limits) -> None:
+    def __init__(self, tokenize: Tokenize, limits: Limits) -> None:
         """Start without records."""
-        self._cut_up = lambda text: cut_up(self._whole(text))
+        self._tokenize = lambda text: tokenize(self._whole(text))
         self._limits = limits
         self._salt = _salt(limits.seed)
         self.numbers = _Numbering()
         self.empty = self.too_long = self.broken = 0
-        self._prompts = _Rows()
-        self._references = _Rows()
+        self._prompts = _SequenceBuilder()
+        self._references = _SequenceBuilder()
         self._per_prompt = array("q")
         self._keys = array("Q")
         self._files = array("b")
@@ -94,9 +94,9 @@ class RawCorpus:
         """Add the records of a file or of Python objects; `split` is the index in SPLITS of their split."""
         before = len(self._files)
         if isinstance(source, Rows):
-            records = source.records(self._cut_up)
+            records = source.records(self._tokenize)
         else:
-            records = read_records(source, self._cut_up, self._limits.encoding)
+            records = read_records(source, self._tokenize, self._limits.encoding)
         for record in records:
             if not any(record.references):
                 self.empty += 1

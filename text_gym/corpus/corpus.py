@@ -129,16 +129,16 @@ def read_corpus(path: str | Path, options: CorpusOptions) -> Corpus:
     files |= {split: Path(f) for split in SPLITS[1:] if is_file(f := getattr(options, split))}
     for file in files.values():
         _check_file(file)
-    cutter = _cutter(options, files["train"])
+    encoder = _make_encoder(options, files["train"])
     corpus = key = None
-    if options.cache and isinstance(cutter, Splitter) and cache.worth_keeping(files.values()):
+    if options.cache and isinstance(encoder, Splitter) and cache.worth_keeping(files.values()):
         key = cache.key_of(files, asdict(options))
-        corpus = _unpack(cache.load(key), cutter)
+        corpus = _unpack(cache.load(key), encoder)
     if corpus is None:
-        corpus = _read_sources(files, options, cutter)
+        corpus = _read_sources(files, options, encoder)
         if key is not None:
             cache.store(key, _pack(corpus))
-    _tell(path, corpus.report)
+    _warn(path, corpus.report)
     return corpus
 
 
@@ -147,12 +147,12 @@ def read_rows(rows: Mapping[str, Rows], options: CorpusOptions) -> Corpus:
     files = {split: Path(f) for split in SPLITS[1:] if is_file(f := getattr(options, split))}
     for file in files.values():
         _check_file(file)
-    corpus = _read_sources({**files, **rows}, options, _cutter(options, Path()))
-    _tell(rows["train"], corpus.report)
+    corpus = _read_sources({**files, **rows}, options, _make_encoder(options, Path()))
+    _warn(rows["train"], corpus.report)
     return corpus
 
 
-def _tell(source: object, report: Report) -> None:
+def _warn(source: object, report: Report) -> None:
     """Log a warning if lines were dropped or changed."""
     if report.too_long or report.broken or any(report.unknown.values()) or report.unfilled:
         _log.warning("%s: %s", source, report)
@@ -167,7 +167,7 @@ def _check_file(path: Path) -> None:
         raise DataError(f"{path} is empty; give a file with one sequence per line")
 
 
-def _cutter(options: CorpusOptions, path: Path) -> Splitter | TokenizerVocabulary:
+def _make_encoder(options: CorpusOptions, path: Path) -> Splitter | TokenizerVocabulary:
     """Return the splitter of texts into words, or the vocabulary of a tokenizer with its own ids."""
     tokenizer = options.tokenizer
     if tokenizer is None:
@@ -180,10 +180,10 @@ def _cutter(options: CorpusOptions, path: Path) -> Splitter | TokenizerVocabular
 
 
 def _read_sources(
-    sources: Mapping[str, Path | Rows], options: CorpusOptions, cutter: Splitter | TokenizerVocabulary
+    sources: Mapping[str, Path | Rows], options: CorpusOptions, encoder: Splitter | TokenizerVocabulary
 ) -> Corpus:
     """Read all sources, choose the held-out records, and assign ids by frequency."""
-    raw = RawCorpus(cutter.split if isinstance(cutter, Splitter) else cutter.encode, options)
+    raw = RawCorpus(encoder.split if isinstance(encoder, Splitter) else encoder.encode, options)
     for split in SPLITS:
         if split in sources:
             raw.read(sources[split], SPLITS.index(split))
@@ -191,15 +191,15 @@ def _read_sources(
     which = hold_out(raw.keys(), raw.files(), shares)  # [records], the index of the split
     vocab: Vocabulary
     new_ids = None
-    if isinstance(cutter, TokenizerVocabulary):
-        vocab = cutter
+    if isinstance(encoder, TokenizerVocabulary):
+        vocab = encoder
     else:
         if EOS in raw.numbers:
             raise DataError(
                 f"{sources['train']} contains {EOS!r}, which is reserved for the end of a sequence; replace it"
             )
         kept = frequent_words(list(raw.numbers), raw.counts(which == 0), options.min_count, options.max_vocab)
-        vocab = Vocabulary([EOS, UNK, *kept], 0, 1, cutter)
+        vocab = Vocabulary([EOS, UNK, *kept], 0, 1, encoder)
         new_ids = np.array([vocab.ids.get(word, 1) for word in raw.numbers], dtype=np.int32)
     splits = {split: raw.examples(which == number, new_ids) for number, split in enumerate(SPLITS)}
     unfilled = tuple(split for split, share in shares.items() if share and not len(splits[split]))

@@ -24,7 +24,7 @@ ABC_TOKEN = (
 
 Tokens = Sequence[str | int]
 """Words, or the ids of a tokenizer."""
-CutUp = Callable[[str], Tokens]
+Tokenize = Callable[[str], Tokens]
 """Splits a text into tokens."""
 
 
@@ -37,15 +37,15 @@ class Record(NamedTuple):
     columns: dict[str, object]
 
 
-def read_records(path: Path, cut_up: CutUp, encoding: str) -> Iterator[Record]:
-    """Yield the records of a file, in the format of its suffix; `cut_up` splits texts into tokens."""
+def read_records(path: Path, tokenize: Tokenize, encoding: str) -> Iterator[Record]:
+    """Yield the records of a file, in the format of its suffix; `tokenize` splits texts into tokens."""
     lines = read_lines(path, encoding)
     if path.suffix == ".jsonl":
-        yield from _json_records(path, lines, cut_up)
+        yield from _json_records(path, lines, tokenize)
         return
     texts = _tunes(lines) if path.suffix == ".abc" else (line for _, line in lines)
     for text in texts:
-        yield Record(text, None, [cut_up(text)], {})
+        yield Record(text, None, [tokenize(text)], {})
 
 
 def check_encoding(encoding: str) -> None:
@@ -88,7 +88,7 @@ def _undecodable_line(path: Path, encoding: str) -> int:
         return 1
 
 
-def _json_records(path: Path, lines: Iterator[tuple[int, str]], cut_up: CutUp) -> Iterator[Record]:
+def _json_records(path: Path, lines: Iterator[tuple[int, str]], tokenize: Tokenize) -> Iterator[Record]:
     conditional: bool | None = None
     for number, line in lines:
         if not line.strip():
@@ -104,12 +104,12 @@ def _json_records(path: Path, lines: Iterator[tuple[int, str]], cut_up: CutUp) -
         if not conditional:
             text = _field(record, "text", path, number)
             others = {k: v for k, v in record.items() if k != "text"}
-            yield Record(text, None, [cut_up(text)], others)
+            yield Record(text, None, [tokenize(text)], others)
             continue
         prompt = _field(record, "prompt", path, number)
         texts = _references(record, path, number)
         others = {k: v for k, v in record.items() if k not in ("prompt", "reference", "references")}
-        yield Record(prompt, list(cut_up(prompt)), [cut_up(t) for t in texts], others)
+        yield Record(prompt, list(tokenize(prompt)), [tokenize(t) for t in texts], others)
 
 
 def _field(record: dict[str, object], name: str, path: Path, number: int) -> str:

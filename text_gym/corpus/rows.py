@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeGuard, cast
 
-from text_gym.corpus.readers import CutUp, Record
+from text_gym.corpus.readers import Record, Tokenize
 from text_gym.errors import DataError, OptionError
 from text_gym.validation import suggest
 
@@ -54,16 +54,18 @@ class Rows:
         """Return the description for error messages."""
         return f"this {type(self.objects).__name__}"
 
-    def records(self, cut_up: CutUp) -> Iterator[Record]:
-        """Yield each row as a record; `cut_up` splits texts into tokens."""
+    def records(self, tokenize: Tokenize) -> Iterator[Record]:
+        """Yield each row as a record; `tokenize` splits texts into tokens."""
         conditional: bool | None = None
         for number, row in enumerate(self._rows()):
             prompt, references, columns = self._parts(row, number)
             if conditional not in (None, prompt is not None):
                 raise DataError(f"{self}, row {number}: not all rows have prompts; give every row a prompt, or none")
             conditional = prompt is not None
-            cut = [cut_up(text) for text in references]
-            yield Record(prompt or references[0], None if prompt is None else list(cut_up(prompt)), cut, columns)
+            tokenized = [tokenize(text) for text in references]
+            yield Record(
+                prompt or references[0], None if prompt is None else list(tokenize(prompt)), tokenized, columns
+            )
         if conditional is None:
             raise DataError(f"{self} is empty; give at least one sequence")
 

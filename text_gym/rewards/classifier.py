@@ -125,8 +125,8 @@ class _Reader:
             )
             self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except Exception as problem:  # transformers raises many types: missing files, unknown architectures, ...
-            said = str(problem).strip().partition("\n")[0]
-            raise OptionError(f"classifier(model={name!r}) cannot be loaded: {said}") from problem
+            reason = str(problem).strip().partition("\n")[0]
+            raise OptionError(f"classifier(model={name!r}) cannot be loaded: {reason}") from problem
         if loaded["missing_keys"]:
             lacking = sorted(loaded["missing_keys"])[0]
             raise OptionError(

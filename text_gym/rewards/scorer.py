@@ -127,8 +127,8 @@ def make_reward(spec: OneReward, **options: object) -> Reward:
 def _make_reward(spec: OneReward, options: dict[str, object], trust: bool) -> Reward:
     label = None
     if isinstance(spec, str):
-        name, spec, written = REWARDS.resolve(spec, trust)
-        options = written | options
+        name, spec, spec_options = REWARDS.resolve(spec, trust)
+        options = spec_options | options
         label = None if ":" in name else name
     cached = options.pop("cached", False)
     check_switch("cached", cached)

@@ -92,8 +92,8 @@ def trl_records(task: str | Task, split: str = "train", conversational: bool = F
     for example in map(task.split(split).__getitem__, range(len(task.split(split)))):
         prompt = task.decode(example.prompt)
         texts = [task.decode(ids) for ids in example.references]
-        asked = [{"role": "user", "content": prompt}] if conversational else prompt
-        records.append(example.columns | {"prompt": asked, "references": texts})
+        content = [{"role": "user", "content": prompt}] if conversational else prompt
+        records.append(example.columns | {"prompt": content, "references": texts})
     return records
 
 
@@ -148,14 +148,14 @@ class TrlReward:
         _check_lengths(len(completions), {"prompts": prompts} | columns)
         if isinstance(self.task.vocab, HashedWords):
             self.task.vocab.forget()
-        asked = [""] * len(completions) if prompts is None else [text_of(prompt, "user") for prompt in prompts]
+        prompt_texts = [""] * len(completions) if prompts is None else [text_of(prompt, "user") for prompt in prompts]
         texts = [text_of(completion, "assistant") for completion in completions]
-        score = self.scorer(self._batch(texts, asked, columns))
+        score = self.scorer(self._batch(texts, prompt_texts, columns))
         log = columns.get("log_metric")
         if callable(log) and len(score.terms) > 1:
             for name, values in score.terms.items():
                 log(f"{self.__name__}/{name}", float(values.mean()))
-        return [float(v) if said else None for v, said in zip(score.total, self.scorer.applied, strict=True)]
+        return [float(v) if applies else None for v, applies in zip(score.total, self.scorer.applied, strict=True)]
 
     def _batch(self, texts: list[str], prompts: list[str], columns: dict[str, object]) -> Batch:
         """Encode the texts as a batch."""
@@ -353,8 +353,8 @@ def text_of(message: str | Conversation, role: str) -> str:
     if isinstance(message, str):
         return message
     try:
-        said = [part for part in message if part.get("role", role) == role]
-        content = said[-1]["content"] if said else ""
+        messages = [part for part in message if part.get("role", role) == role]
+        content = messages[-1]["content"] if messages else ""
     except (AttributeError, TypeError, KeyError) as problem:
         raise DataError(
             f"{role}: give a text or a list of messages with 'role' and 'content', not {message!r}"

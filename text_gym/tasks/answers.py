@@ -94,7 +94,7 @@ def _fact(random: np.random.Generator) -> Question:
     people = random.permutation(NAMES)[:count]
     objects = [f"a {c} {t}" for c, t in zip(random.choice(COLORS, count), random.permutation(THINGS), strict=False)]
     table = " ".join(f"{person} has {thing} ." for person, thing in zip(people, objects, strict=True))
-    asked = int(random.integers(count))
+    target = int(random.integers(count))
     if random.random() < 0.5:
-        return f"{table} what does {people[asked]} have ?", objects[asked]
-    return f"{table} who has {objects[asked]} ?", str(people[asked])
+        return f"{table} what does {people[target]} have ?", objects[target]
+    return f"{table} who has {objects[target]} ?", str(people[target])

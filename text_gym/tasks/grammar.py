@@ -193,7 +193,7 @@ class Automaton:
         stops: list[float] = []
         arcs: list[tuple[int, int, float, int]] = []
         for number, state in enumerate(todo):  # `todo` grows during the loop
-            stop, nexts = self._leave(state)
+            stop, nexts = self._expand(state)
             stops.append(stop)
             for word, probability, after in nexts:
                 if after not in numbers:
@@ -216,7 +216,7 @@ class Automaton:
                 f"the grammar has no sentence of {fewest} to {most} words; change max_length or min_words"
             )
 
-    def _leave(self, state: tuple[str, ...]) -> tuple[float, list[tuple[int, float, tuple[str, ...]]]]:
+    def _expand(self, state: tuple[str, ...]) -> tuple[float, list[tuple[int, float, tuple[str, ...]]]]:
         """Return the probability of stopping in a state, and its arcs: (word id, probability, next state)."""
         stop = 0.0
         nexts: dict[int, tuple[float, tuple[str, ...]]] = {}

@@ -23,7 +23,7 @@ from text_gym.validation import suggest, whole_number
 WORDS = r"</?\w+>|\w+(?:['\u2019-]\w+)*|[^\w\s]"
 """Default tokenizer, a regular expression: a token is a tag, a word or a punctuation mark."""
 DEFAULTS: dict[str, object] = {"tokenizer": WORDS, "max_vocab": 20_000, "long_lines": "cut", "cut_prompts": "end"}
-OWN = ("limit", "lowercase")  # options of these tasks in addition to CorpusOptions
+OWN_OPTIONS = ("limit", "lowercase")  # options of these tasks in addition to CorpusOptions
 
 
 def imdb_task(folder: str, classifier: str | None = None, prompt_words: int = 64, **options: object) -> Task:
@@ -85,14 +85,14 @@ def _checked(folder: str | Path) -> Path:
 
 def _task(name: str, splits: published.Splits, reward: str | Mapping[str, float], options: dict[str, object]) -> Task:
     """Create a task from the records of a dataset, with the reward of the benchmark."""
-    known = {*CorpusOptions.__dataclass_fields__, *OWN} - {"encoding", "test"}
+    known = {*CorpusOptions.__dataclass_fields__, *OWN_OPTIONS} - {"encoding", "test"}
     known -= {"valid"} if "valid" in splits else set()
     for option in options:
         if option not in known:
             raise OptionError(f"task {name!r} has no option {option!r}." + suggest(option, known))
     options = DEFAULTS | options
-    asked = options.pop("limit", None)
-    limit = None if asked is None else whole_number("limit", asked, least=2)
+    given = options.pop("limit", None)
+    limit = None if given is None else whole_number("limit", given, least=2)
     lowercase = bool(options.pop("lowercase", False))
     with TemporaryDirectory(prefix="text_gym_") as place:
         files = {split: Path(place) / f"{name}_{split}.jsonl" for split in SPLITS if split in splits}
@@ -119,11 +119,11 @@ def _usable(records: Iterable[published.Published]) -> Iterator[published.Publis
 
 def _write(file: Path, records: Iterable[published.Published], lowercase: bool) -> int:
     """Write records as lines of JSON, and return their number."""
-    written = 0
+    count = 0
     with file.open("w", encoding="utf-8") as out:
         for prompt, references, columns in records:
             texts = [prompt, *references]
             prompt, *references = map(str.lower, texts) if lowercase else texts
             out.write(json.dumps({"prompt": prompt, "references": references} | columns) + "\n")
-            written += 1
-    return written
+            count += 1
+    return count

@@ -277,7 +277,7 @@ def _talk_lines(path: Path) -> Iterator[str]:
 
 def _segments(path: Path) -> Iterator[str]:
     text = path.read_text(encoding="utf-8")
-    return (html.unescape(said.strip()) for said in re.findall(r"<seg\b[^>]*>(.*?)</seg>", text, re.DOTALL))
+    return (html.unescape(segment.strip()) for segment in re.findall(r"<seg\b[^>]*>(.*?)</seg>", text, re.DOTALL))
 
 
 def _questions(folder: Path, split: str) -> Iterator[Published]:

@@ -66,8 +66,8 @@ def make_task(spec: TaskSpec = "grammar", **options: object) -> Task:
                 "task is created"
             )
         return spec
-    name, factory, written = find_task(spec, trust=True)
-    options = written | options
+    name, factory, spec_options = find_task(spec, trust=True)
+    options = spec_options | options
     check_options(f"task {name!r}", factory, options)
     key = _memory_key(name, factory, options) if isinstance(spec, str | Path) else None
     task = _made.get(key) if key is not None else None
@@ -91,10 +91,10 @@ def find_task(spec: object, trust: bool = False) -> tuple[str, Callable[..., Tas
                 f"a Hugging Face Dataset, not {shown(spec)}"
             )
         return type(spec).__name__, partial(rows_task, spec), {}
-    name, written = (spec, {}) if spec.endswith(SUFFIXES) else parse_call(spec)
+    name, spec_options = (spec, {}) if spec.endswith(SUFFIXES) else parse_call(spec)
     if ":" not in name and (Path(name).suffix or "/" in name or "\\" in name):
-        return name, partial(file_task, name), written
-    return name, TASKS.find(name, trust), written
+        return name, partial(file_task, name), spec_options
+    return name, TASKS.find(name, trust), spec_options
 
 
 def option_names(spec: object) -> frozenset[str] | None:

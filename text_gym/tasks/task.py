@@ -132,10 +132,10 @@ class Task:
         examples = self.split(split)
         rows = np.arange(len(examples.references)) if indices is None else np.asarray(indices)
         tokens, lengths = examples.references[rows].padded(self.max_length, self.vocab.pad, self.vocab.eos)
-        asked: list[Example] | None = None
+        row_examples: list[Example] | None = None
         if self.conditional:
-            asked = [examples[i] for i in examples.owner[rows].tolist()]
-        return Batch(tokens, lengths, self.vocab, asked)
+            row_examples = [examples[i] for i in examples.owner[rows].tolist()]
+        return Batch(tokens, lengths, self.vocab, row_examples)
 
     def encode(self, text: str) -> list[int]:
         """Encode a text to ids, without EOS."""
