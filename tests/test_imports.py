@@ -39,7 +39,7 @@ AGENTS = {
     "report": "",
     "experiments": "networks common report",
     "bench": "networks common sb3",
-    "web": "common experiments report",
+    "web": "networks common experiments report",
     "cli": "common experiments report bench web",
     "__init__": "common mle scheduled_sampling reinforce seqgan ppo nlpo experiments report",
 }

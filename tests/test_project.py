@@ -52,7 +52,7 @@ def test_the_wheel_holds_both_packages_and_nothing_else(wheel):
     ours = {str(path.relative_to(ROOT)) for path in files if "__pycache__" not in path.parts}
     assert {name for name in names if "dist-info" not in name} == ours
     assert {"text_gym/py.typed", "agents/py.typed", "agents/report/page.html", "agents/report/report.html"} < ours
-    assert {"agents/web/watch.html"} < ours
+    assert {"agents/web/play.html", "agents/web/watch.html"} < ours
     assert "text-gym = text_gym.__main__:main" in entry_points
 
 

@@ -28,6 +28,8 @@ from text_gym.validation import whole_number
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from agents.web.server import LocalServer
+
 RAY_ADDRESS = re.compile(r"auto|local|ray://.+|[\w.-]+:\d+")
 
 
@@ -218,11 +220,32 @@ def watch(
     from agents.web.watch import Watcher
 
     with LocalServer(Watcher(run).page, port=port) as server:
-        _say(f"{run} is shown at {server.address} (Ctrl-C stops the page, and no run)")
-        sys.stdout.flush()
-        if open:
-            server.open_browser()
-        server.wait()
+        _serve(server, str(run), "the page, and no run", open)
+
+
+def play(
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
+    reward: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    port: int | None = None,
+    open: bool = True,
+    trust: bool = False,
+) -> None:
+    """Play with a trained agent in the browser: next tokens, rollouts, credit, rewards.
+
+    Args:
+        run: Run folder, made by train or found in a comparison as LABEL/seed-N.
+        reward: Reward to offer beside the registered ones: a name, name(option=value), or module:attribute; repeat the
+            flag for several rewards.
+        port: Port on 127.0.0.1; None takes the first free port from 8600 on.
+        open: Open the page in the browser.
+        trust: Allow the run to load Python code that it names as module:attribute.
+    """
+    from agents.web.play import Player
+    from agents.web.server import LocalServer
+
+    player = Player(run, trust, reward)
+    with LocalServer(player.page, player.calls, port) as server:
+        _serve(server, str(run), "the page", open)
 
 
 def score(
@@ -327,6 +350,15 @@ def _with_ray_address(words: Sequence[str]) -> list[str]:
     return given
 
 
+def _serve(server: LocalServer, what: str, stops: str, open_browser: bool) -> None:
+    """Print the address of a page, and answer until Ctrl-C."""
+    _say(f"{what} is shown at {server.address} (Ctrl-C stops {stops})")
+    sys.stdout.flush()
+    if open_browser:
+        server.open_browser()
+    server.wait()
+
+
 def _real_batch(task: Task, split: str, n: int, seed: int | None) -> Batch:
     """Return n real sequences of a split: the first ones, or random ones if there is a seed."""
     whole_number("n", n, least=1)
@@ -398,6 +430,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
         watch,
         report,
         sample,
+        play,
         evaluate,
         agents,
         tasks,

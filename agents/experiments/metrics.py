@@ -13,11 +13,10 @@ from functools import cached_property
 from typing import Protocol, TypeGuard
 
 import numpy as np
-import torch
 
 from agents.common.agent import Agent
+from agents.common.credit import prefix_values
 from agents.common.evaluation import Model, Sampler, draw, likelihoods, per_token
-from agents.common.rollouts import rollout_values, score_sequences
 from agents.experiments.reference_models import knows_real_data
 from agents.experiments.settings import MetricSettings
 from agents.report.columns import ALSO
@@ -176,7 +175,9 @@ class Metrics:
             return []
         batch = draw(model, self.settings.shown, seed, "test")
         rewards = model.rewards(batch) if has_rewards(model) else self._env_rewards(batch)
-        values = self._values(model, batch, seed)
+        rollouts, values = self.settings.credit_rollouts, None
+        if rollouts and isinstance(model, Agent):
+            values = prefix_values(model, batch, rollouts, seed)
         return [
             {
                 "text": batch.texts[i],
@@ -191,23 +192,6 @@ class Metrics:
 
     def _env_rewards(self, batch: Batch) -> FloatArray | None:
         return self.reward(batch).total if self.reward is not None and _has_references(batch) else None
-
-    def _values(self, model: Sampler, batch: Batch, seed: int) -> FloatArray | None:
-        """Estimate the expected reward of each prefix by rollouts, from the empty one on, [n, T + 1]."""
-        if not self.settings.credit_rollouts or not isinstance(model, Agent):
-            return None
-        values = rollout_values(
-            model.restricted(model.policy.eval()),
-            model.tensor(batch.tokens),
-            model.tensor(batch.lengths),
-            score_sequences(model.rewards, self.task.vocab, batch.examples),
-            self.settings.credit_rollouts,
-            self.task.vocab.eos,
-            torch.Generator(model.device).manual_seed(seed),
-            model.prompt_tokens(batch.examples),
-            from_start=True,
-        )
-        return np.asarray(values.cpu().numpy(), dtype=np.float64)
 
     def _nearest(self, sentence: list[int]) -> Nearest:
         """Find the training sequence with the highest ROUGE-L."""

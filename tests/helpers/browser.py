@@ -126,7 +126,7 @@ class Browser:
     def until(self, condition, seconds=PATIENCE):
         """Wait until an expression is true."""
         end = time.monotonic() + seconds
-        while not self.run(f"return {condition}"):
+        while not self.run(f"return Boolean({condition})"):
             assert time.monotonic() < end, condition
             time.sleep(0.02)
 

@@ -4,7 +4,9 @@ import re
 import urllib.error
 import urllib.request
 
-from agents.experiments.run import load_model
+from agents.experiments.run import load_model, prepare_run
+from agents.experiments.settings import RunSpec
+from agents.web.server import LocalServer
 from tests.helpers.commands import TINY, run
 from tests.helpers.programs import Program
 
@@ -123,6 +125,25 @@ def test_real_sequences_are_not_written_by_an_agent(capsys):
         code, out, err = run(capsys, "sample", *words)
         assert (code, out) == (2, "")
         assert "name the folder of a run" in err
+
+
+def test_play_offers_the_rewards_that_are_named(tmp_path, capsys, monkeypatch):
+    served = []
+
+    def wait(server):
+        served.append(server)
+        text = urllib.request.urlopen(server.address, timeout=30).read().decode()
+        assert "<option>bleu(n=2)</option><option>length</option><option>bleu</option>" in text
+
+    monkeypatch.setattr(LocalServer, "wait", wait)
+    prepare_run(tmp_path, RunSpec("uniform", "uniform", 0, "grammar", kind="control"))
+    named = ["--reward", "bleu(n=2)", "--reward", "length"]
+    code, out, err = run(capsys, "play", str(tmp_path), "--no-open", "--port", "0", *named)
+    assert (code, err) == (0, "")
+    assert out == f"{tmp_path} is shown at {served[0].address} (Ctrl-C stops the page)\n"
+    code, out, err = run(capsys, "play", str(tmp_path / "nothing"), "--no-open")
+    assert (code, out, err.count("\n"), len(served)) == (2, "", 1, 1)
+    assert "nothing" in err
 
 
 def test_watch_serves_its_page_until_ctrl_c(tmp_path):

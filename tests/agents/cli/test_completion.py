@@ -49,6 +49,9 @@ echo "${{COMPREPLY[@]}}"
         ("text-gym sample --split t", "test train"),
         ("text-gym evaluate runs/mle --also ble", "bleu"),
         ("text-gym report ", ""),
+        ("text-gym pl", "play"),
+        ("text-gym watch runs/mle --", "--no-open --open --port"),
+        ("text-gym play runs/mle --reward ble", "bleu"),
     ],
 )  # fmt: skip
 def test_completion(script, line, completed):

@@ -37,7 +37,7 @@ sys.stderr.write(str([name for name in heavy if name in sys.modules]))
     "words",
     [
         [], ["--help"], ["--version"], ["tasks"], ["rewards"], ["agents"], ["train", "--help"], ["compare", "--help"],
-        ["sample"], ["sample", "--help"], ["watch", "--help"],
+        ["sample"], ["sample", "--help"], ["watch", "--help"], ["play", "--help"],
     ],
     ids=" ".join,
 )  # fmt: skip
@@ -57,6 +57,7 @@ def test_help_lists_the_commands_each_with_what_it_does(capsys):
         "watch",
         "report",
         "sample",
+        "play",
         "evaluate",
         "agents",
         "tasks",
