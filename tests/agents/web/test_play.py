@@ -219,7 +219,7 @@ def test_answers_are_those_to_the_prompt(answering):
         ("/next", {"tokens": [], "text": 5}, "text must be at most"),
         ("/next", {"tokens": [], "text": "nonsense"}, "'nonsense' is not in this vocabulary"),
         ("/next", {"tokens": [], "temperature": "hot"}, "temperature"),
-        ("/next", {"tokens": [], "temperature": 0}, "temperature of at least 0.001"),
+        ("/next", {"tokens": [], "temperature": 0}, "needs temperature"),
         ("/next", {"tokens": [], "top_p": 2}, "0 < top_p <= 1"),
         ("/next", {"tokens": [], "top_k": -1}, "top_k"),
         ("/completions", {"tokens": [], "n": 65}, "n must be a whole number of at most 64, not 65"),
@@ -372,7 +372,7 @@ def test_the_page_tells_what_is_wrong_and_goes_on(browser, words):
         browser.run("document.querySelector('#temperature').value = 0; document.querySelector('#temperature').onchange")
         browser.run("document.querySelector('#temperature').dispatchEvent(new Event('change'))")
         browser.until("!document.querySelector('#problem').hidden")
-        assert "temperature of at least 0.001" in browser.run("return document.querySelector('#problem').textContent")
+        assert "needs temperature" in browser.run("return document.querySelector('#problem').textContent")
         browser.run("document.querySelector('#temperature').value = 1")
         browser.run("document.querySelector('#temperature').dispatchEvent(new Event('change'))")
         browser.until("document.querySelector('#problem').hidden")
