@@ -30,7 +30,7 @@ MOST_COMPLETIONS = 64
 MOST_ROLLOUTS = 4096  # completions for one sequence's credit
 LISTED = 2000  # tokens, and prompts, that the page offers while one types
 LONGEST_TEXT = 10_000  # characters
-OWN, TASK = "the agent's own", "the task's"
+RUN_REWARD, TASK_REWARD = "reward of the run", "reward of the task"
 NEEDS_A_MODEL = "classifier"  # a reward that says nothing without options
 
 
@@ -95,7 +95,7 @@ class Player:
             prompts=[self.task.decode(prompts[i].prompt) for i in range(min(len(prompts), LISTED // 10))]
             if self.task.conditional
             else [],
-            rewards=[OWN, TASK, *self.named],
+            rewards=[RUN_REWARD, TASK_REWARD, *self.named],
             most_completions=MOST_COMPLETIONS,
         )
 
@@ -136,7 +136,7 @@ class Player:
             raise OptionError("the sequence has ended; go back to an earlier token to complete it anew")
         seed = secrets.randbits(31) if asked.get("seed") is None else _whole(asked, "seed", 0, 0, 2**63 - 1)
         batch = self._completed(ids, example, n, _sampling(asked), seed)
-        rewards, problem = self._rewards(asked.get("reward", OWN), batch)
+        rewards, problem = self._rewards(asked.get("reward", RUN_REWARD), batch)
         log_probs = self.agent.log_prob(batch.tokens, batch.lengths, batch.examples, as_sampled=True)
         rows = [batch.tokens[i, : batch.lengths[i]].tolist() for i in range(n)]
         completions = [
@@ -176,7 +176,7 @@ class Player:
         most = min(MOST_COMPLETIONS, MOST_ROLLOUTS // len(ids))
         rollouts = _whole(asked, "rollouts", min(16, most), 1, most)
         seed = _whole(asked, "seed", 0, 0, 2**63 - 1)
-        scorer = self._scorer(asked.get("reward", OWN))
+        scorer = self._scorer(asked.get("reward", RUN_REWARD))
         seen: list[tuple[list[int], float]] = []
 
         def score(batch: Batch) -> FloatArray:
@@ -213,15 +213,17 @@ class Player:
         if not isinstance(names, list) or len(names) > len(self.named):
             raise OptionError(f"names must be a list of at most {len(self.named)} rewards")
         named = [(str(name), self._by_name(name)) for name in names]
-        rows = [self._row("log-probability", "of the sequence under the agent, in nats", self._log_prob, batch)]
-        rows += [self._row("reward of the agent", "what it learned from", self._scorer(OWN), batch)]
+        rows = [self._row("log-probability", "under the agent, in nats", self._log_prob, batch)]
         discriminator = getattr(self.agent, "discriminator", None)
-        if isinstance(discriminator, Discriminator):
-            real = self._row("discriminator", "its probability that the sequence is real", self._real, batch)
-            rows.append(real)
-        rows += [self._row("reward of the task", f"{self.task.default_reward}", self._scorer(TASK), batch)]
+        has_discriminator = isinstance(discriminator, Discriminator)
+        own = "discriminator" if has_discriminator else ", ".join(self.agent.rules.scorer.rewards)
+        rows.append(self._row(RUN_REWARD, own, self._scorer(RUN_REWARD), batch))
+        if has_discriminator:
+            rows.append(self._row("discriminator", "probability that the sequence is real", self._real, batch))
+        rows.append(self._row(TASK_REWARD, str(self.task.default_reward), self._scorer(TASK_REWARD), batch))
         if self.task.knows("log_prob"):
-            rows += [self._row("log-probability of the source", "of the data, in nats", self._source_log_prob, batch)]
+            about = "under the source of the data, in nats"
+            rows.append(self._row("source log-probability", about, self._source_log_prob, batch))
         rows += [self._row(name, registered_rewards().get(name, ""), scorer, batch) for name, scorer in named]
         return {"rows": rows, "text": batch.texts[0], "ended_here": ended_here}
 
@@ -235,23 +237,23 @@ class Player:
 
     def _scorer(self, name: object) -> Callable[[Batch], FloatArray]:
         """Look up a reward that the page offers."""
-        if name == OWN:
+        if name == RUN_REWARD:
             return self.agent.rewards
-        if name == TASK:
-            return self._by_scorer(TASK)
+        if name == TASK_REWARD:
+            return self._by_scorer(TASK_REWARD)
         if not isinstance(name, str) or name not in self.named:
             raise OptionError(f"there is no reward {name!r} here; say --reward to offer another one")
         return self._by_scorer(name)
 
     def _by_name(self, name: object) -> Callable[[Batch], FloatArray]:
-        if name in (OWN, TASK):
+        if name in (RUN_REWARD, TASK_REWARD):
             raise OptionError(f"{name} is scored in any case")
         return self._scorer(name)
 
     def _by_scorer(self, name: str) -> Callable[[Batch], FloatArray]:
         def score(batch: Batch) -> FloatArray:
             if name not in self._scorers:
-                spec = self.task.default_reward if name == TASK else name
+                spec = self.task.default_reward if name == TASK_REWARD else name
                 self._scorers[name] = Scorer(spec, self.task, trust=name in self._asked)
             return self._scorers[name](batch).total
 

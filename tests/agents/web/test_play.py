@@ -24,7 +24,6 @@ from text_gym.sequences import make_batch
 HOSTILE = "</script><script>alert(1)</script>"
 ORACLE = "oracle(vocab_size=4, max_length=3, train_size=64, valid_size=16, test_size=16)"
 NETWORK = {"embedding": 8, "hidden": 8, "dropout": 0.0}
-OWN, TASK = "the agent's own", "the task's"
 
 
 def train(folder, name, task, options, reward=None, steps=1):
@@ -154,10 +153,10 @@ def test_scores_are_those_of_the_rewards_themselves(player):
     real = discriminator.logits(discriminator.rows(batch)).softmax(dim=1)[0, 1]
     expected = {
         "log-probability": player.agent.log_prob([[1, 3, 0]])[0],
-        "reward of the agent": discriminator.score(batch)[0],
+        "reward of the run": discriminator.score(batch)[0],
         "discriminator": float(real),
         "reward of the task": Scorer("bleu", player.task)(batch).total[0],
-        "log-probability of the source": player.task.log_prob([[1, 3, 0]])[0],
+        "source log-probability": player.task.log_prob([[1, 3, 0]])[0],
         "length": 3,
     }
     assert {name: row["value"] for name, row in rows.items() if "value" in row} == pytest.approx(expected, abs=1e-6)
