@@ -1,4 +1,6 @@
-"""Learners for TextGen-v0, and the `text-gym` command. Imports text_gym; text_gym does not know it.
+"""Agents for TextGen-v0, comparisons of agents, and the `text-gym` command.
+
+The package imports text_gym; text_gym never imports it.
 
 >>> import gymnasium as gym, text_gym
 >>> from agents import MLE

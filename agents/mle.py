@@ -37,7 +37,7 @@ class MLESettings(PolicySettings):
     max_grad_norm: float = 5.0
     """Maximum norm for gradient clipping."""
     early_stopping: bool = True
-    """Whether to stop when the validation loss no longer improves, and to keep the weights with the lowest one."""
+    """Whether to stop when the validation loss no longer improves, and to keep the weights of the best epoch."""
     patience: int = 10
     """Number of epochs without improvement of the validation loss before early stopping."""
 

@@ -37,7 +37,7 @@ class NLPOSettings(PPOSettings):
     """Hyper-parameters of `NLPO`."""
 
     mask_top_p: float = 0.9
-    """Probability of the mask model's nucleus (top-p), outside of which tokens are masked; 1 masks no tokens."""
+    """Probability of the mask model's nucleus (top-p). All other tokens are masked; 1 masks no tokens."""
     mask_min_tokens: int = 5
     """Minimum number of tokens that are not masked."""
     mask_update_freq: int = 5

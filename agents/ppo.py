@@ -116,7 +116,7 @@ class PPOSettings(ActorCriticSettings):
     clip_range: float = 0.2
     """Clipping parameter: the surrogate loss clips the probability ratio of new and old policy to 1 +/- clip_range."""
     target_kl: float | None = None
-    """Limit of the KL divergence between new and old policy; above 1.5 times this value, an update stops early."""
+    """An update stops early if the KL divergence of new and old policy exceeds 1.5 target_kl; None for no limit."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

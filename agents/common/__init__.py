@@ -1,1 +1,1 @@
-"""What all learners share."""
+"""Base class and common parts of all agents."""

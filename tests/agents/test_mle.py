@@ -1,4 +1,4 @@
-"""Maximum likelihood, and through it what all agents share: sampling, predicting, saving, resuming."""
+"""MLE, and the functions of all agents, tested with MLE: sampling, prediction, checkpoints and resumption."""
 
 import csv
 import json
@@ -45,7 +45,7 @@ def weights_of(agent):
 
 
 def test_it_learns_the_likeliest_distribution(write):
-    """On a source of three equal sentences, the loss falls to log 3 a sentence, and samples are they."""
+    """With three equally likely sentences, the loss falls to log 3 per sentence, and only they are sampled."""
     path = write("three.txt", "a b\nb b a\na\n" * 30)
     env = gym.make("TextGen-v0", task=str(path), valid=0.0, test=0.0)
     agent = MLE(env, seed=0, progress=False, dropout=0.0, schedule=((60, 2e-2),)).learn()
@@ -138,7 +138,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(env, tmp_path):
 
 
 def read_column(folder, name):
-    """A logged value of every step."""
+    """Read the values of a metric, one per step."""
     with (folder / "progress.csv").open() as file:
         return [row[name] for row in csv.DictReader(file)]
 
@@ -154,7 +154,7 @@ print(agent.steps_done, repr(agent.nll("test")), agent.sample(3, seed=0).texts)
 
 
 def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path):
-    """SIGKILL three times, soon after a new checkpoint but at different moments; then it may come through."""
+    """Kill the run three times, each soon after a new checkpoint; the fourth time it may finish."""
     whole = run(PROGRAM, tmp_path / "whole")
     latest, kills = tmp_path / "killed" / "latest.json", 0
     while True:
@@ -293,7 +293,7 @@ def test_mistakes_are_told(env, tmp_path):
         MLE.load(tmp_path, gym.make("TextGen-v0", task="answers"))
     (path,) = tmp_path.glob("step-*/state.json")
     state = json.loads(path.read_text(encoding="utf-8"))
-    assert state["state"]["settings"].pop("dtype") == "auto"  # as an earlier version, without this setting, saved it
+    assert state["state"]["settings"].pop("dtype") == "auto"  # as in a checkpoint of a version without this setting
     path.write_text(json.dumps(state), encoding="utf-8")
     assert MLE.load(tmp_path, env).steps_done == 1
     with pytest.raises(OptionError, match="'valid' split"):
@@ -339,7 +339,7 @@ def test_asked_to_go_on_it_waits_again_for_an_improvement(env):
 
 
 class OfOnesOwn(Agent):
-    """Learns from what it samples."""
+    """An agent that learns from its own samples."""
 
     def build(self):
         self.policy = LSTM(len(self.task.vocab), 8, 8)
@@ -351,7 +351,7 @@ class OfOnesOwn(Agent):
 
 
 def test_an_agent_of_ones_own_is_a_function_of_its_seed(env, tmp_path):
-    """Whatever is drawn between its steps, or by callbacks; and a resumed run of it equals an uninterrupted one."""
+    """Samples between its steps, or in callbacks, change nothing; and a resumed run equals an uninterrupted one."""
     whole = OfOnesOwn(env, seed=0, progress=False).learn(4)
     assert whole.name == "ofonesown"
     drawn = OfOnesOwn(env, seed=0, progress=False, folder=tmp_path).learn(1)
@@ -371,7 +371,7 @@ def test_an_agent_of_ones_own_may_return_nothing_but_must_have_a_policy(env):
             advantages = self.rewards(batch) - self.rewards(batch).mean()
             before = self.log_prob(batch.tokens)
             self.descend(self.likelihood_loss(batch, mean=False, weights=advantages))
-            # REINFORCE raises what is better than the mean, and lowers what is worse.
+            # REINFORCE: sequences with a reward above the mean become more likely, all others less likely.
             assert ((self.log_prob(batch.tokens) - before) * advantages).sum() > 0
 
     class Empty(OfOnesOwn):
@@ -405,10 +405,10 @@ def test_what_callbacks_draw_is_the_same_after_a_resume(env, tmp_path):
 
 @pytest.mark.slow
 def test_the_published_oracle(data):
-    """The published log's course by the paper's settings, and its figure at 40 epochs."""
+    """The learning curve of the published log with the settings of the paper, and its value after 40 epochs."""
     env = gym.make("TextGen-v0", task="oracle", path=str(data / "seqgan_target_params.pkl"))
     agent = MLE(env, seed=0, preset="paper", progress=False)
-    assert evaluate(agent, 3000)["nll_oracle"] == pytest.approx(11.42, abs=0.05)  # as uniform tokens
+    assert evaluate(agent, 3000)["nll_oracle"] == pytest.approx(11.42, abs=0.05)  # the value of uniformly random tokens
     assert evaluate(agent.learn(1), 3000)["nll_oracle"] == pytest.approx(10.2, abs=0.2)  # published: 10.17
     results = evaluate(agent.learn(39))
     assert 8.95 <= results["nll_oracle"] <= 9.15, results

@@ -1,4 +1,4 @@
-"""NLPO: its masks by brute force, what it equals without them, and the weight that it adapts."""
+"""NLPO: its masks against a brute-force computation, its equality with MaskablePPO, and its adaptive KL weight."""
 
 import gymnasium as gym
 import numpy as np
@@ -36,7 +36,7 @@ def weights_of(agent):
 
 
 def logits_after(model, prefix, prompt, pad):
-    """By start() and step(), token by token."""
+    """Compute the logits after a prefix with start() and step(), token by token."""
     logits, state = model.start(1, None if prompt is None else torch.tensor(prompt)[None])
     for token in prefix[prefix != pad].tolist():
         logits, state = model.step(torch.tensor([token]), state)
@@ -54,7 +54,7 @@ def logits_after(model, prefix, prompt, pad):
 )
 @torch.no_grad()
 def test_masks_are_the_nucleus_of_the_mask_model_among_what_is_allowed(task, limits):
-    """EOS wherever the environment allows it, never fewer than mask_min_tokens unless it allows fewer."""
+    """EOS is kept where the environment allows it, and so are mask_min_tokens, unless it allows fewer tokens."""
     agent = small(env=env_of(task, **limits), mask_top_p=0.6, mask_min_tokens=2, mask_update_freq=10)
     seen, pad, eos = recorded(agent).masks, agent.rules.pad, agent.rules.eos
     with torch.enable_grad():
@@ -116,16 +116,16 @@ def test_other_methods_and_masks_of_some_environments():
     assert isinstance(envs, NucleusMasks)
 
 
-# What it is besides.
+# Training.
 
 
 @pytest.mark.parametrize("kl", [{"weight": 0.0, "target": None}, {"weight": 0.3, "target": 0.05}])
 @pytest.mark.parametrize("task", [ORACLE, "answers(size=20)"])
 def test_with_all_tokens_it_is_maskable_ppo(task, kl):
-    """Bit for bit; with a price too, where nothing is banned and so the ratio is the same without masks."""
+    """Bit for bit, also with a KL penalty: no tokens are banned, so the log-ratio without masks is the same."""
     env = env_of(task)
     one, other = small(NLPO, env, mask_top_p=1.0, kl=kl).learn(3), small(MaskablePPO, env, kl=kl).learn(3)
-    close = 0 if kl["weight"] == 0 else 1e-4  # the ratio of the drawn, and the ratio computed anew
+    close = 0 if kl["weight"] == 0 else 1e-4  # the log-ratio is computed once while sampling, and once after it
     assert (weights_of(one) - weights_of(other)).abs().max() <= close
     assert one.kl.weight == pytest.approx(other.kl.weight, rel=1e-6)
     narrow = small(NLPO, env, mask_top_p=0.5, mask_min_tokens=1, kl=kl).learn(3)
@@ -133,7 +133,7 @@ def test_with_all_tokens_it_is_maskable_ppo(task, kl):
 
 
 def test_its_first_ratio_is_one():
-    """Before any update the stored log-probabilities are those of the stored observations, actions and masks."""
+    """Before the first update, the stored log-probabilities belong to the stored observations, actions and masks."""
     agent = small(env=env_of("grammar", max_length=6), mask_top_p=0.6, mask_min_tokens=3, n_epochs=2)
     agent.learn(2)
     found, train = [], agent.model.train
@@ -159,7 +159,7 @@ def test_its_first_ratio_is_one():
 
 @torch.no_grad()
 def weights_and_divergences(target):
-    """Four iterations: the weight before and after each, and the mean log-ratio without masks, by hand."""
+    """Compute the KL weight before and after each of four iterations, and the mean log-ratio without masks, by hand."""
     options = {"mask_top_p": 0.6, "mask_min_tokens": 3, "kl": {"weight": 1e-6, "target": target}, "learning_rate": 3e-2}
     agent = small(env=env_of("grammar", max_length=6), **options)
     policies, train, found = [], agent.model.train, []
@@ -183,7 +183,7 @@ def weights_and_divergences(target):
 
 
 def test_the_weight_follows_the_published_formula():
-    """beta *= 1 + 0.1 * clip((KL - target) / target, -0.2, 0.2), by the log-ratio without masks."""
+    """beta *= 1 + 0.1 * clip((KL - target) / target, -0.2, 0.2), with the log-ratio without masks."""
     last = weights_and_divergences(1.0)[3][2]
     assert last > 0.01
     for target, factor in ((last / 1.1, 1.01), (last / 0.9, 0.99), (last / 3, 1.02), (last * 3, 0.98)):
@@ -201,7 +201,7 @@ def test_the_mask_model_is_saved_and_resumed(tmp_path):
         )
 
     whole = agent("whole").learn(5)
-    for steps in (2, 2, 1):  # between two renewals too
+    for steps in (2, 2, 1):  # also between two updates of the mask model
         parts = agent("parts").learn(steps)
     assert (weights_of(parts) == weights_of(whole)).all()
     for mine, other in zip(parts.mask_model.parameters(), whole.mask_model.parameters(), strict=True):
@@ -242,4 +242,4 @@ def test_mistakes_are_told():
         with pytest.raises(OptionError, match=words):
             NLPO.choose_settings(**settings)
     assert NLPO.choose_settings(kl={"weight": 0, "target": None}).kl.weight == 0
-    assert small(mask_min_tokens=50).learn(1).steps_done == 1  # of nine tokens
+    assert small(mask_min_tokens=50).learn(1).steps_done == 1  # there are only nine tokens

@@ -1,4 +1,4 @@
-"""The learners around Stable-Baselines3's algorithms: one interface, runs that resume, probes that they must solve."""
+"""Agents with algorithms of Stable-Baselines3: their interface, resumption, and small problems that they must solve."""
 
 import csv
 import json
@@ -48,7 +48,7 @@ def small(learner, env=None, seed=0, **hyper):
 
 
 def weights_of(agent):
-    """Of the policy, the critic and the optimiser's moments."""
+    """Return all weights of the policy, the critic and the optimiser."""
     state = agent.model.policy.state_dict()
     moments = [
         values[name] for _, values in sorted(agent.optimizer.state_dict()["state"].items()) for name in sorted(values)
@@ -56,7 +56,7 @@ def weights_of(agent):
     return torch.cat([torch.as_tensor(part).double().flatten() for part in [*state.values(), *moments]])
 
 
-# One interface.
+# Interface.
 
 
 @ALL
@@ -127,13 +127,13 @@ def test_global_random_numbers_are_left_alone(learner):
     assert (np.random.random(3).tolist(), torch.rand(3).tolist()) == wanted  # noqa: NPY002
 
 
-# Runs.
+# Runs and resumption.
 
 LIVELY = {"kl": {"weight": 0.4, "target": 0.05}, "learning_rate": 2e-2}
 
 
 def rows_of(folder):
-    """What was logged in each step, but for the clock's."""
+    """Read the metrics of each step, except the times."""
     with (folder / "progress.csv").open() as file:
         return [{k: v for k, v in row.items() if k != "time/seconds"} for row in csv.DictReader(file)]
 
@@ -190,7 +190,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path):
 
 
 def test_the_learning_rate_falls_over_the_iterations_of_the_run(tmp_path):
-    """In a straight line to 0, a resumed run's too; beyond, nothing is learned."""
+    """The learning rate falls linearly to 0, also in a resumed run; after that, the weights do not change."""
 
     def agent():
         return small(PPO, folder=tmp_path, iterations=4, learning_rate=0.1, anneal_learning_rate=True)
@@ -209,11 +209,11 @@ def test_metrics_and_callbacks_and_a_logger_of_ones_own(learner, tmp_path):
     agent.learn(3, callback=lambda local, _: seen.append(local["self"].steps_done) or len(seen) < 2)
     assert (seen, agent.steps_done) == ([1, 2], 2)
     rows = rows_of(tmp_path / "run")
-    assert [float(row["train/reward"]) for row in rows] == [4.0, 4.0]  # all that this task can write is as long
+    assert [float(row["train/reward"]) for row in rows] == [4.0, 4.0]  # all sequences of this task have this length
     assert all(0 < float(row["train/entropy"]) < 9 for row in rows)
     assert float(rows[0]["train/kl_to_start"]) == pytest.approx(0, abs=1e-5)
     assert {"train/kl_weight", "train/value_loss", "train/explained_variance", "time/sequences"} <= set(rows[0])
-    assert [float(row["time/sequences"]) for row in rows] == [4.0, 8.0]  # each copy writes one in an iteration
+    assert [float(row["time/sequences"]) for row in rows] == [4.0, 8.0]  # one sequence per environment and iteration
     own = configure(str(tmp_path / "own"), ["csv"])
     agent.set_logger(own)
     agent.learn(1)
@@ -221,7 +221,7 @@ def test_metrics_and_callbacks_and_a_logger_of_ones_own(learner, tmp_path):
 
 
 def test_sequences_are_counted_however_long_they_are():
-    """Those that ended, and those that the rollout's end has cut."""
+    """Finished sequences, and those that the end of the rollout cuts off."""
     calls, lengths = [], []
 
     def reward(completion_ids):
@@ -235,13 +235,13 @@ def test_sequences_are_counted_however_long_they_are():
     written = int(agent.model.rollout_buffer.episode_starts.sum())
     assert agent.cost["sequences"] == written
     assert sum(calls) <= written <= sum(calls) + 4
-    for _ in range(2):  # the next rollout begins with new sequences, though the last ended amidst some
+    for _ in range(2):  # a rollout starts new sequences, even if the last rollout has unfinished ones
         agent.learn(1)
         firsts = agent.model.rollout_buffer.observations.reshape(4, 30, -1)[:, 0]
         assert (firsts == 209).all()
 
 
-# Where they begin, and what they may write.
+# Warm starts and banned tokens.
 
 
 @ALL
@@ -267,7 +267,7 @@ def test_they_begin_where_start_is_and_leave_start_alone(learner, task, tmp_path
 @ALL
 @pytest.mark.parametrize("task", ["grammar", "answers"])
 def test_what_is_banned_is_never_written_in_training(learner, task):
-    """Neither banned tokens nor EOS before min_length, and everything else."""
+    """Banned tokens are never sampled, nor is EOS before min_length; all other tokens are."""
     size = len(env_of(task).unwrapped.task.vocab)
     allowed = np.arange(size) < 8
     allowed[3] = False
@@ -299,7 +299,7 @@ def test_masks_keep_to_a_constraint(learner):
     assert agent.logger.name_to_value.get("train/reward", 1.0) == 1.0
 
 
-# What they must learn.
+# Problems with a known solution.
 
 PROBED = {"iterations": 20, "batch_size": 64, "learning_rate": 2e-2}
 WIDE_MASKS = {"mask_top_p": 0.95, "mask_min_tokens": 2, "kl": {"weight": 0.0, "target": None}}
@@ -319,7 +319,7 @@ WIDE_MASKS = {"mask_top_p": 0.95, "mask_min_tokens": 2, "kl": {"weight": 0.0, "t
     ],
 )
 def test_they_find_the_one_token_that_pays(learner, settings):
-    """The known optimum: every token a 3."""
+    """The optimal sequence is 3, 3, 3, ..."""
     env = env_of(reward=lambda tokens: (tokens == 3).mean(axis=1))
     agent = small(learner, env, n_envs=32, **settings)
     before = (agent.sample(300, seed=0).tokens == 3).mean()
@@ -329,7 +329,7 @@ def test_they_find_the_one_token_that_pays(learner, settings):
 
 @pytest.mark.parametrize("learner", [PPO, pytest.param(MaskablePPO, marks=NEEDS_CONTRIB)])
 def test_they_learn_how_long_to_write(learner):
-    """Sequences of varying length: five words, from a policy of hardly any, or of many."""
+    """Sequences have different lengths, and the reward is highest for five words."""
     env = env_of("grammar", "length(target=5)", banned=list(range(6, 209)))
     agent = small(learner, env, n_envs=32, batch_size=256, learning_rate=2e-2)
     before = agent.rewards(agent.sample(300, seed=0)).mean()

@@ -1,4 +1,4 @@
-"""Rollouts and policy gradients against enumeration of everything a tiny policy can write."""
+"""Rollouts and policy gradients against the enumeration of all sequences of a tiny policy."""
 
 import math
 import time
@@ -34,7 +34,7 @@ from text_gym.language_model import LSTM, Drawn, Sampling
 
 
 def test_labelled_values_go_to_their_row_and_position():
-    """A reward that says which row was completed, and from which prefix it must have come."""
+    """A reward that encodes the row and the prefix of a completion."""
     model = small_model(5)
     tokens, lengths = torch.tensor([[1, 2, 3, 4], [2, 0, 5, 5], [4, 4, 4, 0]]), torch.tensor([4, 2, 4])
     calls = []
@@ -59,7 +59,7 @@ def test_labelled_values_go_to_their_row_and_position():
 
 @pytest.mark.parametrize("rollouts", [1, 2000])
 def test_values_equal_enumeration(rollouts):
-    """The value after a prefix is the mean worth of what may follow it, within four standard errors."""
+    """The value of a prefix is the expected reward of its completions, within four standard errors."""
     model = small_model(3, seed=1)
     probabilities = {s: math.exp(probability(model, s)) for s in SEQUENCES}
     assert sum(probabilities.values()) == pytest.approx(1, abs=1e-6)
@@ -92,11 +92,11 @@ def test_the_gradient_of_every_estimator_is_the_exact_one(baseline, rollouts):
 
 
 def log_probs_of_what_is_drawn(model, temperature, top_k, top_p):
-    """Of all sequences as they are drawn, token by token, minus infinity for what is not; by sorting."""
+    """Compute the log-probabilities of all sequences under top-k and top-p, by sorting; -inf for impossible ones."""
     tokens = padded(SEQUENCES)
     logs = (model.output(model.features(tokens)) / temperature).log_softmax(dim=2)
     ordered = logs.exp().sort(dim=2, descending=True).values
-    enough = (ordered.cumsum(dim=2) - ordered < top_p).sum(dim=2, keepdim=True).clamp(max=top_k or 3)  # how many
+    enough = (ordered.cumsum(dim=2) - ordered < top_p).sum(dim=2, keepdim=True).clamp(max=top_k or 3)  # tokens kept
     least = ordered.gather(2, enough - 1)
     logs = logs.masked_fill(logs.exp() < least - 1e-12, -torch.inf).log_softmax(dim=2)
     return logs.gather(2, tokens.clamp(max=2)[:, :, None])[:, :, 0].where(tokens < PAD, 0.0)
@@ -104,7 +104,7 @@ def log_probs_of_what_is_drawn(model, temperature, top_k, top_p):
 
 @pytest.mark.parametrize("sampling", [(0.6, 0, 1.0), (1.5, 2, 1.0), (1.5, 0, 0.8)])
 def test_the_gradient_is_that_of_what_is_really_drawn(sampling):
-    """Of the expected reward of sequences drawn sharper and within limits, and completed in the same way."""
+    """The gradient of the expected reward with temperature, top-k and top-p, also in the rollouts."""
     names = dict(zip(("temperature", "top_k", "top_p"), sampling, strict=True))
     agent = tiny_agent(rollouts=2, loss="sum", batch_size=500, **names)
     logs = log_probs_of_what_is_drawn(agent.policy.double(), *sampling)
@@ -118,7 +118,7 @@ def test_the_gradient_is_that_of_what_is_really_drawn(sampling):
     agent.policy.float()
     assert_within_standard_error(estimated_gradients(agent, 100, 500), exact)
 
-    # Without completions and without a baseline, each sequence as often as it is drawn: exactly, and not by chance.
+    # Without rollouts and without a baseline, every sequence in proportion to its probability: the exact expectation.
     agent = tiny_agent(rollouts=0, loss="sum", baseline="none", **names)
     total = torch.zeros_like(exact)
     for row in possible.nonzero()[:, 0].tolist():
@@ -131,7 +131,7 @@ def test_the_gradient_is_that_of_what_is_really_drawn(sampling):
 
 
 def test_the_batch_mean_at_each_position_is_biased_by_its_own_share_only():
-    """It contains the sequence itself, so the gradient shrinks by one part in the batch size."""
+    """The baseline contains the sequence itself, so the gradient shrinks by the factor 1 - 1 / batch size."""
     agent = tiny_agent(baseline="position_mean", rollouts=0, loss="sum", batch_size=500)
     exact = exact_gradient(agent, lambda tokens, *_: torch.tensor(worth(tokens))) * (1 - 1 / 500)
     assert_within_standard_error(estimated_gradients(agent, 60, 500), exact)
@@ -149,7 +149,7 @@ def test_the_gradients_of_entropy_and_divergence_are_the_exact_ones():
         before = agent.reference.double().log_prob(tokens, valid).sum(1)
         agent.reference.float()
         rewards = torch.tensor(worth(tokens))
-        # The expectation of minus log p has the gradient of minus p * (log p); the score term is in it.
+        # The gradient of the entropy, that is, of minus the sum of p * log p, includes the score-function term.
         return rewards - 0.7 * logs - 0.4 * (logs - before)
 
     estimates = estimated_gradients(agent, 60, 500)
@@ -160,7 +160,7 @@ def test_the_gradients_of_entropy_and_divergence_are_the_exact_ones():
 
 
 def test_a_constant_reward_teaches_nothing_under_leave_one_out():
-    """Not even where only one sequence of the batch is so long."""
+    """Also at positions that only one sequence of the batch reaches."""
     env = gym.make("TextGen-v0", reward="constant")
     agent = Reinforce(env, seed=0, progress=False, rollouts=0, batch_size=8)
     for batch in range(30):
@@ -179,13 +179,13 @@ def test_rewards_cannot_change_what_is_learned_from():
 
 @pytest.mark.parametrize("loss", ["sum", "mean"])
 def test_teacher_forcing_weighs_as_the_loss_does(loss):
-    """Where the reward teaches nothing, an update follows the likelihood's gradient, summed or averaged over tokens."""
+    """With a constant reward, an update follows the gradient of the likelihood, as a sum or mean over the tokens."""
     constant = tiny_env(lambda tokens: np.ones(len(tokens)))
     settings = {"loss": loss, "teacher_forcing": 0.5, "batch_size": 40, "rollouts": 0, "max_grad_norm": 1e9}
     agent = Reinforce(constant, seed=0, progress=False, **settings)
     agent.optimizer = torch.optim.SGD(agent.policy.parameters(), lr=1.0)
     random = agent.numpy_random(0)
-    agent.torch_random(random)  # comes first: what the policy generates
+    agent.torch_random(random)  # the first random numbers are for sampling
     batch = agent.task.batch("train", random.integers(2, size=40))
     valid = torch.tensor(batch.valid_mask)
     expected = -agent.policy.log_prob(torch.tensor(batch.tokens), valid).sum()
@@ -219,7 +219,7 @@ def metrics_of(agent, updates):
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "top_k": 2}])
 def test_the_divergence_reported_is_the_exact_one(sampling):
-    """Between what is drawn and what the start would draw, over all sequences."""
+    """Compute the KL divergence of the sampled distributions of policy and initial policy, over all sequences."""
     agent = tiny_agent(rollouts=0, batch_size=20_000, **sampling)
     with torch.no_grad():
         for number, parameter in enumerate(agent.policy.parameters()):
@@ -232,7 +232,7 @@ def test_the_divergence_reported_is_the_exact_one(sampling):
 
 
 def exact_divergence(policy, reference, sampling):
-    """KL of whole sequences of the tiny language."""
+    """Compute the KL divergence of two policies over all sequences of the tiny language."""
     tokens = padded(SEQUENCES)
     ours = policy.output(policy.features(tokens)).double() / sampling.temperature
     theirs = reference.output(reference.features(tokens)).double() / sampling.temperature
@@ -281,7 +281,7 @@ def test_sequences_that_end_early_pay_once():
 
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_it_finds_the_one_token_that_pays(baseline):
-    """The known optimum, every token a 3, within 60 updates of 32 sequences."""
+    """The optimal sequence is 3, 3, 3, ...; it takes at most 60 updates of 32 sequences."""
     env = gym.make(
         "TextGen-v0", task="oracle(vocab_size=6, max_length=5)",
         reward=lambda tokens: (tokens == 3).mean(axis=1),
@@ -294,7 +294,7 @@ def test_it_finds_the_one_token_that_pays(baseline):
 
 
 def test_it_learns_which_answer_a_prompt_wants(answers):
-    """The reward needs the given prompt's answer; a supervised start of a third is improved by 8,000 sequences."""
+    """The reward is for the answer to the prompt; 8,000 sequences improve a warm start with 1/3 right answers."""
     env = gym.make("TextGen-v0", task=text_gym.make_task("answers", size=40), reward="exact_match")
     start = MLE(env, seed=0, progress=False, dropout=0.0, schedule=((40, 1e-2),), early_stopping=False).learn()
     before = right_answers(start)
@@ -358,7 +358,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, settings):
 
 
 def test_a_run_that_is_loaded_still_knows_its_start(tmp_path):
-    """Which is not in the settings; the divergence from it goes on, and so does what is learned."""
+    """The initial policy is not in the settings; the KL divergence from it and the learning continue."""
     start = Reinforce(tiny_env(), seed=9, progress=False, rollouts=0, learning_rate=3e-2).learn(3)
     options = {"rollouts": 0, "kl": {"weight": 0.1}, "batch_size": 8}
     agent = Reinforce(tiny_env(), seed=2, progress=False, start=start, folder=tmp_path, **options).learn(2)
@@ -369,7 +369,7 @@ def test_a_run_that_is_loaded_still_knows_its_start(tmp_path):
 
 
 def tensors(part):
-    """What a part is made of."""
+    """Return the tensors of a module or an optimiser."""
     if isinstance(part, torch.nn.Module):
         return part.state_dict()
     return {(n, k): torch.as_tensor(v) for n, s in part.state_dict()["state"].items() for k, v in s.items()}
@@ -442,7 +442,7 @@ def test_a_slow_reward_is_told_once_with_the_settings_that_change_it():
 
 
 def test_an_update_scores_each_sequence_and_the_completions_of_its_prefixes():
-    """The number that docs/rewards.md gives."""
+    """The number in docs/rewards.md."""
     scored = []
 
     def count(completions):

@@ -1,4 +1,4 @@
-"""Scheduled sampling: what the coins do, and that without them it is maximum likelihood."""
+"""Scheduled sampling: the mixed inputs, and its equality with MLE if all inputs are real."""
 
 import math
 
@@ -26,7 +26,7 @@ def weights_of(agent):
 
 
 class Counter:
-    """A model that always writes one more than what it read, beginning with 0."""
+    """A model that always continues with the last token plus one, and starts with 0."""
 
     def start(self, n, prompts=None):
         return self._certain(torch.zeros(n, dtype=torch.long)), torch.zeros(n, 1)
@@ -41,12 +41,12 @@ class Counter:
 def test_every_token_has_its_own_coin_and_what_is_drawn_follows_what_was_read():
     tokens = torch.randint(500, 1000, (2000, 12), generator=seeded(0))
     mixed = mixed_inputs(Counter(), tokens, 0.3, seeded(1))
-    assert (mixed[:, -1] == tokens[:, -1]).all()  # nothing reads it
+    assert (mixed[:, -1] == tokens[:, -1]).all()  # the last token is never an input
     inputs, real = mixed[:, :-1], tokens[:, :-1]
     before = torch.cat([torch.full((2000, 1), -1), inputs[:, :-1]], dim=1)
     kept = inputs == real
     assert (kept | (inputs == (before + 1) % 1000)).all()
-    assert torch.allclose(kept.double().mean(dim=0), torch.tensor(0.3).double(), atol=0.05)  # at every place
+    assert torch.allclose(kept.double().mean(dim=0), torch.tensor(0.3).double(), atol=0.05)  # at every position
     counts = kept.sum(dim=1).double()
     assert counts.var() == pytest.approx(11 * 0.3 * 0.7, rel=0.15)  # independent within a row
     assert (mixed_inputs(Counter(), tokens, 1.0, seeded(1)) == tokens).all()

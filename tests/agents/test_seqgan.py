@@ -1,4 +1,4 @@
-"""SeqGAN: that it is Reinforce inside a loop, that the loop does what it says, and that it can be stopped anywhere."""
+"""SeqGAN: its generator update equals Reinforce, its loop follows Algorithm 1, and it resumes from any checkpoint."""
 
 import csv
 import json
@@ -72,7 +72,7 @@ def test_a_round_updates_and_passes_as_often_as_told(env, monkeypatch):
     agent.learn(1)
     assert calls[:3] == ["update"] * 3
     assert [c[:2] for c in calls[3:]] == [(64, 64)] * 8
-    assert len({c[2] for c in calls[3:]}) == 2  # written anew for each pass
+    assert len({c[2] for c in calls[3:]}) == 2  # newly generated for each update
 
 
 def test_what_is_given_is_not_trained_again(env, tmp_path):
@@ -96,7 +96,7 @@ def test_it_reports_how_the_discriminator_does_on_sequences_it_has_not_learned_f
     assert seen["discriminator/right_on_real"] == pytest.approx(right)
     assert seen["discriminator/accuracy"] == pytest.approx((right + seen["discriminator/right_on_written"]) / 2)
     assert {"train/reward", "train/entropy", "discriminator/loss"} <= seen.keys()
-    assert seen["train/kl_to_start"] > 0  # since the pretraining, in the second round
+    assert seen["train/kl_to_start"] > 0  # the divergence from the pretrained policy, in the second round
     assert seen["train/kl_weight"] == 0
 
 
@@ -134,14 +134,14 @@ print(agent.steps_done, repr(float(agent.log_prob(agent.sample(9, seed=0).tokens
 
 
 def how_far(folder):
-    """Epochs of the likelihood, passes of the discriminator's pretraining, and rounds, as they are saved."""
+    """Return the numbers of saved pretraining epochs, discriminator updates and rounds."""
     epochs, passes, rounds = 0, 0, 0
     for part in (folder / "pretraining", folder):
         if (part / "latest.json").exists():
             name = json.loads((part / "latest.json").read_text())["name"]
             try:
                 saved = json.loads((part / name / "state.json").read_text())
-            except FileNotFoundError:  # replaced meanwhile
+            except FileNotFoundError:  # the run replaced it in the meantime
                 return how_far(folder)
             if part == folder:
                 passes, rounds = saved["state"]["trained"]["d_steps_pretrained"], saved["step"]
@@ -151,7 +151,7 @@ def how_far(folder):
 
 
 def test_a_run_that_is_killed_in_every_phase_comes_to_the_same_numbers(tmp_path):
-    """SIGKILL whenever an epoch, a pass or a round more has been saved, sooner or later after it."""
+    """Kill the run after each new checkpoint of a pretraining epoch, a discriminator update or a round."""
     whole = run(PROGRAM, tmp_path / "whole")
     folder, kills = tmp_path / "killed", []
     while len(kills) < 6:
@@ -257,7 +257,7 @@ def test_over_several_passes_all_real_sequences_are_seen(env, monkeypatch):
 
 
 def test_a_perfect_policy_leaves_the_discriminator_nothing_to_learn(write):
-    """However many references a prompt has: what is real and what is written go to the same prompts."""
+    """Real and generated sequences have the same prompts, however many references a prompt has."""
     lines = [{"prompt": f"q{i}", "references": [f"r{j}" for j in range(8 if i < 4 else 1)]} for i in range(12)]
     path = write("uneven.jsonl", "\n".join(map(json.dumps, lines)))
     env = gym.make("TextGen-v0", task=str(path), valid=0.0, test=0.0, min_count=1)
@@ -289,7 +289,7 @@ def test_prompts_without_a_validation_split(write):
 
 
 def test_conditional_seqgan_raises_what_its_discriminator_says():
-    """Prompts and answers: the discriminator sees both, and a fixed one is an optimum to climb to."""
+    """The discriminator reads prompt and answer, and the policy can maximise the reward of a fixed discriminator."""
     env = gym.make("TextGen-v0", task=text_gym.make_task("answers", size=100))
     agent = SeqGAN(
         env, seed=0, progress=False, embedding=16, hidden=32, rollouts=0, batch_size=64, learning_rate=1e-2,

@@ -15,7 +15,7 @@ from text_gym.language_model import Drawn
 
 
 def test_rloo_is_unbiased_whatever_is_drawn():
-    """The mean gradient over all pairs of sequences, each as often as it is drawn, is the exact one."""
+    """The expected gradient over all pairs of sequences equals the exact gradient."""
     agent = tiny_agent(baseline="rloo", rollouts=0, loss="sum", batch_size=2)
     exact = exact_gradient(agent, lambda tokens, *_: torch.tensor(worth(tokens)))
     tokens, total = padded(SEQUENCES), torch.zeros_like(exact)
@@ -34,7 +34,7 @@ def test_rloo_is_unbiased_whatever_is_drawn():
 
 
 def test_grpo_is_as_published():
-    """Rewards less their group's mean, in units of its standard deviation; a group of equals teaches nothing."""
+    """GRPO: rewards minus the mean of the group, over its standard deviation; equal rewards have advantage 0."""
     env = gym.make("TextGen-v0", task="answers(size=40)", reward="exact_match")
     agent = Reinforce(env, seed=0, progress=False, baseline="grpo", rollouts=0, batch_size=8, group_size=4)
     drawn, values = agent.sample_and_value(8, seeded(0), agent.sample_groups(seeded(1)))
@@ -57,7 +57,7 @@ def test_rloo_compares_within_the_group():
 
 @pytest.mark.parametrize("baseline", ["rloo", "leave_one_out"])
 def test_a_group_answers_one_prompt(baseline):
-    """And each of its members by itself."""
+    """The sequences of a group have the same prompt, and are sampled independently."""
     seen = []
 
     def spy(completions, prompts, **_):
@@ -75,7 +75,7 @@ def test_a_group_answers_one_prompt(baseline):
 
 
 def test_a_critic_learns_the_value_of_every_prefix():
-    """Those of enumeration, in another unit too; and how much of the rewards' variance they account for."""
+    """The values equal those by enumeration, at any scale of the reward; so does the explained variance."""
     for unit, shift in ((1, 0), (1e4, -1e5)):
         agent = tiny_agent(baseline="critic", rollouts=0, batch_size=500, critic_learning_rate=2e-2)
         agent.critic.network.load_state_dict(critic_of(width=5).network.state_dict())
@@ -119,14 +119,14 @@ def test_the_critic_teaches_the_policy_nothing_but_by_its_advantages():
     first = agent.advantages(drawn, values, None)
     assert all(p.grad is None for p in agent.policy.parameters())
     valid = torch.arange(3) < drawn.lengths[:, None]
-    assert torch.equal(first, values[:, 1:].where(valid, 0.0))  # nothing is expected before anything is learned
+    assert torch.equal(first, values[:, 1:].where(valid, 0.0))  # an untrained critic predicts 0
     assert any((p != q).any() for p, q in zip(before, agent.critic.network.parameters(), strict=True))
     assert not torch.equal(agent.advantages(drawn, values, None), first)
 
 
 @pytest.mark.parametrize("policy", ["lstm", "transformer"])
 def test_a_critic_reads_prompts(policy):
-    """Whether a prompt is answered well can be known before the first token."""
+    """The critic can learn from the prompt alone whether the reward will be high."""
     env = gym.make("TextGen-v0", task="answers(size=40)", reward="exact_match")
     agent = Reinforce(
         env, seed=0, progress=False, policy=policy, initial_std=1.0, baseline="critic", rollouts=0, batch_size=64,

@@ -1,4 +1,4 @@
-"""Checkpoints: whole at every moment, and refused when they are not."""
+"""Checkpoints: complete at every moment, and refused if they are damaged."""
 
 import itertools
 import json
@@ -129,7 +129,7 @@ def test_an_optimiser_goes_on_where_it_was():
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """A clock that the test advances."""
 
     now = 100.0
 
@@ -139,7 +139,7 @@ class Clock:
 
 @pytest.fixture
 def slow_saving(monkeypatch):
-    """A step takes two seconds, and saving as many as `takes` says; the steps that were saved."""
+    """Let a step take 2 seconds, and saving takes["seconds"]; return the saved steps with their times, and `takes`."""
     clock, saved, takes, step = Clock(), [], {"seconds": 3.0}, MLE.one_step
 
     def save(folder, checkpoint):
@@ -167,7 +167,7 @@ def test_saving_that_takes_long_takes_a_tenth_of_the_time(tmp_path, slow_saving)
     saved, takes = slow_saving
     tiny_run(tmp_path / "slow").learn(100)
     steps = [step for step, _ in saved]
-    assert steps == [1, 15, 29, 43, 57, 71, 85, 99, 100]  # 28 seconds of steps between them, and the last one always
+    assert steps == [1, 15, 29, 43, 57, 71, 85, 99, 100]  # every 28 seconds of steps, and after the last step
     assert load_checkpoint(tmp_path / "slow", "mle").step == 100
     del saved[:]
     takes["seconds"] = 0.9
@@ -194,7 +194,7 @@ def test_a_run_that_dies_between_slow_savings_goes_on_from_the_last_one(tmp_path
 
 
 def test_a_checkpoint_is_read_while_a_run_replaces_it(tmp_path):
-    """Whole and of one step, as `text-gym sample` reads a run that is under way."""
+    """`text-gym sample` reads complete checkpoints of a run that is in progress."""
     stop = threading.Event()
 
     def write():

@@ -1,4 +1,4 @@
-"""Evaluation against enumeration of everything that a tiny source and a tiny policy can write."""
+"""Evaluation against the enumeration of all sequences of a tiny source and a tiny policy."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""The divergence between two policies against enumeration of all that a tiny one can write, however it is drawn."""
+"""The KL divergence of two tiny policies against enumeration, with temperature, masks, top-k and top-p."""
 
 import math
 
@@ -26,7 +26,7 @@ SAMPLINGS = [
 
 
 def limited(model, min_length=0, banned=()):
-    """The model as it writes, and what is added to its logits."""
+    """Return the model with its mask, and the mask."""
     later = torch.zeros(SIZE, dtype=torch.bool)
     later[list(banned)] = True
     early = later.clone()
@@ -36,7 +36,7 @@ def limited(model, min_length=0, banned=()):
 
 
 def likely(logits, place, sampling, min_length, banned):
-    """What may be drawn, by hand: a dictionary of tokens and logits; the fewest likeliest ones that are enough."""
+    """Apply top-k and top-p by hand; return the logits of the tokens that can be sampled, by token."""
     scaled = {
         token: value / sampling.temperature
         for token, value in enumerate(logits)
@@ -64,7 +64,7 @@ def logits_after(model, prefix):
 
 
 def steps_of(policy, reference, prefix, sampling, min_length, banned):
-    """What may follow a prefix: the log-probability of each token, and the reference's among them, by hand."""
+    """Compute the log-probabilities of policy and reference for each token that can follow a prefix, by hand."""
     place = len(prefix)
     ours = likely(logits_after(policy, prefix), place, sampling, min_length, banned)
     theirs = logits_after(reference, prefix)
@@ -72,7 +72,7 @@ def steps_of(policy, reference, prefix, sampling, min_length, banned):
 
 
 def exact_divergence(policy, reference, sampling, min_length=0, banned=(), prefix=()):
-    """KL of whole sequences, over the tree of all that may be written."""
+    """Compute the KL divergence of whole sequences, by recursion over all prefixes."""
     if len(prefix) == LENGTH or EOS in prefix:
         return 0.0
     ours, theirs = steps_of(policy, reference, prefix, sampling, min_length, banned)
@@ -88,7 +88,7 @@ def exact_divergence(policy, reference, sampling, min_length=0, banned=(), prefi
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @torch.no_grad()
 def test_it_is_the_exact_one(monkeypatch, sampling, limits, chunk_bytes):
-    """Token by token, and on the average over many sequences within four standard errors."""
+    """Token by token exactly, and the mean over many sequences within four standard errors."""
     monkeypatch.setattr(objectives, "CHUNK_BYTES", (chunk_bytes, chunk_bytes))
     policy, reference = small_model(SIZE, seed=1, scale=0.8), small_model(SIZE, seed=2, scale=0.8)
     restricted, mask = limited(policy, **limits)
@@ -116,7 +116,7 @@ def test_it_is_the_exact_one(monkeypatch, sampling, limits, chunk_bytes):
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @torch.no_grad()
 def test_a_policy_does_not_diverge_from_itself(sampling, limits, kind):
-    """However it is drawn from; behind prompts too."""
+    """With all kinds of sampling, and also with prompts."""
     torch.manual_seed(0)
     model = small_model(SIZE, seed=1) if kind == "lstm" else Transformer(SIZE, width=8, inner=8).eval()
     model = model.double()
@@ -138,18 +138,18 @@ def test_in_single_precision_it_is_zero_but_for_rounding():
 
 
 def test_the_reference_may_find_unlikely_what_the_policy_draws():
-    """Its own top k would not hold the token, and its divergence would be infinite."""
+    """The reference's own top k may lack a sampled token, and the divergence would be infinite."""
     policy, reference = small_model(SIZE, seed=1), small_model(SIZE, seed=2)
     sampling = Sampling(top_k=1)
     with torch.no_grad():
         drawn = generate(policy, 1, LENGTH, None, seeded(0), sampling)
         apart = [logits_after(m, drawn.tokens[0, :1].tolist()) for m in (policy, reference)]
     assert max(range(SIZE), key=apart[0].__getitem__) != max(range(SIZE), key=apart[1].__getitem__)
-    assert (log_ratios(policy, reference, drawn, sampling=sampling) == 0).all()  # one possibility has no alternative
+    assert (log_ratios(policy, reference, drawn, sampling=sampling) == 0).all()  # only one token is possible
 
 
 def test_a_token_drawn_at_the_edge_of_the_top_k_is_possible():
-    """Rounding may say otherwise when its logits are made again: here they are of a policy that has changed."""
+    """Rounding may move a sampled token out of the top k. Here a changed policy has the same effect."""
     policy, reference = small_model(SIZE, seed=1), small_model(SIZE, seed=2)
     unlikely = torch.tensor([[policy.start(1)[0].argmin().item()]])
     drawn = Drawn(unlikely, torch.tensor([1]), torch.tensor([[-1.0]], dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""Files of metrics: one of each kind, with one row a step, however often a run is stopped."""
+"""Metrics files: one of each kind, with one row per step, however often a run is interrupted."""
 
 import csv
 import gc
@@ -23,7 +23,7 @@ KINDS = ("csv", "json", "tensorboard")
 
 
 class Counting(Agent):
-    """Logs the step; from step 2 on another metric too."""
+    """An agent that logs the step, and another metric from step 2 on."""
 
     default_steps = 6
 
@@ -56,7 +56,7 @@ def lines(folder):
 
 
 def events(folder):
-    """Step and values, as TensorBoard reads them."""
+    """Read step and value of each event with TensorBoard."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     loaded = accumulator.EventAccumulator(str(folder)).Reload()
     return {tag: [(e.step, e.value) for e in loaded.Scalars(tag)] for tag in loaded.Tags()["scalars"]}
@@ -86,7 +86,7 @@ def test_many_calls_of_learn_write_the_same_files_as_one(env, tmp_path):
 
 @pytest.mark.parametrize("saved", [0, 1, 3])
 def test_rows_of_steps_that_are_repeated_are_not_there_twice(env, tmp_path, saved, monkeypatch):
-    """A process that is killed after it logged a step, and before its checkpoint is whole."""
+    """Imitate a process that is killed after logging a step and before saving its checkpoint."""
     agent = agent_in(tmp_path, env, seed=0)
     save = agent.checkpoint
     monkeypatch.setattr(agent, "checkpoint", lambda: save() if agent.steps_done <= saved else None)
@@ -95,7 +95,7 @@ def test_rows_of_steps_that_are_repeated_are_not_there_twice(env, tmp_path, save
         agent.learn(5)
     for name in ("progress.csv", "progress.json", "events.out.tfevents.0"):
         with (tmp_path / name).open("ab") as file:
-            file.write(b"\x05\x00\x00")  # and in the middle of a row
+            file.write(b"\x05\x00\x00")  # an incomplete row
     agent_in(tmp_path, env, seed=0).learn()
     check_whole(tmp_path)
 
@@ -127,7 +127,7 @@ def test_json_lines_are_json_and_text_stays_on_its_line(tmp_path):
 
 
 def test_a_second_agent_that_learns_in_the_folder_is_refused(env, tmp_path):
-    """From another thread, while the first learns."""
+    """Try to learn in a second thread while the first one learns."""
 
     class Intruded(Counting):
         name = "counting"
@@ -196,7 +196,7 @@ def test_a_log_that_cannot_be_written_is_told_and_leaves_no_file_open(damage, sa
     damage(tmp_path)
     with pytest.raises((OSError, DataError), match=said):
         open_logger(tmp_path, ("json", "csv", "tensorboard"), {})
-    gc.collect()  # a file that is still open would be a warning, which is an error here
+    gc.collect()  # an unclosed file raises a warning, which the tests turn into an error
 
 
 def test_a_table_in_another_encoding_goes_on(tmp_path):

@@ -63,7 +63,7 @@ def test_what_was_drawn_sharpened_and_shortened_has_the_probability_that_it_was_
 @pytest.mark.parametrize("linear", [True, False])
 @pytest.mark.parametrize("sampling", [Sampling(0.7, top_k=2), Sampling(top_p=0.3)])
 def test_a_token_just_beyond_the_limits_has_a_finite_loss(sampling, linear):
-    """It was drawn, so it was within them; rounding may say otherwise afterwards."""
+    """A sampled token was in the top k; rounding may move it out afterwards."""
     torch.manual_seed(0)
     model = LSTM(11, 5, 6).double()
     layer = model.output

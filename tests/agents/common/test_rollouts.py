@@ -1,4 +1,4 @@
-"""Scores of rollouts; their values are tested with the gradients of REINFORCE, and against a textbook."""
+"""Scoring of rollouts. Their values are tested with the gradients of REINFORCE, and against a textbook solution."""
 
 import numpy as np
 import pytest

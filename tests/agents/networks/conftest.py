@@ -1,4 +1,4 @@
-"""Hugging Face models and corpora that several test files read; transformers is imported when they are needed."""
+"""Hugging Face models and corpora for several test modules. The fixtures import transformers only when used."""
 
 import pytest
 
@@ -12,7 +12,7 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory, tokenizer):
-    """For each kind of model the folder that holds one."""
+    """Folders with a model of each kind, by the name of the kind."""
     import transformers
 
     from tests.helpers.pretrained_models import KINDS, save_model
@@ -26,7 +26,7 @@ def folders(tmp_path_factory, tokenizer):
 
 @pytest.fixture(scope="session")
 def lines(tmp_path_factory):
-    """A folder with a file of texts, and one of prompts with references."""
+    """A folder with a file of texts and a file of prompts with references."""
     from tests.helpers.pretrained_models import write_lines
 
     folder = tmp_path_factory.mktemp("lines")

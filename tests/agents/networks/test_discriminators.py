@@ -1,4 +1,4 @@
-"""Discriminators: the published network by hand, what they read, and that they tell apart what can be told apart."""
+"""Discriminators: the published CNN in numpy, the encoding of batches, and training on separable classes."""
 
 import gymnasium as gym
 import numpy as np
@@ -30,7 +30,7 @@ def small(task, length=None, **options):
 
 
 def test_the_network_is_the_published_one():
-    """Against loops over numpy arrays."""
+    """The CNN equals a computation with loops over numpy arrays."""
     torch.manual_seed(1)
     settings = DiscriminatorSettings(embedding=5, filters=((1, 3), (4, 2), (6, 2), (7, 9)), dropout=0.5)
     network = CNN(12, 10, 6, settings).eval()
@@ -71,7 +71,9 @@ def test_the_sizes_are_the_published_ones():
     assert weights.abs().max() <= 0.2  # truncated at two standard deviations
     assert all((c.bias == 0.1).all() for c in network.convolutions)
     assert (network.highway.bias == 0).all()
-    assert network.highway.weight.abs().max().item() == pytest.approx((6 / (2 * 1720)) ** 0.5, rel=1e-3)  # Glorot's
+    assert network.highway.weight.abs().max().item() == pytest.approx(
+        (6 / (2 * 1720)) ** 0.5, rel=1e-3
+    )  # Glorot-uniform
 
 
 def test_what_it_reads_is_prompt_mark_answer(answers):
@@ -92,7 +94,7 @@ def test_what_it_reads_without_prompts(grammar):
 
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_it_learns_to_tell_word_order(grammar, kind):
-    """Real sentences from the same words shuffled; and its accuracy is on sentences that it has not seen."""
+    """It learns to separate sentences from their shuffled words; the accuracy is on held-out sentences."""
     judge = small(grammar, kind=kind, embedding=16, hidden=16)
     random = np.random.default_rng(0)
 
@@ -114,7 +116,7 @@ def test_it_learns_to_tell_word_order(grammar, kind):
 
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_with_prompts_it_judges_the_answer_to_the_prompt(kind):
-    """Right answers against right answers to other prompts: the answers alone say nothing."""
+    """It learns to separate right answers from answers to other prompts, which needs the prompt."""
     answers = text_gym.make_task("answers", size=200)
     filters = ((1, 32), (2, 32), (4, 64), (8, 64))
     judge = small(answers, kind=kind, filters=filters, embedding=32, hidden=64, l2=0.0, learning_rate=2e-3)
@@ -152,7 +154,7 @@ def test_only_the_output_layer_is_kept_small(grammar):
 
 
 def test_in_bfloat16_it_learns_the_same_up_to_rounding(grammar):
-    """The same losses over an epoch; gradients are off by a few per cent, where two windows are nearly the largest."""
+    """The losses of an epoch agree. Gradients differ by a few per cent, because two windows may be almost equal."""
     if not has_bfloat16(torch.device("cpu")):
         pytest.skip("this CPU has no bfloat16")
     judges = [small(grammar, filters=PAPER_FILTERS, bfloat16=mixed, learning_rate=1e-4) for mixed in (False, True)]
@@ -181,7 +183,7 @@ def test_padding_stays_zero_and_dropout_acts_in_training_only(grammar):
 
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_more_padding_changes_nothing(grammar, kind):
-    """But for rounding, and in a recurrent network for what its backward half makes of it before the end."""
+    """Up to rounding. The backward half of a GRU, however, reads the padding first."""
     batch = grammar.sample(20, seed=0)
     short, long = (small(grammar, length, kind=kind).network.eval() for length in (21, 30))
     weights = short.state_dict()
@@ -192,13 +194,13 @@ def test_more_padding_changes_nothing(grammar, kind):
     assert rows[1].shape == (20, 30)
     assert torch.allclose(short(rows[0]), long(rows[1]), atol=1e-6 if kind != "recurrent" else 2e-2)
     with torch.no_grad():
-        short.embed.weight[grammar.vocab.pad] = 100.0  # what padding looks like does not matter where it is masked
+        short.embed.weight[grammar.vocab.pad] = 100.0  # the embedding of masked padding has no effect
     if kind == "transformer":
         assert torch.allclose(short(rows[0]), long(rows[1]), atol=1e-6)
 
 
 def test_the_recurrent_network_takes_no_maximum_over_padding(grammar):
-    """A state that only padding leads to does not count."""
+    """The maximum over time ignores the states at padding."""
     network = small(grammar, 21, kind="recurrent").network.eval()
     rows = small(grammar, 21).rows(grammar.sample(20, seed=0))
     states, _ = network.gru(network.embed(rows))

@@ -1,4 +1,4 @@
-"""Hugging Face models as policies, against transformers' own forward pass on single rows without padding."""
+"""Hugging Face models as policies, against the forward pass of transformers on single sequences without padding."""
 
 import copy
 import json
@@ -40,8 +40,8 @@ from text_gym.language_model import complete, draw_tokens, generate, map_state
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_likelihoods_are_the_models_own(folders, kind, prompted):
-    """Of rows of several lengths, behind prompts of several lengths, one of them empty."""
-    # In float32 such models, with large weights, differ from themselves by 2e-5; not all can be had in float64.
+    """Sequences of several lengths after prompts of several lengths, one of which is empty."""
+    # With large weights, float32 has rounding errors of 2e-5; not all models support float64.
     dtype, tolerance = (torch.float64, 1e-6) if kind in MAIN else (torch.float32, 2e-5)
     policy, model = load_policy(folders[kind], V).to(dtype), original(folders[kind]).to(dtype)
     tokens, prompts = padded(TOKENS), padded(PROMPTS) if prompted else None
@@ -100,7 +100,7 @@ def test_completions_leave_the_state_they_go_on_from_alone(folders, kind):
 
 
 def test_rollouts_value_prefixes(folders):
-    """With a reward that is a sum over tokens, the value of a prefix is near that of many samples drawn afresh."""
+    """With a reward that is a sum over tokens, the value of a prefix equals the mean over many new samples."""
     policy = load_policy(folders["t5"], V)
     prompts = padded(PROMPTS)
     drawn = generate(policy, 4, 4, EOS, seeded(0), prompts=prompts)
@@ -147,7 +147,7 @@ def test_what_the_last_layer_is(folders):
     hardly = load_policy(folders["hardly_capped"], V)
     assert hardly.scale is None
     largest = hardly.features(padded(TOKENS)).abs().max().item()
-    assert largest**3 / (3 * 1000**2) < 1e-4 * largest  # that bends these logits by less than rounding may
+    assert largest**3 / (3 * 1000**2) < 1e-4 * largest  # the effect on these logits is below the rounding error
     capped = load_policy(folders["capped"], V)
     assert not hasattr(capped.output, "weight")
     assert capped.features(padded(TOKENS)).abs().max() <= 3.0
@@ -228,7 +228,7 @@ def test_low_rank_changes_are_all_that_is_trained_and_kept(folders, lines, tmp_p
 
 @pytest.mark.parametrize("part", [{"lora": 2}, {"frozen_layers": 1}, {}])
 def test_a_run_goes_on_bit_for_bit(folders, lines, tmp_path, part):
-    """Dropout, Adam and the best epoch's weights included."""
+    """Bit for bit, with dropout, the state of Adam and the weights of the best epoch."""
     env = env_of(lines / "texts.txt", folders["gpt2"])
     options = fine_tuning(folders["gpt2"], seed=0, log=(), **part)
     whole = MLE(env, folder=tmp_path / "whole", **options).learn(3)
@@ -248,7 +248,7 @@ def test_a_run_goes_on_bit_for_bit(folders, lines, tmp_path, part):
     [
         ({"lora": 2}, "transformer.h.1.mlp.c_fc.bias", True),
         ({"frozen_layers": 1}, "transformer.h.0.mlp.c_fc.bias", True),
-        ({"frozen_layers": 1}, "transformer.h.1.mlp.c_fc.bias", False),  # is trained, and so in the checkpoint
+        ({"frozen_layers": 1}, "transformer.h.1.mlp.c_fc.bias", False),  # trained, so it is in the checkpoint
         ({}, "transformer.wte.weight", False),
     ],
 )
@@ -334,7 +334,7 @@ def test_seqgan_and_scheduled_sampling(folders, lines):
     (NLPO, "bart", {"frozen_layers": 1}),
 ])  # fmt: skip
 def test_actor_critics_train_them_and_resume(folders, lines, tmp_path, learner, kind, part):
-    """From fine-tuning, within prompts; a run that goes on is the run that was not stopped."""
+    """With a warm start from fine-tuning, and with prompts; a resumed run equals an uninterrupted one."""
     env = env_of(lines / "asked.jsonl", folders[kind])
     start = MLE(env, seed=0, **fine_tuning(folders[kind], **part)).learn(1)
     options = {"n_envs": 4, "n_epochs": 1, "kl": {"weight": 0.1}, "log": (), "learning_rate": 1e-3, "progress": False}
@@ -359,7 +359,7 @@ def test_actor_critics_in_bfloat16(folders, lines, learner):
 
 @pytest.mark.parametrize("learner", [PPO, NLPO])
 def test_what_is_learned_from_has_the_probability_that_it_was_written_with(folders, lines, learner, monkeypatch):
-    """The first minibatch's ratio is 1 also for models with dropout, which these have: it rests while they learn."""
+    """The probability ratio of the first minibatch is 1, because the dropout of the models is off during training."""
     env = env_of(lines / "asked.jsonl", folders["gpt2"])
     options = {"policy": "hf", "model": folders["gpt2"], "n_envs": 8, "n_epochs": 1, "progress": False}
     agent = learner(env, seed=0, **options)
@@ -375,7 +375,7 @@ def test_what_is_learned_from_has_the_probability_that_it_was_written_with(folde
     monkeypatch.setattr(agent.model.policy, "evaluate_actions", spied)
     monkeypatch.setattr(np.random, "permutation", np.arange)
     agent.learn(1)
-    buffer = agent.model.rollout_buffer  # laid out copy by copy, as minibatches are
+    buffer = agent.model.rollout_buffer  # the layout of minibatches: environment by environment
     assert found[0].numpy() == pytest.approx(buffer.log_probs.ravel()[: len(found[0])], abs=1e-4)
 
 
@@ -450,7 +450,7 @@ def test_the_command_line(folders, lines, tmp_path, capsys):
     line = ["train", "mle", "--policy", "hf", "--model", folders["llama"], "--lora", "2", "--task", task, *few]
     line += ["--schedule", "1", "0.01", "--out", str(tmp_path / "run")]
     assert main(line) == 0
-    assert main(line) == 0  # finished already
+    assert main(line) == 0  # the run is finished
     assert main(["sample", str(tmp_path / "run")]) == 0
     line = ["train", "reinforce", "--task", task, "--start", str(tmp_path / "run"), "--reward", "length", *few]
     line += ["--steps", "1", "--rollouts", "1", "--batch-size", "4", "--out", str(tmp_path / "more")]

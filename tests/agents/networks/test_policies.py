@@ -1,4 +1,4 @@
-"""Settings that make policies, and policies kept to what may be written."""
+"""Policies from settings, and policies with banned tokens."""
 
 import math
 
@@ -81,12 +81,12 @@ def restricted_env(**limits):
 
 
 def allowed(sequence):
-    """With min_length=2 and nothing banned: no EOS in the first two places."""
+    """With min_length=2 and no banned tokens, EOS is masked at the first two positions."""
     return EOS not in sequence[:2]
 
 
 def test_a_restricted_policy_is_the_policy_given_that_nothing_forbidden_is_written():
-    """Token by token, it is what enumeration gives for the renormalised distribution."""
+    """Token by token, the distribution is the renormalised one, by enumeration."""
     model = small_model(3, seed=1)
     none, eos = torch.zeros(3, dtype=torch.bool), torch.tensor([False, False, True])
     drawn = generate(Restricted(model, LogitMask.of_banned(eos, none, 2)), 4000, 3, EOS, seeded(0))
@@ -108,7 +108,7 @@ def _mass(own, prefix):
 
 
 def test_the_gradient_under_restrictions_is_the_exact_one():
-    """Of the expected reward of what the policy really writes."""
+    """The gradient of the expected reward of the distribution that is sampled from."""
     agent = Reinforce(
         restricted_env(min_length=2), seed=0, progress=False, embedding=3, hidden=5, initial_std=None,
         rollouts=0, loss="sum", baseline="none",
@@ -130,7 +130,7 @@ def test_the_gradient_under_restrictions_is_the_exact_one():
 
 
 def test_everything_that_is_valued_is_allowed():
-    """What the policy writes, what completes it, and the likeliest sequence; and its divergence from itself is 0."""
+    """Samples, rollouts and the greedy sequence have no banned tokens, and the initial KL divergence is 0."""
     scored = []
 
     def spy(tokens):
@@ -173,7 +173,7 @@ def test_agents_write_nothing_that_is_banned():
     assert (agent.sample(50).tokens == 1).sum() >= 100
     assert not np.isin(agent.sample(50).tokens, [0]).any()
     assert (agent.sample(50).lengths >= 2).all()
-    assert np.isfinite(agent.log_prob([[0, EOS, 3]])).all()  # the policy's own
+    assert np.isfinite(agent.log_prob([[0, EOS, 3]])).all()  # under the policy without the mask
     assert agent.log_prob([[0, EOS, 3]], as_sampled=True) == -np.inf
     assert np.exp(agent.log_prob([[1, 1, 1], [1, 1, EOS]], as_sampled=True)).sum() == pytest.approx(1)
     observation, _ = env.reset()
@@ -248,7 +248,7 @@ def test_the_width_of_the_features():
 
 @torch.no_grad()
 def test_wrapped_models_say_the_same_step_by_step_and_at_once():
-    """A temperature and a mask, and both, against the model's own logits with these applied by hand."""
+    """Temperature, mask and both, against the logits of the model with both applied by hand."""
     model = make_policy(PolicySettings(policy="transformer", embedding=8, hidden=8, heads=2, layers=1), 4).eval()
     early, later = torch.tensor([True, False, False, True]), torch.tensor([True, False, False, False])
     mask = LogitMask.of_banned(early, later, min_length=2)

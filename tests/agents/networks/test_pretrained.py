@@ -1,4 +1,4 @@
-"""Hugging Face models by name or folder: their tokenizers, and what is refused."""
+"""Loading Hugging Face models by name or folder: tokenizers and error messages."""
 
 import shutil
 import sys
@@ -19,7 +19,7 @@ from tests.helpers.pretrained_models import EOS, SPECIAL, WORDS, V, env_of, fine
 from text_gym.errors import DataError, DependencyError, OptionError
 from text_gym.vocab import TokenizerVocabulary, Vocabulary, load_tokenizer
 
-# The task's tokens.
+# Tokens of the task.
 
 
 def test_a_tokenizer_by_name(folders, lines, tokenizer):
@@ -35,7 +35,7 @@ def test_a_tokenizer_by_name(folders, lines, tokenizer):
 
 
 class Unnamed:
-    """A tokenizer some of whose tokens have one name, or none."""
+    """A tokenizer in which some tokens have the same text, or an empty one."""
 
     names = ("a", "b", "a", None, "<2>", "<eos>")
 
@@ -57,7 +57,7 @@ def test_tokens_have_names_of_their_own():
 
 
 def without_end(folder, tmp_path):
-    """The model, with a tokenizer that has no mark of the end."""
+    """A folder with the model and a tokenizer without EOS."""
     shutil.copytree(folder, tmp_path / "endless")
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -68,7 +68,7 @@ def without_end(folder, tmp_path):
 
 @pytest.mark.parametrize("kind", ["llama", "bart"])
 def test_an_end_is_added_where_there_is_none(folders, lines, tmp_path, kind):
-    """Its embedding is the mean of the others, whatever the seed, so that copies of what is frozen are equal."""
+    """Its embedding is the mean of the others for every seed, so that frozen embeddings of copies are equal."""
     folder = without_end(folders[kind], tmp_path)
     env = env_of(lines / "texts.txt", folder)
     assert (len(env.unwrapped.task.vocab), env.unwrapped.task.vocab.eos) == (V + 1, V)
@@ -99,7 +99,7 @@ def test_models_with_more_rows_than_tokens_or_without_tokenizer(folders, lines, 
         load_tokenizer(str(bare))
 
 
-# What is refused.
+# Errors.
 
 
 def test_settings_that_do_not_go_together():

@@ -1,4 +1,4 @@
-"""The Transformer against torch's own encoder, enumeration and itself read another way."""
+"""The Transformer against torch's TransformerEncoder, enumeration, and its own step-by-step results."""
 
 import itertools
 import math
@@ -31,7 +31,7 @@ def small_transformer(size=7, seed=0, dropout=0.0):
 
 
 def prompt_tokens(width, size=7):
-    """The prompts, right-padded to a width."""
+    """Pad prompts on the right to a width."""
     return torch.tensor([prompt + [size] * (width - len(prompt)) for prompt in PROMPTS])
 
 
@@ -40,7 +40,7 @@ def some_tokens(length=6, size=7):
 
 
 def torchs_encoder(model):
-    """torch.nn.TransformerEncoder with the weights of a model."""
+    """Create a torch.nn.TransformerEncoder with the weights of a model."""
     width, inner = model.embed.embedding_dim, model.blocks[0].inner_in.out_features
     layer = nn.TransformerEncoderLayer(
         width, model.blocks[0].heads, inner, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
@@ -60,7 +60,7 @@ def torchs_encoder(model):
 
 @torch.no_grad()
 def by_torch(model, sequence):
-    """What torch's encoder makes of one sequence behind the start token, [1 + T, width]."""
+    """Compute the hidden states of torch's encoder for one sequence after the start token, [1 + T, width]."""
     width = model.embed.embedding_dim
     rates = [10_000 ** (-2 * i / width) for i in range(width // 2)]
     positions = [
@@ -73,14 +73,14 @@ def by_torch(model, sequence):
 
 
 def exact_probability(model, sequence):
-    """The probability of a sequence, from torch's encoder."""
+    """Compute the probability of a sequence with torch's encoder."""
     logits = model.output(by_torch(model, sequence[:-1]))
     return math.exp(sum(row.log_softmax(0)[token].item() for row, token in zip(logits, sequence, strict=True)))
 
 
 @torch.no_grad()
 def by_steps(model, tokens, prompts=None):
-    """The log-probability of each token, one step after another with the cache, [n, T]."""
+    """Compute the log-probability of each token step by step with the cache, [n, T]."""
     logits, state = model.start(len(tokens), prompts)
     scores = []
     for column in tokens.unbind(dim=1):
@@ -121,14 +121,14 @@ def test_step_by_step_equals_all_at_once(with_prompts):
 def test_the_width_of_prompt_padding_does_not_matter(width):
     model, tokens = small_transformer(), some_tokens()
     narrow, wide = prompt_tokens(4), prompt_tokens(width)
-    wide[wide == 7] += 3  # any id from V on is padding
+    wide[wide == 7] += 3  # all ids from V on are padding
     assert torch.allclose(model.start(4, narrow)[0], model.start(4, wide)[0], atol=1e-5)
     assert torch.allclose(model.features(tokens, narrow), model.features(tokens, wide), atol=1e-5)
     assert torch.allclose(by_steps(model, tokens, narrow), by_steps(model, tokens, wide), atol=1e-5)
 
 
 def test_padding_too_has_something_to_look_at(monkeypatch):
-    """Attention over nothing is NaN in some of torch's versions and kernels, and zero in others."""
+    """Attention with a fully masked row is NaN in some versions and kernels of torch, and zero in others."""
     attention = nn.functional.scaled_dot_product_attention
 
     def checked(*arguments, attn_mask):
@@ -224,7 +224,7 @@ def test_completions_go_on_from_the_cached_state():
 
 
 def test_values_of_rollouts_equal_enumeration():
-    """The value after a prefix is the mean worth of what may follow it, within 4.5 standard errors."""
+    """The value of a prefix is the expected reward of its completions, within 4.5 standard errors."""
     model, rollouts = small_transformer(3, seed=1), 2000
     probabilities = {s: exact_probability(model, s) for s in SEQUENCES}
     tokens, lengths = padded(SEQUENCES), torch.tensor([len(s) for s in SEQUENCES])
@@ -256,7 +256,7 @@ def test_the_gradient_of_the_likelihood_loss_is_autograds(with_prompts):
     ours, expected = gradient(model, loss), gradient(model, -(weights * logs).sum())
     assert expected.abs().max() > 0.1
     assert torch.allclose(ours, expected, atol=1e-12)
-    if prompts is not None:  # nothing is learned from padding either
+    if prompts is not None:  # the padding of prompts has no gradient
         wider = gradient(model, weighted_nll(model, tokens, weights, prompt_tokens(9))[0])
         assert torch.allclose(ours, wider, atol=1e-12)
 
@@ -271,7 +271,7 @@ def test_dropout_acts_in_training_only():
     torch.manual_seed(0)
     assert (first != second).any()
     assert (first == model.features(tokens)).all()
-    nothing_left = small_transformer(dropout=1.0).train()  # neither embeddings nor anything that a block adds
+    nothing_left = small_transformer(dropout=1.0).train()  # drops the embeddings and the output of each block
     assert torch.allclose(nothing_left.features(tokens), nothing_left.norm.bias.expand(4, 6, 12))
 
 
@@ -296,7 +296,7 @@ def test_there_is_no_longest_sequence():
 
 
 def test_everything_is_made_where_the_weights_are():
-    """Torch's device without memory refuses to be mixed with the CPU's tensors."""
+    """Tensors on the meta device cannot be mixed with tensors on the CPU, so this finds misplaced tensors."""
     model = small_transformer().to("meta")
     tokens = some_tokens().to("meta")
     for prompts in (None, prompt_tokens(4).to("meta")):
@@ -320,7 +320,7 @@ def test_a_start_token_outside_the_vocabulary_is_not_taken_for_padding():
 
 
 def test_the_caches_of_sequences_drawn_together_are_bounded(monkeypatch):
-    """As many rows at a time as have room, whatever is asked for; and a state is as large as it says."""
+    """The number of sequences per chunk is limited by state_size(), which equals the actual size of a state."""
     model, sizes = Transformer(7, width=8, inner=8).eval(), []
     _, state = model.start(3)
     for _ in range(5):

@@ -1,4 +1,4 @@
-"""Language models inside Stable-Baselines3, against the language models themselves, read token by token."""
+"""Language models in Stable-Baselines3, against the same language models step by step."""
 
 import warnings
 
@@ -23,7 +23,7 @@ from text_gym.errors import OptionError
 
 SIZE, LENGTH = 9, 4
 ORACLE = f"oracle(vocab_size={SIZE}, max_length={LENGTH})"
-LSTM = {"embedding": 8, "hidden": 8, "initial_std": 1.0}  # so wide that tokens differ in probability
+LSTM = {"embedding": 8, "hidden": 8, "initial_std": 1.0}  # large weights, so that the probabilities of tokens differ
 TRANSFORMER = {"policy": "transformer", "embedding": 8, "hidden": 16, "layers": 2, "heads": 2}
 KINDS = pytest.mark.parametrize("kind", [LSTM, TRANSFORMER], ids=["lstm", "transformer"])
 ROLLOUT = {"n_steps": 8, "batch_size": 16, "n_epochs": 2}
@@ -39,14 +39,14 @@ def ppo(envs=None, kind=LSTM, seed=0, **options):
 
 
 def some_prefixes(n, size=SIZE, length=LENGTH, seed=0, shortest=0):
-    """Random prefixes [n, length] of every length, padded with `size`; and their lengths."""
+    """Return random prefixes [n, length] of all lengths, padded with `size`, and their lengths."""
     tokens = torch.randint(size, (n, length), generator=seeded(seed))
     lengths = torch.arange(n) % (length + 1 - shortest) + shortest
     return tokens.masked_fill(torch.arange(length) >= lengths[:, None], size), lengths
 
 
 def read_alone(model, prefix, prompt=None, pad=SIZE):
-    """The logits after one prefix, read by start() and step(), token by token."""
+    """Compute the logits after one prefix with start() and step()."""
     row = None if prompt is None else prompt[None]
     logits, state = model.start(1, row)
     for token in prefix[prefix != pad]:
@@ -60,14 +60,14 @@ def read_alone(model, prefix, prompt=None, pad=SIZE):
 @KINDS
 @pytest.mark.parametrize("prompted", [False, True])
 def test_features_are_what_the_model_knows_at_the_end_of_each_prefix(kind, prompted):
-    """Whatever else is in the batch: other lengths, other prompts, and prefixes of one another."""
+    """In batches with other lengths, other prompts, and prefixes of the same sequence."""
     box = spaces.Box(0, SIZE, (LENGTH,), np.int64)
     space = spaces.Dict({"prompt": spaces.Box(0, SIZE, (3,), np.int64), "prefix": box}) if prompted else box
     torch.manual_seed(0)
     extractor = PrefixExtractor(space, **kind).eval()
     prefixes, _ = some_prefixes(40)
     prefixes[20:] = prefixes[:20]
-    prefixes[20:, 2:] = SIZE  # the beginnings of the first half
+    prefixes[20:, 2:] = SIZE  # prefixes of the first half
     prompts = some_prefixes(40, length=3, seed=1, shortest=1)[0] if prompted else None
     if prompted:
         prompts[20:30] = prompts[:10]
@@ -76,7 +76,7 @@ def test_features_are_what_the_model_knows_at_the_end_of_each_prefix(kind, promp
         features = extractor(observed)
         assert features.shape == (40, extractor.features_dim) == (40, 8)
         first = {name: value[:1] for name, value in observed.items()} if prompted else observed[:1]
-        assert torch.allclose(extractor(first), features[:1], atol=1e-6)  # a batch of empty prefixes only
+        assert torch.allclose(extractor(first), features[:1], atol=1e-6)  # all prefixes of the batch are empty
         extractor(observed)
         assert extractor.positions.tolist() == (prefixes != SIZE).sum(1).tolist()
         logits = extractor.model.output(features)
@@ -118,7 +118,7 @@ def test_prefixes_of_one_sequence_are_read_once():
 @settings(max_examples=150, deadline=None)
 @given(data=st.data(), length=st.integers(1, 4), width=st.integers(0, 2))
 def test_longest_prefixes_by_brute_force(data, length, width):
-    """Every prefix goes with one that begins with it, and none that is kept begins another."""
+    """Every prefix has a longest prefix that starts with it, and no longest prefix is a prefix of another."""
     pad = 3
     rows = st.lists(st.integers(0, pad - 1), max_size=length).map(lambda row: row + [pad] * (length - len(row)))
     asked = st.lists(st.integers(0, pad - 1), max_size=width).map(lambda row: row + [pad] * (width - len(row)))
@@ -143,7 +143,7 @@ def test_longest_prefixes_by_brute_force(data, length, width):
 @KINDS
 @pytest.mark.parametrize("forbid", [False, True])
 def test_its_log_probabilities_are_the_language_models(kind, forbid):
-    """Token by token, and where some tokens are banned and EOS has a least length, as they are written."""
+    """Token by token, also with banned tokens and min_length."""
     early, later = torch.zeros(2, SIZE, dtype=torch.bool)
     early[[0, 5]] = later[5] = True
     logit_mask = LogitMask.of_banned(early, later, min_length=2)
@@ -265,7 +265,7 @@ def test_stable_baselines3_saves_and_loads_it(kind, options, tmp_path):
         for mine, other in zip(policy.evaluate_actions(observations, actions), wanted, strict=True):
             assert torch.equal(mine, other)
         assert torch.isneginf(policy.evaluate_actions(observations, torch.full((12,), 5))[1]).all()
-    for one in (model, loaded):  # with the optimiser's moments
+    for one in (model, loaded):  # including the state of the optimiser
         one.set_random_seed(3)
         one.learn(32)
     for mine, other in zip(model.policy.parameters(), loaded.policy.parameters(), strict=True):
@@ -305,14 +305,14 @@ def test_callbacks_and_loggers_of_stable_baselines3(tmp_path):
 
 
 def test_it_learns_what_pays():
-    """The known optimum, every token a 3."""
+    """The optimal sequence is 3, 3, 3, ..."""
     envs = parallel(16, task=ORACLE, reward=lambda tokens: (tokens == 3).mean(axis=1))
     options = {"n_steps": 4, "batch_size": 32, "learning_rate": 1e-2}
     model = PPO(TextPolicy, envs, seed=0, policy_kwargs={"language_model": {"hidden": 8}}, **options).learn(64 * 40)
     assert np.mean([e["r"] for e in model.ep_info_buffer]) > 0.9
 
 
-# Mistakes.
+# Errors.
 
 
 def test_mistakes_are_told():

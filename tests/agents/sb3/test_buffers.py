@@ -1,4 +1,4 @@
-"""Minibatches of whole environments, and the sequences of a rollout: by labels, and token by token."""
+"""Minibatches of whole environments, and the sequences of a rollout, both with labelled values."""
 
 import math
 
@@ -27,7 +27,7 @@ def envs_of(**options):
 
 
 def buffers(prompted, masked):
-    """Ours and theirs, and what they hold."""
+    """Buffer classes of text_gym and of Stable-Baselines3, and their kind of observations."""
     space = spaces.Dict({"prompt": PREFIX, "prefix": PREFIX}) if prompted else PREFIX
     if not masked:
         if prompted:
@@ -42,7 +42,7 @@ def buffers(prompted, masked):
 
 
 def filled(kind, space):
-    """A buffer in which every number says whose it is: environment and step, and after the point the field."""
+    """A buffer with labelled values: environment and step before the decimal point, the field after it."""
     buffer = kind(STEPS, space, spaces.Discrete(SIZE), n_envs=NUM_ENVS)
     buffer.reset()
     for step in range(STEPS):
@@ -59,7 +59,7 @@ def filled(kind, space):
 
 
 def rows_of(sample):
-    """A transition a row, all its fields in one list of numbers."""
+    """Return one row per transition, with all of its fields as numbers."""
     parts = [sample.observations] if torch.is_tensor(sample.observations) else [*sample.observations.values()]
     parts += sample[1:]
     return [tuple(row) for row in torch.cat([part.reshape(len(part), -1).double() for part in parts], dim=1).tolist()]
@@ -101,7 +101,7 @@ def test_a_buffer_that_is_filled_again_gives_what_is_new(prompted, masked):
 
 
 class Told(BaseCallback):
-    """Keeps what each environment generated, token by token, and compares it with what rollout_sequences() finds."""
+    """Record the tokens of each environment, and compare them with rollout_sequences()."""
 
     def __init__(self, pad):
         super().__init__()
@@ -109,7 +109,7 @@ class Told(BaseCallback):
 
     def _on_rollout_start(self):
         if self.episodes is None:
-            self.episodes = [[[]] for _ in range(NUM_ENVS)]  # of each environment, lists of tokens
+            self.episodes = [[[]] for _ in range(NUM_ENVS)]  # a list of episodes per environment, each a list of tokens
             self.prompts = [[] for _ in range(NUM_ENVS)]
         self.at = []
 
@@ -146,13 +146,13 @@ class Told(BaseCallback):
 
 @pytest.mark.parametrize("task", ["grammar", "answers"])
 def test_rollout_sequences_are_what_each_environment_generated(task):
-    """Episodes of unequal length, cut by the rollout's end, and begun before it."""
+    """Episodes of different lengths, some of which start before the rollout or end after it."""
     size = len(gym.make("TextGen-v0", task=task).unwrapped.task.vocab)
     envs = envs_of(task=task)
     policy = "MlpPolicy" if task == "grammar" else "MultiInputPolicy"
     model = PPO(policy, envs, seed=0, n_steps=11, batch_size=44, n_epochs=1)
     with torch.no_grad():
-        model.policy.action_net.bias[0] = math.log(size / 4)  # EOS in one of five draws
+        model.policy.action_net.bias[0] = math.log(size / 4)  # EOS has probability 1/5
     told = Told(size)
     model.learn(44 * 4, callback=told)
     lengths = {len(episode) for envs in told.episodes for episode in envs[:-1]}

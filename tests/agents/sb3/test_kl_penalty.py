@@ -1,4 +1,4 @@
-"""The KL penalty of a rollout: log-probabilities, rewards and advantages by hand."""
+"""The KL penalty of a rollout, against log-probabilities, rewards and advantages computed by hand."""
 
 import gymnasium as gym
 import numpy as np
@@ -29,7 +29,7 @@ def envs_of(**options):
 
 
 def by_hand(model, prefix, prompt, token, extra=None, mask=None):
-    """The log-probability of a token after a prefix, read token by token."""
+    """Compute the log-probability of a token after a prefix, step by step."""
     logits, state = model.start(1, None if prompt is None else torch.tensor(prompt)[None])
     for before in prefix:
         logits, state = model.step(torch.tensor([before]), state)
@@ -76,7 +76,7 @@ def test_transition_log_probs_by_hand(prompted, chunk, monkeypatch):
 
 
 class Around(BaseCallback):
-    """Keeps a copy of the rollout's numbers as they are when it is called."""
+    """A callback that copies the arrays of the rollout buffer."""
 
     def _on_step(self):
         return True
@@ -85,7 +85,7 @@ class Around(BaseCallback):
         buffer = self.model.rollout_buffer
         names = ("rewards", "values", "log_probs", "advantages", "returns", "episode_starts")
         self.kept = {name: getattr(buffer, name).copy() for name in names}
-        with torch.no_grad():  # of the observations that nobody has acted on yet
+        with torch.no_grad():  # values of the observations after the last step
             last = self.model.policy.predict_values(obs_as_tensor(self.locals["new_obs"], "cpu"))
         self.last = last.numpy().ravel().copy(), self.locals["dones"].copy()
         self.sequences = rollout_sequences(buffer, self.model.policy.features_extractor.pad)
@@ -96,7 +96,7 @@ class Around(BaseCallback):
 
 
 def gae(rewards, values, starts, last, gamma, lam):
-    """Advantages by the definition: discounted sums of one-step errors up to the episode's end."""
+    """Compute advantages by definition: discounted sums of TD errors until the end of the episode."""
     last_values, dones = last
     steps, envs = rewards.shape
     ends = np.concatenate([starts[1:], dones[None]]) > 0
@@ -115,7 +115,7 @@ def gae(rewards, values, starts, last, gamma, lam):
 
 
 def log_ratios(around, reference, masked=True):
-    """What the policy drew by, against the reference, transition by transition."""
+    """Compute the log-ratio of policy and reference for each transition."""
     masks = around.masks if masked else None
     ratios = np.zeros(around.kept["rewards"].shape)
     for step, env in np.ndindex(*ratios.shape):
@@ -128,7 +128,7 @@ def log_ratios(around, reference, masked=True):
 
 
 def learner(envs, algorithm=PPO, policy=TextPolicy, seed=0):
-    """A small algorithm whose policy is far from uniform, and a reference that is another."""
+    """Create a small algorithm with a policy that is far from uniform, and another policy as reference."""
     kind = {"embedding": 4, "hidden": 6, "initial_std": 0.8}
     options = {"n_steps": 10, "gamma": 0.9, "gae_lambda": 0.8, "learning_rate": 1e-2, "seed": seed}
     options |= {} if algorithm is A2C else {"batch_size": 40, "n_epochs": 2}
@@ -154,7 +154,7 @@ def assert_penalised(before, after, reference, weight, unmasked=False):
 @pytest.mark.parametrize("algorithm", [PPO, A2C])
 @pytest.mark.parametrize("task", [ORACLE, "answers(size=20)"])
 def test_rewards_pay_for_the_log_ratio_and_returns_follow(algorithm, task):
-    """Rollout after rollout of plain Stable-Baselines3, whose episodes begin before and end behind them."""
+    """In consecutive rollouts of Stable-Baselines3, whose episodes may start before them and end after them."""
     model, reference = learner(envs_of(task=task, reward="length", max_length=4), algorithm)
     before, after, kl = Around(), Around(), AdaptiveKL(0.3, target=0.2)
     for rollout in range(3):
@@ -168,7 +168,7 @@ def test_rewards_pay_for_the_log_ratio_and_returns_follow(algorithm, task):
 
 @pytest.mark.parametrize("unmasked", [False, True])
 def test_within_masks(unmasked):
-    """The metric is of what was drawn from; what is paid for may be the ratio without masks."""
+    """The metric uses the masks of the rollout; the penalty may use the log-ratio without masks."""
     contrib = pytest.importorskip("sb3_contrib")
     from agents.sb3.maskable import MaskableTextPolicy
 
@@ -210,7 +210,7 @@ def test_a_policy_is_at_no_distance_from_itself(masked):
 
 
 def test_the_reference_has_the_policys_own_mask():
-    """Where tokens are forbidden, both are within what may be written, so that the distance to itself is zero."""
+    """Banned tokens are masked in policy and reference, so the divergence of equal models is zero."""
     early, later = torch.zeros(2, SIZE)
     early[[0, 5]] = later[5] = -torch.inf
     logit_mask = LogitMask(early, later, min_length=2)

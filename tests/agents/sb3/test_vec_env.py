@@ -1,4 +1,4 @@
-"""TextGenVecEnv against Stable-Baselines3's own DummyVecEnv of scalar environments, and inside its tools."""
+"""TextGenVecEnv against a DummyVecEnv of scalar environments, and in the tools of Stable-Baselines3."""
 
 import warnings
 
@@ -40,7 +40,7 @@ def theirs(count=COUNT, **options):
 
 
 def assert_same(mine, other):
-    """Equal arrays, of one kind; dicts of them; or values."""
+    """Assert that arrays (with their dtype), dicts of arrays or other values are equal."""
     if isinstance(other, dict):
         assert set(mine) == set(other)
         for key, value in other.items():
@@ -65,7 +65,7 @@ def assert_same_infos(mine, other):
 
 
 def walk(envs, pair, steps, seed=0):
-    """Both environments by the same actions, mostly allowed, EOS often; how many episodes of which lengths ended."""
+    """Step both environments with the same actions, and return the lengths of the episodes that ended."""
     random, lengths = np.random.default_rng(seed), []
     for _ in range(steps):
         masks = envs.env_method("action_masks")
@@ -83,7 +83,7 @@ def walk(envs, pair, steps, seed=0):
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_it_equals_a_dummy_vec_env(name):
-    """Step for step under the same seeds and actions: observations, rewards, ends, infos and masks."""
+    """With the same seeds and actions: observations, rewards, ends of episodes, infos and masks."""
     envs, pair = ours(**SETTINGS[name]), theirs(**SETTINGS[name])
     assert envs.observation_space == pair.observation_space
     assert envs.action_space == pair.action_space
@@ -97,7 +97,7 @@ def test_it_equals_a_dummy_vec_env(name):
 
 
 def test_seeds_are_for_one_reset_and_count_up(answers):
-    """Environment i begins with the prompt of a scalar environment that is reset with seed + i."""
+    """Environment i starts with the prompt of a scalar environment that is reset with seed + i."""
     envs, pair = ours(task=answers), theirs(task=answers)
     for seed in (3, 11):
         envs.seed(seed), pair.seed(seed)
@@ -106,7 +106,7 @@ def test_seeds_are_for_one_reset_and_count_up(answers):
         for i, prompt in enumerate(prompts):
             scalar = gym.make("TextGen-v0", task=answers).reset(seed=seed + i)[0]
             assert_same(prompt, scalar["prompt"])
-        assert_same(envs.reset(), pair.reset())  # the seed is spent, and the random numbers go on
+        assert_same(envs.reset(), pair.reset())  # seed() affects only the next reset
     assert len({tuple(p) for p in prompts.tolist()}) > 1
 
 
@@ -198,7 +198,7 @@ def test_refused_actions_change_nothing(bad):
     assert envs.step(np.array([4] * COUNT))[0][:, :2].tolist() == [[4, 209]] * COUNT
 
 
-# Stable-Baselines3's tools around it.
+# Tools of Stable-Baselines3.
 
 
 def weights_of(model):
@@ -210,7 +210,7 @@ def test_an_algorithm_learns_the_same_in_it_as_in_a_dummy_vec_env(algorithm, nam
     policy = "MultiInputPolicy" if name == "asked" else "MlpPolicy"
     options = TINY if algorithm is PPO else {"n_steps": 8, "policy_kwargs": TINY["policy_kwargs"]}
     models = []
-    for envs in (ours, theirs):  # one after the other, since the global random numbers are seeded
+    for envs in (ours, theirs):  # one after the other, because learn() seeds the global generators
         models.append(algorithm(policy, envs(**SETTINGS[name]), seed=0, **options))
         before = weights_of(models[-1])
         assert (weights_of(models[-1].learn(64)) != before).any()
@@ -269,7 +269,7 @@ def test_plain_stable_baselines3_needs_no_adapter():
         assert model.predict(observation)[0] in env.action_space
 
 
-# What is refused, and what it is made of.
+# Errors and construction.
 
 
 def test_what_is_no_such_environment_is_refused():
@@ -285,7 +285,7 @@ def test_what_is_no_such_environment_is_refused():
 
 
 def test_environments_with_the_rules_of_another_one():
-    """One task, one reward and one set of limits, whatever plays by them."""
+    """Environments with the same rules share the task, the reward and the limits."""
     calls = []
 
     def count(completions):
