@@ -313,7 +313,7 @@ def audit(
     for name, means in results.items():
         table.add_row(escape(printable(name)), *(f"{mean:.3f}" for mean in means))
     Console().print(table)
-    _say("real: the test split. shuffled: its words in random order. random: random words of the same number.")
+    _say("real: test split. shuffled: the same words in random order. random: random words.")
     _say("A reward whose columns agree carries no information about the language.")
 
 

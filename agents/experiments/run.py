@@ -38,7 +38,7 @@ import text_gym
 from agents.common.agent import Agent
 from agents.common.checkpoint import has_checkpoint
 from agents.common.evaluation import Evaluation, Sampler
-from agents.common.settings import as_json
+from agents.common.settings import as_json, describe_difference
 from agents.experiments.metrics import Metrics
 from agents.experiments.recipes import PlainAgent, find_agent
 from agents.experiments.settings import INPUTS, RunSpec
@@ -79,7 +79,7 @@ def check_folder(folder: Path, spec: RunSpec) -> None:
             changed = [path for path, digest in wanted[INPUTS].items() if saved[INPUTS].get(path) != digest]
             raise OptionError(f"{', '.join(changed)} changed since the run in {folder} started; choose another folder")
         if differs:
-            changes = ", ".join(f"{name} was {saved.get(name)!r} and is {wanted[name]!r}" for name in differs)
+            changes = ", ".join(describe_difference(saved.get(name), wanted[name], name) for name in differs)
             raise OptionError(
                 f"{folder} holds a run with other settings: {changes}; choose another folder, or use the same settings"
             )

@@ -315,7 +315,7 @@ def test_a_folder_of_another_comparison_is_refused(ran):
     out, _ = ran
     other = OPTIONS | {"pg-bleu": {"updates": 5, "rollouts": 2, "batch_size": 8}}
     with pytest.raises(
-        OptionError, match=r"holds a run with other settings: options was .*'updates': 4.*choose another folder"
+        OptionError, match=r"holds a run with other settings: options\.updates was 4 and is 5; choose another folder"
     ):
         run_comparison(small(out, options=other))
     with pytest.raises(OptionError, match="task was"):
