@@ -189,7 +189,7 @@ class Runs:
 
     @cached_property
     def baseline(self) -> str | None:
-        """Label of the model that others are compared with: the warm start, else the first agent; None without one."""
+        """Label of the model that others are compared with; the first agent if runs name none; None without agents."""
         for run in self.runs.values():
             if run.spec.get("baseline") in self.labels:
                 return str(run.spec["baseline"])

@@ -1,4 +1,4 @@
-"""The templates of pages: the report's, and those that build on it."""
+"""HTML templates: the report's, and templates of other packages that extend it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import jinja2
 
 
 def find_template(name: str, package: str = "agents.report") -> jinja2.Template:
-    """Load a template of a package; it may extend those of `agents.report`. Texts in it are escaped."""
+    """Load a template of a package, which may extend the templates of `agents.report`; values are HTML-escaped."""
     packages = dict.fromkeys((package, "agents.report"))
     templates = jinja2.Environment(
         loader=jinja2.ChoiceLoader([jinja2.PackageLoader(place, ".") for place in packages]),

@@ -280,7 +280,7 @@ def terminal_table(results: Runs, width: int = 100) -> Table:
 
 
 def _choose_columns(table: Plain, room: int) -> list[int]:
-    """Choose columns for the terminal: those of IN_TERMINAL, then other headline metrics, in the order of tables."""
+    """Choose columns for the terminal: first IN_TERMINAL, then other headline metrics; keep the order of tables."""
     columns, agents = table["columns"], table["groups"][0]["rows"]
     places = {
         column["key"]: i
