@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	-c constraints.txt --config-settings editable_mode=compat
 SCHEMA := $(BIN)/check-jsonschema --quiet --builtin-schema vendor
 
-.PHONY: demo test slow fuzz check docs release format bench clean
+.PHONY: demo test slow fuzz check docs release format bench pictures clean
 
 demo: $(BASE)
 	@$(BIN)/text-gym compare mle pg-bleu seqgan --task "grammar(train_size=4000)" --preset demo --seeds 3 \
@@ -57,6 +57,10 @@ format: $(DEV)
 bench: $(DEV)
 	-$(BIN)/python -m pip install --quiet -c constraints.txt fast-bleu
 	$(BIN)/text-gym bench
+
+# The pictures of the documentation, from a comparison of four minutes.
+pictures: $(BASE)
+	$(BIN)/python docs/make_pictures.py
 
 clean:
 	rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -211,7 +211,7 @@ def photograph_report(results: Results, browser: str, path: Path, size: tuple[in
     """Take a picture of the top of the report, where the verdicts are."""
     with tempfile.TemporaryDirectory() as folder:
         page, raw = results.write_report(folder), Path(folder) / "raw.png"
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--force-device-scale-factor=1.4"]
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--force-device-scale-factor=1.3"]
         flags += [f"--user-data-dir={folder}/profile", f"--window-size={size[0]},{size[1]}", f"--screenshot={raw}"]
         subprocess.run([browser, *flags, page.as_uri()], check=True, capture_output=True, timeout=60)
         few = Image.open(raw).convert("RGB").quantize(48, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)

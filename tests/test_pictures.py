@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs" / "images"
 MADE = {"overview.svg", "curves.svg", "frontier.svg", "samples.svg", "report.png"}
 LARGEST = 100_000  # bytes
+pytestmark = pytest.mark.filterwarnings("ignore:Glyph .* missing from font")  # of the words of fake runs
 
 
 def pictures_of(page):

@@ -301,7 +301,9 @@ def _legend(figure: Figure, results: Runs, labels: Sequence[str], markers: bool)
         style = styles(results)[label]
         marker = style.marker if markers else ""
         handles.append(Line2D([], [], color=style.colour, linestyle=style.line, marker=marker, label=_escaped(label)))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), frameon=False)
+    width = 0.55 + 0.0735 * max((len(label) for label in labels), default=0)  # of a column, in inches
+    columns = max(1, min(5, len(handles), int((figure.get_figwidth() + 0.28) / width)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def _escaped(label: str) -> str:

@@ -28,10 +28,11 @@ class Best(NamedTuple):
 
 
 def plane_axes(results: Runs) -> tuple[str, str] | None:
-    """Choose the metrics of quality and diversity, with a finite point in some sweep; None if there are none."""
+    """Choose the metrics of quality and diversity, finite at most points of the sweeps; None if there are none."""
     sweeps = [row for run in results.runs.values() for row in run.sweep]
     for quality, diversity in PLANES:
-        if any(math.isfinite(row.get(quality, math.inf) + row.get(diversity, math.inf)) for row in sweeps):
+        finite = [math.isfinite(row.get(quality, math.inf) + row.get(diversity, math.inf)) for row in sweeps]
+        if sum(finite) > len(finite) / 2:
             return quality, diversity
     return None
 

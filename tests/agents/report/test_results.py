@@ -84,6 +84,13 @@ def test_charts_are_figures_that_a_notebook_shows_once(results):
         assert isinstance(figure, charts.Chart)
 
 
+def test_legends_stay_inside_their_charts(results):
+    for figure in (results.plot_frontier(), results.plot_curves("entropy"), results.plot_curves()):
+        figure.draw_without_rendering()
+        box = figure.legends[0].get_window_extent()
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+
+
 def test_charts_leave_pyplot_alone(results):
     code = (
         f"import sys; from agents import Results; results = Results.load({str(results.out)!r})\n"
