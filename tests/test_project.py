@@ -16,7 +16,8 @@ import text_gym
 from agents.cli.main import main
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAMES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "examples/README.md")
+PAGES = [*(ROOT / name for name in NAMES), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_making_the_default_environment_imports_neither_torch_nor_agents():
@@ -168,3 +169,10 @@ def test_the_readmes_first_screen():
     assert first.index("make demo") < first.index("make test") < first.index("```python")
     program = blocks(ROOT / "README.md", "python")[0]
     assert len(program.strip().splitlines()) <= 11
+
+
+def test_the_examples_are_listed():
+    listed = re.findall(
+        r"^\| \[(\w+\.py)\]", (ROOT / "examples" / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert sorted(listed) == sorted(path.name for path in (ROOT / "examples").glob("*.py"))
