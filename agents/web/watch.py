@@ -138,6 +138,8 @@ class Watcher:
         alive = any(_is_held(place, held) for place in places)
         states = {folder: state_of(folder) for folder in seen}
         doing = {folder: _doing(one, states[folder], alive, held) for folder, one in seen.items()}
+        if not alive:
+            self._pace.running.clear()  # the pause until they go on is no time that steps take
         left = self._left(seen, states, doing) if alive else ""
         styles = charts.styles(results)
         models = [

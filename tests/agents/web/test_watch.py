@@ -143,6 +143,24 @@ def test_the_page_follows_a_comparison_from_before_its_folder_to_its_end(folder,
     assert status(look()) == "There is no such folder yet; this page waits for it."
 
 
+def test_the_time_left_does_not_count_a_pause(folder, made, monkeypatch):
+    finish(folder, made, "mle/seed-0", "seqgan/seed-0", "seqgan/seed-1")
+    watcher, run = Watcher(folder), folder / "mle/seed-1"
+
+    def look(now, step):
+        monkeypatch.setattr(watch.time, "monotonic", lambda: now)
+        note(run, doing="learning", step=step, of=100)
+        return status(watcher.page("n", "t"))
+
+    with at_work(folder):
+        look(0, 10)
+        assert look(10, 20) == "3 of 4 runs have ended, 1 is under way; about 1:20 left."
+    assert "left" not in look(3600, 20)
+    with at_work(folder):
+        look(7200, 20)
+        assert look(7210, 30) == "3 of 4 runs have ended, 1 is under way; about 1:10 left."
+
+
 def test_watching_changes_nothing_in_the_folder(folder, made):
     finish(folder, made, "mle/seed-0", "mle/seed-1", "seqgan/seed-0")
     note(folder / "seqgan/seed-1", doing="learning", step=1, of=3)
