@@ -209,7 +209,9 @@ def watch(
 ) -> None:
     """Show a comparison or a run in the browser while it runs.
 
-    The page is made from the run files and changes none. Start it before, during or after the comparison.
+    The page reads the run files and changes nothing.
+
+    Start it before, during or after the comparison.
 
     Args:
         run: Folder of a comparison or of a run; it need not exist yet.
@@ -230,7 +232,7 @@ def play(
     open: bool = True,
     trust: bool = False,
 ) -> None:
-    """Play with a trained agent in the browser: next tokens, rollouts, credit, rewards.
+    """Play with a trained agent in the browser: tokens, rollouts, credit.
 
     Args:
         run: Run folder, made by train or found in a comparison as LABEL/seed-N.
