@@ -238,7 +238,7 @@ def _doing(one: Seen, now: State, alive: bool, held: set[int] | None) -> Doing:
     if noted and now.doing == "learning":
         return Doing(run.seed, "stopped", f"stopped at {now.step:,} of {now.of:,}", share)
     begun = noted or bool(run.curve)
-    return Doing(run.seed, *(("stopped", "stopped") if begun else ("waiting", "not begun")), share)
+    return Doing(run.seed, *(("stopped", "stopped") if begun else ("waiting", "not started")), share)
 
 
 def _status(states: Sequence[str], total: int, alive: bool, left: str) -> str:
@@ -246,14 +246,14 @@ def _status(states: Sequence[str], total: int, alive: bool, left: str) -> str:
     failed = states.count("failed")
     ended = states.count("finished") + failed
     running = sum(state in UNDER_WAY for state in states)
-    parts = [f"{ended} of {total} {'run' if total == 1 else 'runs'} {'has' if ended == 1 else 'have'} ended"]
+    parts = [f"{ended} of {total} runs {'has' if ended == 1 else 'have'} ended"]
     if ended == total:
         parts = [f"All {total} runs have ended" if total > 1 else "The run has ended"]
-    parts += [f"{running} {'is' if running == 1 else 'are'} under way"] if running else []
+    parts += [f"{running} {'is' if running == 1 else 'are'} running"] if running else []
     parts += [f"{failed} failed"] if failed else []
     sentence = ", ".join(parts) + (f"; {left}" if left and ended < total else "") + "."
     if ended < total and not alive:
-        sentence += " No process of this machine is at work here; the same command goes on where it stopped."
+        sentence += " No process on this machine is working in this folder; run the same command again to resume."
     return sentence
 
 

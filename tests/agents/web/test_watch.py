@@ -112,7 +112,7 @@ def test_the_page_follows_a_comparison_from_before_its_folder_to_its_end(folder,
         (first / LOG).write_text('{"time/step": 2, "eval/nll_oracle": 7.5}\n', encoding="utf-8")
         text = look()
         assert states(text)["mle", 0] == ("learning", "3 of 12")
-        assert status(text) == "0 of 4 runs have ended, 1 is under way."
+        assert status(text) == "0 of 4 runs have ended, 1 is running."
         assert 'value="0.2500" aria-label="Steps that mle, seed 0, has learned"' in text
         assert "<h2>Figures</h2>" not in text
         note(first, doing="measuring")
@@ -121,12 +121,14 @@ def test_the_page_follows_a_comparison_from_before_its_folder_to_its_end(folder,
         note(second, doing="learning", step=5, of=20)
         text = look()
         assert states(text)["mle", 0][0] == "finished"
-        assert status(text).startswith("1 of 4 runs has ended, 1 is under way")
+        assert status(text).startswith("1 of 4 runs has ended, 1 is running")
         assert "<h2>Samples</h2>" in text
     stopped = look()
     assert states(stopped)["seqgan", 0] == ("stopped", "stopped at 5 of 20")
-    assert states(stopped)["mle", 1] == ("waiting", "not begun")
-    assert "No process of this machine is at work here; the same command goes on where it stopped." in status(stopped)
+    assert states(stopped)["mle", 1] == ("waiting", "not started")
+    assert "No process on this machine is working in this folder; run the same command again to resume." in status(
+        stopped
+    )
     with at_work(folder):
         assert states(look())["seqgan", 0] == ("learning", "5 of 20")
         finish(folder, made, "seqgan/seed-0")
@@ -154,11 +156,11 @@ def test_the_time_left_does_not_count_a_pause(folder, made, monkeypatch):
 
     with at_work(folder):
         look(0, 10)
-        assert look(10, 20) == "3 of 4 runs have ended, 1 is under way; about 1:20 left."
+        assert look(10, 20) == "3 of 4 runs have ended, 1 is running; about 1:20 left."
     assert "left" not in look(3600, 20)
     with at_work(folder):
         look(7200, 20)
-        assert look(7210, 30) == "3 of 4 runs have ended, 1 is under way; about 1:10 left."
+        assert look(7210, 30) == "3 of 4 runs have ended, 1 is running; about 1:10 left."
 
 
 def test_watching_changes_nothing_in_the_folder(folder, made):
@@ -192,7 +194,7 @@ def test_a_single_run_of_train_is_watched(made, tmp_path):
     note(run, doing="learning", step=1, of=4)
     with at_work(run):
         text = page(run)
-        assert status(text) == "0 of 1 run have ended, 1 is under way."
+        assert status(text) == "0 of 1 runs have ended, 1 is running."
         assert states(text) == {("mle", 0): ("learning", "1 of 4")}
 
 
