@@ -235,7 +235,7 @@ def test_mistakes_are_told():
         ({"mask_top_p": "all"}, "mask_top_p"),
         ({"mask_min_tokens": 0}, "mask_min_tokens must be"),
         ({"mask_update_freq": 0}, "mask_update_freq must be"),
-        ({"kl": {"weight": -1}}, "kl.weight must not be negative"),
+        ({"kl": {"weight": -1}}, "kl.weight=-1 must not be negative"),
         ({"kl": {"target": -1}}, "kl.target=-1 .*must be above 0"),
         ({"kl": {"weight": 0}}, "kl.weight=0: both must be above 0; give kl.target=None"),
     ]:

@@ -398,7 +398,7 @@ def test_mistakes_are_told():
         ({"learning_rate": 0}, "learning_rate=0 must be above 0"),
         ({"gamma": 1.1}, "gamma=1.1 .*out of range"),
         ({"gae_lambda": -0.1}, "gae_lambda=-0.1 is out of range"),
-        ({"vf_coef": -1}, "vf_coef must not be negative"),
+        ({"vf_coef": -1}, "vf_coef=-1 must not be negative"),
         ({"ent_coef": float("nan")}, "ent_coef"),
         ({"kl": {"target": 0.1}}, "kl.weight=0.0: both must be above 0"),
         ({"kl": {"weight": 1.0, "target": 0}}, "kl.target=0 .*must be above 0"),
