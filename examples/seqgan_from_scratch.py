@@ -10,7 +10,7 @@ generator's of held-out real ones. Both are in nats per token; lower is better, 
 
     python examples/seqgan_from_scratch.py
 
-takes 40 seconds on one core of an AMD EPYC, and prints (every other line is left out here):
+takes 40 seconds on one core of an AMD EPYC, and prints (the lines of rounds 5 and 15 are left out here):
 
         phase  step  NLL-oracle  NLL-test
   pretraining     5       7.625     5.951
@@ -23,7 +23,8 @@ discriminator    20       7.048     6.243
 The pretraining lowers NLL-oracle, and learning from D lowers it further. So does the control, the reward 0.5 for every
 sequence: without a baseline, the update makes whatever was sampled likelier, G becomes less diverse, and NLL-test
 rises. `--reward random` is another control; `--baseline leave_one_out` leaves nothing to learn from a constant reward.
-A gain without its control is no evidence. docs/results.md has both at the published sizes, which take many hours here:
+A gain without its control is no evidence. docs/results.md has both on the published oracle, over five seeds and with
+a shorter training of D. The published sizes take many hours:
 
     --task oracle --filters published --pretrain-epochs 120 --pretrain-d-steps 50 --rounds 200 --rollouts 16
     --d-steps 5 --d-epochs 3 --d-samples 9984 --d-learning-rate 1e-4 --samples 9984
