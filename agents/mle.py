@@ -26,7 +26,7 @@ from text_gym.validation import check_positive, check_switch, check_whole, finit
 
 @dataclass(frozen=True)
 class MLESettings(PolicySettings):
-    """Hyper-parameters of `MLE`. The defaults use dropout and early stopping."""
+    """Hyperparameters of `MLE`. The defaults use dropout and early stopping."""
 
     dropout: float = 0.5
     """Dropout rate before and after the LSTM, or inside the Transformer. Has no effect on a Hugging Face model."""
@@ -141,7 +141,7 @@ class MLE(Agent[MLESettings]):
 
     @classmethod
     def stopped_early(cls, settings: MLESettings, patience: int) -> dict[str, object] | None:
-        """Return the hyper-parameters that turn on early stopping; None if it is on already."""
+        """Return the hyperparameters that turn on early stopping; None if it is on already."""
         return None if settings.early_stopping else {"early_stopping": True, "patience": patience}
 
     @property

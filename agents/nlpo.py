@@ -34,7 +34,7 @@ from text_gym.validation import check_whole, finite_number
 
 @dataclass(frozen=True)
 class NLPOSettings(PPOSettings):
-    """Hyper-parameters of `NLPO`."""
+    """Hyperparameters of `NLPO`."""
 
     mask_top_p: float = 0.9
     """Probability of the mask model's nucleus (top-p). All other tokens are masked; 1 masks no tokens."""

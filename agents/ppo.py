@@ -51,7 +51,7 @@ from text_gym.vector_env import TextGenVectorEnv
 
 @dataclass(frozen=True)
 class ActorCriticSettings(PolicySettings):
-    """Hyper-parameters of `A2C`. `PPO`, `MaskablePPO` and `NLPO` have them too."""
+    """Hyperparameters of `A2C`. `PPO`, `MaskablePPO` and `NLPO` have them too."""
 
     iterations: int = 100
     """Number of iterations, each with one rollout and one update. Overridden by learn(steps) and --steps."""
@@ -107,7 +107,7 @@ class ActorCriticSettings(PolicySettings):
 
 @dataclass(frozen=True)
 class PPOSettings(ActorCriticSettings):
-    """Hyper-parameters of `PPO` and `MaskablePPO`."""
+    """Hyperparameters of `PPO` and `MaskablePPO`."""
 
     n_epochs: int = 4
     """Number of epochs per rollout when optimising the surrogate loss."""

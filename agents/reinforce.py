@@ -50,7 +50,7 @@ MIN_STD = 1e-4  # added to the standard deviation of a group, which is 0 if all 
 
 @dataclass(frozen=True)
 class PolicyGradientSettings(PolicySettings):
-    """Hyper-parameters of a policy-gradient update, which `Reinforce` and `SeqGAN` share."""
+    """Hyperparameters of a policy-gradient update, which `Reinforce` and `SeqGAN` share."""
 
     rollouts: int = 16
     """Number of Monte-Carlo rollouts per prefix; 0 gives every token the reward of the whole sequence."""
@@ -133,7 +133,7 @@ class PolicyGradientSettings(PolicySettings):
 
 @dataclass(frozen=True)
 class ReinforceSettings(PolicyGradientSettings):
-    """Hyper-parameters of `Reinforce`."""
+    """Hyperparameters of `Reinforce`."""
 
     updates: int = 100
     """Number of updates. Overridden by learn(steps) and --steps."""

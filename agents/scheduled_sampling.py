@@ -28,7 +28,7 @@ DECAYS = ("linear", "exponential", "inverse_sigmoid")
 
 @dataclass(frozen=True)
 class ScheduledSamplingSettings(MLESettings):
-    """Hyper-parameters of `ScheduledSampling`."""
+    """Hyperparameters of `ScheduledSampling`."""
 
     decay: Decay = "linear"
     """Decay of the probability of reading a real token, for epoch e = 1, 2, ... and r = decay_rate:

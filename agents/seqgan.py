@@ -36,7 +36,7 @@ HELD_OUT = 1000  # maximum number of held-out real sequences, and of generated o
 
 @dataclass(frozen=True)
 class SeqGANSettings(PolicyGradientSettings):
-    """Hyper-parameters of `SeqGAN`: generator update, adversarial training, pretraining and discriminator."""
+    """Hyperparameters of `SeqGAN`: generator update, adversarial training, pretraining and discriminator."""
 
     rounds: int = 100
     """Number of rounds of adversarial training. Overridden by learn(steps) and --steps."""
@@ -146,7 +146,7 @@ class SeqGAN(Reinforce):
     Args:
         env: A TextGen-v0 environment.
         seed: See `Agent`.
-        preset: Name of a set of hyper-parameters: "paper", "fast", "demo" or "finetune".
+        preset: Name of a set of hyperparameters: "paper", "fast", "demo" or "finetune".
         start_discriminator: Trained discriminator to copy the weights of. The discriminator is then not pretrained.
         **options: See `Agent` and `SeqGANSettings`. With `start`, the generator is not pretrained.
     """

@@ -67,16 +67,16 @@ def rewards() -> None:
 
 
 def agents(name: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[AGENT]")] = None) -> None:
-    """List the registered agents, or the hyper-parameters of one agent.
+    """List the registered agents, or the hyperparameters of one agent.
 
     Args:
-        name: Agent whose hyper-parameters and presets are listed; None lists the agents.
+        name: Agent whose hyperparameters and presets are listed; None lists the agents.
     """
     if name is None:
         from agents.experiments.registry import registered_agents
 
         _print_names("agent", registered_agents())
-        _say("List the hyper-parameters and presets of an agent: text-gym agents seqgan")
+        _say("List the hyperparameters and presets of an agent: text-gym agents seqgan")
         return
     from rich.table import Table
 
@@ -87,13 +87,13 @@ def agents(name: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metav
     presets = recipe.agent_class.presets
     columns = [dict(flattened(recipe.settings(preset) or NoSettings())) for preset in (None, *presets)]
     if not columns[0]:
-        raise OptionError(f"agent {name!r} has no hyper-parameters to list")
-    table = Table("hyper-parameter", "default", *presets, box=None)
+        raise OptionError(f"agent {name!r} has no hyperparameters to list")
+    table = Table("hyperparameter", "default", *presets, box=None)
     for hyper in columns[0]:
         default, *others = (_short(column[hyper]) for column in columns)
         table.add_row(hyper, default, *(value if value != default else "" for value in others))
     _console(140).print(table)
-    _say(f"Descriptions of the hyper-parameters: text-gym train {name} --help")
+    _say(f"Descriptions of the hyperparameters: text-gym train {name} --help")
 
 
 def sample(

@@ -1,4 +1,4 @@
-"""Completion script for bash and zsh, with all commands, agents, flags and hyper-parameters."""
+"""Completion script for bash and zsh, with all commands, agents, flags and hyperparameters."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _recipe(name: str) -> Recipe | None:
 
 
 def _hyper_parameters(recipe: Recipe) -> set[str]:
-    """Return the flags of an agent's hyper-parameters, without leading dashes."""
+    """Return the flags of an agent's hyperparameters, without leading dashes."""
     settings = recipe.settings(None)
     found = set()
     for name, value in flattened(settings) if settings is not None else ():

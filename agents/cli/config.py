@@ -1,4 +1,4 @@
-"""Configuration files in TOML: settings of a command, and hyper-parameters of agents."""
+"""Configuration files in TOML: settings of a command, and hyperparameters of agents."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def names_of(kind: type[DataclassInstance]) -> set[str]:
 
 
 def split_config(kind: type[DataclassInstance], config: Mapping[str, object]) -> tuple[Values, Values]:
-    """Split a configuration into the settings of a command, with lists as tuples, and hyper-parameters of agents."""
+    """Split a configuration into the settings of a command, with lists as tuples, and hyperparameters of agents."""
     plain: Values = {}
     for key, value in config.items():
         if isinstance(value, dict):

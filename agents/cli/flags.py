@@ -1,7 +1,7 @@
-"""Flags of `train` and `compare`: every hyper-parameter of every agent is a flag.
+"""Flags of `train` and `compare`: every hyperparameter of every agent is a flag.
 
 The command line is parsed twice. The first pass finds the agents and the preset. The second pass adds the flags of
-their hyper-parameters, with the preset's values as defaults, so that --help shows both.
+their hyperparameters, with the preset's values as defaults, so that --help shows both.
 Without agents on the command line, no agent is imported.
 """
 
@@ -29,14 +29,14 @@ HELP = ("-h", "--help")
 TRAIN = """\
 Train one agent, evaluate it, and save everything in a folder.
 
-To list the hyper-parameters of an agent, too:
+To list the hyperparameters of an agent, too:
   text-gym train seqgan --help"""
 COMPARE = """\
 Train agents and controls over several seeds, and write a report.
 
 Every agent that supports it starts from the same trained policy (warm start).
 
-To list the hyper-parameters of the agents, too:
+To list the hyperparameters of the agents, too:
   text-gym compare mle seqgan --help
 
 Example:
@@ -54,7 +54,7 @@ class Training:
     reward: str | None = None
     """Reward: a name, name(option=value), or module:attribute; None for the task's default reward."""
     preset: str | None = None
-    """Preset of hyper-parameters; text-gym agents AGENT lists the presets."""
+    """Preset of hyperparameters; text-gym agents AGENT lists the presets."""
     seed: int = 0
     """Random seed."""
     out: Path | None = None
@@ -70,7 +70,7 @@ class Training:
     trust: bool = False
     """Allow the run of --start to load Python code that it names as module:attribute."""
     config: Path | None = None
-    """TOML file with any of these settings and hyper-parameters; flags override it."""
+    """TOML file with any of these settings and hyperparameters; flags override it."""
     metrics: Annotated[MetricSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=MetricSettings)
     """Settings of the evaluation."""
 
@@ -94,11 +94,11 @@ class Comparing(Comparison):
     watch: bool = False
     """Show the comparison in the browser while it runs, as `text-gym watch` does."""
     config: Path | None = None
-    """TOML file with any of these settings, and a table of hyper-parameters for each label; flags override it."""
+    """TOML file with any of these settings, and a table of hyperparameters for each label; flags override it."""
 
 
 def read_training(words: Sequence[str]) -> tuple[Training, Values]:
-    """Parse the command line of `train`: its settings, and the hyper-parameters that differ from the preset."""
+    """Parse the command line of `train`: its settings, and the hyperparameters that differ from the preset."""
     words = _joined(words)
     known, hyper = split_config(Training, read_config(words))
     first = _first_pass(Training, words, {"agent": "", **known})
@@ -132,7 +132,7 @@ def read_training(words: Sequence[str]) -> tuple[Training, Values]:
 
 
 def read_comparison(words: Sequence[str]) -> Comparing:
-    """Parse the command line of `compare`: its settings, with the hyper-parameters of each agent."""
+    """Parse the command line of `compare`: its settings, with the hyperparameters of each agent."""
     words = _joined(words)
     if list(words) in (["--help"], ["-h"]):
         return _parse(Comparing, words)
@@ -179,7 +179,7 @@ def _joined(words: Sequence[str]) -> list[str]:
 
 
 def _parse(kind: type[S], words: Sequence[str], default: S | None = None) -> S:
-    """Parse the flags of a command without hyper-parameters."""
+    """Parse the flags of a command without hyperparameters."""
     prog, description = _command(kind)
     if default is None:
         return tyro.cli(kind, args=_help_first(words), prog=prog, description=description)
@@ -193,7 +193,7 @@ def _parse(kind: type[S], words: Sequence[str], default: S | None = None) -> S:
 def _parse_parts(
     kind: type[S], words: Sequence[str], default: S, parts: Mapping[str, DataclassInstance]
 ) -> tuple[S, dict[str, DataclassInstance]]:
-    """Parse the flags of a command and of hyper-parameters, which have a prefix for each agent."""
+    """Parse the flags of a command and of hyperparameters, which have a prefix for each agent."""
     names = {prefix: f"part_{i}" for i, prefix in enumerate(parts)}  # prefixes need not be Python names
     hyper = [(names[prefix], Annotated[type(part), tyro.conf.arg(name=prefix)]) for prefix, part in parts.items()]
     whole = make_dataclass("Whole", [("run", Annotated[kind, Flat]), *hyper], frozen=True)
@@ -233,7 +233,7 @@ def _command(kind: type[DataclassInstance]) -> tuple[str, str]:
 
 
 def _first_pass(kind: type[S], words: Sequence[str], known: Mapping[str, object]) -> S:
-    """Parse the command line without hyper-parameters: their flags, and all words up to the next flag, are skipped."""
+    """Parse the command line without hyperparameters: their flags, and all words up to the next flag, are skipped."""
     names = {*names_of(kind), "config"}
     kept: list[str] = []
     ours = True
@@ -249,12 +249,12 @@ def _first_pass(kind: type[S], words: Sequence[str], known: Mapping[str, object]
 
 
 def _check_config(agent: str, settings: DataclassInstance, hyper: Mapping[str, object]) -> None:
-    """Raise an OptionError if a configuration file sets anything but settings of train and hyper-parameters."""
+    """Raise an OptionError if a configuration file sets anything but settings of train and hyperparameters."""
     known = {"reward", *(field.name for field in fields(settings))}
     for name, value in hyper.items():
         if isinstance(value, dict) and not is_dataclass(getattr(settings, name, None)):
             raise OptionError(
-                f"the configuration file has a table [{name}], but {agent} has no such group of hyper-parameters"
+                f"the configuration file has a table [{name}], but {agent} has no such group of hyperparameters"
             )
         if name not in known:
             raise OptionError(
@@ -264,7 +264,7 @@ def _check_config(agent: str, settings: DataclassInstance, hyper: Mapping[str, o
 
 
 def _check_agents(parsed: Sequence[str], first: Sequence[str]) -> None:
-    """Raise an OptionError if agents come after a hyper-parameter, where the first pass cannot find them."""
+    """Raise an OptionError if agents come after a hyperparameter, where the first pass cannot find them."""
     if [*parsed] != [*first]:
         named = ", ".join(map(repr, parsed))
-        raise OptionError(f"{named} comes after the flag of a hyper-parameter; name agents first, then the flags")
+        raise OptionError(f"{named} comes after the flag of a hyperparameter; name agents first, then the flags")

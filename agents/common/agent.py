@@ -1,6 +1,6 @@
-"""Base class of all agents: hyper-parameters, sampling, the training loop and checkpoints.
+"""Base class of all agents: hyperparameters, sampling, the training loop and checkpoints.
 
-The module of an algorithm has its hyper-parameters, its losses and its `one_step()`, which learn() calls for every
+The module of an algorithm has its hyperparameters, its losses and its `one_step()`, which learn() calls for every
 step. The random numbers of step k depend only on the seed and on k. A run that is resumed from a checkpoint therefore
 equals an uninterrupted run bit for bit.
 """
@@ -81,12 +81,12 @@ RANDOM_WEIGHTS = "random weights"  # initial policy of an agent without pretrain
 
 
 class Updates(NamedTuple):
-    """Agent and hyper-parameters with which a control makes the same updates as another agent."""
+    """Agent and hyperparameters with which a control makes the same updates as another agent."""
 
     agent: str | None
     """Registered name of the agent that makes the updates; None for the same agent."""
     settings: dict[str, object]
-    """Hyper-parameters of this agent."""
+    """Hyperparameters of this agent."""
 
 
 class Agent(ABC, Generic[S]):
@@ -97,7 +97,7 @@ class Agent(ABC, Generic[S]):
     Args:
         env: TextGen-v0 environment, scalar or vector. It defines the task and the reward.
         seed: Seed of all random numbers. If None, the seed of the run in the folder, or else a random seed.
-        preset: Name of a set of hyper-parameters.
+        preset: Name of a set of hyperparameters.
         folder: Run folder for checkpoints and metrics. If it has a run of this agent, the agent resumes from its last
             checkpoint. Checkpoints are saved after every step, or less often if saving takes more than a second.
         device: "cpu", "cuda", or "auto" for the GPU if there is one.
@@ -105,15 +105,15 @@ class Agent(ABC, Generic[S]):
         progress: Whether learn() shows a progress bar.
         log: Outputs for metrics, as in Stable-Baselines3's logger: "csv", "json", "log", "stdout", "tensorboard".
         start: Warm start: a trained agent whose policy is copied.
-        **hyper: Hyper-parameters, which override the preset. Give a group as a dict: `kl={"weight": 0.1}`.
+        **hyper: Hyperparameters, which override the preset. Give a group as a dict: `kl={"weight": 0.1}`.
     """
 
     name: ClassVar[str] = ""
     """Name in checkpoints, logs and error messages. The default is the name of the class in lower case."""
     settings_type: ClassVar[type] = NoSettings
-    """Dataclass of the hyper-parameters."""
+    """Dataclass of the hyperparameters."""
     presets: ClassVar[Presets] = {}
-    """Named sets of hyper-parameters."""
+    """Named sets of hyperparameters."""
     shown: ClassVar[tuple[str, ...]] = ()
     """Metrics in the progress bar. By default, these are the first two that are recorded."""
     takes_start: ClassVar[bool] = True
@@ -199,7 +199,7 @@ class Agent(ABC, Generic[S]):
 
     @classmethod
     def _policy_of(cls, start: Agent[Any], env: Env, hyper: dict[str, object]) -> LanguageModel:
-        """Return the policy of a warm start, and add its architecture to the hyper-parameters."""
+        """Return the policy of a warm start, and add its architecture to the hyperparameters."""
         if not cls.takes_start:
             raise OptionError(f"{cls.name} does not support a warm start; leave start out")
         if not hasattr(start, "policy"):
@@ -263,19 +263,19 @@ class Agent(ABC, Generic[S]):
         """Return how a control can make the updates of this agent under another reward.
 
         Args:
-            settings: Hyper-parameters of the agent.
+            settings: Hyperparameters of the agent.
             steps: Number of steps of the run; None for the default number.
             reward: Reward of the control.
 
         Returns:
-            Agent and hyper-parameters of the control; None if the agent does not learn from the environment's reward.
+            Agent and hyperparameters of the control; None if the agent does not learn from the environment's reward.
         """
         own_reward = cls.rewards is not Agent.rewards
         return Updates(None, {}) if cls.learns_from_reward and not own_reward else None
 
     @classmethod
     def stopped_early(cls, settings: S, patience: int) -> dict[str, object] | None:
-        """Return the hyper-parameters that turn on early stopping; None if it is on already or not supported."""
+        """Return the hyperparameters that turn on early stopping; None if it is on already or not supported."""
         return None
 
     @classmethod
@@ -510,7 +510,7 @@ class Agent(ABC, Generic[S]):
 
     @classmethod
     def choose_settings(cls, preset: str | None = None, **hyper: object) -> S:
-        """Return the hyper-parameters: `hyper` overrides the preset, which overrides the defaults."""
+        """Return the hyperparameters: `hyper` overrides the preset, which overrides the defaults."""
         if preset is not None and preset not in cls.presets:
             raise OptionError(f"{cls.name} has no preset {preset!r}." + suggest(str(preset), cls.presets))
         settings: S = cls.settings_type()

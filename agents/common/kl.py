@@ -19,7 +19,7 @@ MAX_ERROR = 0.2  # the relative error is clipped to [-MAX_ERROR, MAX_ERROR]
 
 @dataclass(frozen=True)
 class KLSettings:
-    """Hyper-parameters of the KL penalty."""
+    """Hyperparameters of the KL penalty."""
 
     weight: float = 0.0
     """Weight of the penalty KL(policy, initial policy) on the reward of each token; 0 for no penalty."""

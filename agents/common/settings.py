@@ -1,4 +1,4 @@
-"""Hyper-parameters: frozen dataclasses, in which a group of hyper-parameters is a nested dataclass.
+"""Hyperparameters: frozen dataclasses, in which a group of hyperparameters is a nested dataclass.
 
 The docstrings of the fields are the text of --help.
 """
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound="DataclassInstance")
 Presets = Mapping[str, Mapping[str, object]]
-"""Named sets of hyper-parameters."""
+"""Named sets of hyperparameters."""
 
 
 @dataclass(frozen=True)
 class NoSettings:
-    """Settings of agents without hyper-parameters."""
+    """Settings of agents without hyperparameters."""
 
 
 def changed(settings: S, changes: Mapping[str, object], owner: str, prefix: str = "") -> S:
@@ -41,7 +41,7 @@ def changed(settings: S, changes: Mapping[str, object], owner: str, prefix: str 
     values: dict[str, object] = {}
     for name, value in changes.items():
         if name not in known:
-            raise OptionError(f"{owner} has no hyper-parameter {prefix + name!r}." + suggest(name, known))
+            raise OptionError(f"{owner} has no hyperparameter {prefix + name!r}." + suggest(name, known))
         group = known[name]
         if _is_group(group) and isinstance(value, str) and hasattr(group, "kind"):
             value = {"kind": value}
@@ -49,7 +49,7 @@ def changed(settings: S, changes: Mapping[str, object], owner: str, prefix: str 
             value = changed(group, value, owner, f"{prefix}{name}.")
         elif _is_group(group) and not isinstance(value, type(group)):
             raise OptionError(
-                f"{owner} has a group of hyper-parameters {prefix}{name}, and {value!r} is not a dict; give for "
+                f"{owner} has a group of hyperparameters {prefix}{name}, and {value!r} is not a dict; give for "
                 f"example {name}={{{fields(group)[0].name!r}: {getattr(group, fields(group)[0].name)!r}}}"
             )
         values[name] = value.item() if isinstance(value, np.generic) else value
@@ -86,7 +86,7 @@ def difference(settings: DataclassInstance, before: DataclassInstance) -> dict[s
 
 
 def flattened(settings: DataclassInstance, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Yield the name and the value of every hyper-parameter. In groups, the name is "group.name"."""
+    """Yield the name and the value of every hyperparameter. In groups, the name is "group.name"."""
     for field in fields(settings):
         value = getattr(settings, field.name)
         if _is_group(value):

@@ -65,9 +65,9 @@ def compare(
         task: Name, name(option=value), or path of a corpus.
         seeds: Number of seeds: each model is trained with seeds 0, 1, ...
         out: Folder of the comparison.
-        preset: Preset of hyper-parameters for all agents that have it: "paper", "fast" or "demo".
+        preset: Preset of hyperparameters for all agents that have it: "paper", "fast" or "demo".
         reward: Reward of the environment, by name; the task's own if None.
-        options: Hyper-parameters by label: {"seqgan": {"rounds": 5}}.
+        options: Hyperparameters by label: {"seqgan": {"rounds": 5}}.
         controls: Whether to run the controls.
         baseline: Label that the others are compared with; the warm start if None.
         metrics: Fields of `MetricSettings` that differ from the defaults: {"samples": 1000, "also": ["length"]}.
@@ -135,7 +135,7 @@ def plan(comparison: Comparison, command: str = "") -> list[PlannedModel]:
     for label in comparison.options:
         if label not in (labels := [agent.label for agent in agents]):
             raise OptionError(
-                f"hyper-parameters are given for {label!r}, which is not compared." + suggest(label, labels)
+                f"hyperparameters are given for {label!r}, which is not compared." + suggest(label, labels)
             )
     starts = [agent.label for agent in agents if agent.is_start]
     if any(agent.recipe.takes_start for agent in agents) and not starts:
@@ -165,7 +165,7 @@ def _plan_agent(comparison: Comparison, named: str, template: RunSpec) -> Planne
     known = recipe.agent_class.presets
     if preset is not None and known and preset not in known:
         raise OptionError(f"{label} has no preset {preset!r}." + suggest(preset, known))
-    recipe.settings(preset)  # raises if hyper-parameters are wrong, before anything is run
+    recipe.settings(preset)  # raises if hyperparameters are wrong, before anything is run
     own_reward = find_agent(recipe.name, preset).reward
     options = recipe.options if recipe.reward == own_reward else {**recipe.options, "reward": recipe.reward}
     spec = replace(template, label=label, agent=recipe.name, preset=preset, options=options, steps=recipe.steps)

@@ -36,7 +36,7 @@ class PlannedModel(NamedTuple):
 
     @property
     def settings(self) -> DataclassInstance | None:
-        """All hyper-parameters; None for an agent that does not list them."""
+        """All hyperparameters; None for an agent that does not list them."""
         return self.recipe.settings(self.spec.preset)
 
     @property

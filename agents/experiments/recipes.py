@@ -1,4 +1,4 @@
-"""Recipes: create an agent from its name, its hyper-parameters and its reward.
+"""Recipes: create an agent from its name, its hyperparameters and its reward.
 
 The properties of an agent that are needed before it is created come from its class: `Agent` has class attributes and
 class methods for them, and `PlainAgent` has the same ones for functions and classes that are not an `Agent`.
@@ -83,18 +83,18 @@ class PlainAgent:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The class, hyper-parameters and reward of an agent."""
+    """The class, hyperparameters and reward of an agent."""
 
     name: str
     """Name of the agent: a registered name, or module:attribute."""
     factory: Callable[..., object]
     """Function or class that creates the agent."""
     options: dict[str, object]
-    """Hyper-parameters that differ from the preset."""
+    """Hyperparameters that differ from the preset."""
     reward: RewardSpec | None
     """Reward that replaces the environment's; None to keep it."""
     steps: int | None = None
-    """Training steps from the option "steps", if that is not a hyper-parameter of the agent."""
+    """Training steps from the option "steps", if that is not a hyperparameter of the agent."""
 
     @cached_property
     def agent_class(self) -> type[Agent[Any]] | PlainAgent:
@@ -113,13 +113,13 @@ class Recipe:
         return self.agent_class.begins_with(self.settings(preset))
 
     def settings(self, preset: str | None) -> DataclassInstance | None:
-        """Check the hyper-parameters and return all of them; None for an agent that does not list them."""
+        """Check the hyperparameters and return all of them; None for an agent that does not list them."""
         if taken := GIVEN & self.options.keys():
             raise OptionError(f"{min(taken)!r} is set by the run; leave it out of the options of agent {self.name!r}")
         settings: DataclassInstance | None
         settings = self.agent_class.choose_settings(self.preset_of(preset), **self.options)
         if settings is not None and (taken := GIVEN & {field.name for field in fields(settings)}):
-            raise OptionError(f"hyper-parameter {min(taken)!r} of agent {self.name!r} has a reserved name; rename it")
+            raise OptionError(f"hyperparameter {min(taken)!r} of agent {self.name!r} has a reserved name; rename it")
         return settings
 
     def check_preset(self, preset: str | None) -> None:

@@ -94,9 +94,9 @@ class RunSpec:
     reward: str | None = None
     """Reward of the environment; None for the task's default reward."""
     preset: str | None = None
-    """Preset of hyper-parameters, ignored by agents without a preset of this name."""
+    """Preset of hyperparameters, ignored by agents without a preset of this name."""
     options: Mapping[str, object] = field(default_factory=dict)
-    """Hyper-parameters that differ from the preset."""
+    """Hyperparameters that differ from the preset."""
     start: str | None = None
     """Label of the warm start: the model of the same comparison and seed that provides the initial policy."""
     start_folder: str | None = None
@@ -229,11 +229,11 @@ class Comparison:
     out: Path = Path("runs/compare")
     """Folder of the comparison. To resume a comparison that was stopped, run the same command again."""
     preset: str | None = None
-    """Preset of hyper-parameters for all agents that have it, for example paper, fast or demo."""
+    """Preset of hyperparameters for all agents that have it, for example paper, fast or demo."""
     reward: str | None = None
     """Reward: a name, name(option=value), or module:attribute; None for the task's default reward."""
     options: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
-    """Hyper-parameters of the agents, by label."""
+    """Hyperparameters of the agents, by label."""
     controls: bool = True
     """Whether to add the controls (constant and random rewards, early-stopped MLE, uniform tokens) and real data."""
     baseline: str | None = None

@@ -46,7 +46,7 @@ MAX_NUMBERS = 1 << 23  # maximum size of the largest tensor in this forward pass
 
 @dataclass(frozen=True)
 class DiscriminatorSettings:
-    """Hyper-parameters of a `Discriminator`."""
+    """Hyperparameters of a `Discriminator`."""
 
     kind: Kind = "cnn"
     """Network architecture:

@@ -29,7 +29,7 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 
 @dataclass(frozen=True)
 class PolicySettings:
-    """Hyper-parameters of a policy's architecture."""
+    """Hyperparameters of a policy's architecture."""
 
     policy: PolicyKind = "lstm"
     """Policy network: an LSTM, a Transformer, or a Hugging Face model (hf)."""

@@ -270,7 +270,7 @@ def test_prompts_are_learned_from():
 def test_mistakes_are_told(env, tmp_path):
     for options, words in [
         ({"preset": "papper"}, "Did you mean 'paper'"),
-        ({"hiden": 3}, "no hyper-parameter 'hiden'.*Did you mean 'hidden'"),
+        ({"hiden": 3}, "no hyperparameter 'hiden'.*Did you mean 'hidden'"),
         ({"hidden": 0}, "hidden must be"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"schedule": ()}, "schedule"),

@@ -329,8 +329,8 @@ def test_mistakes_are_told(env):
         ({"discriminator": {"learning_rate": 0}}, "discriminator.learning_rate"),
         ({"discriminator": {"l2": -1}}, "discriminator.l2"),
         ({"d_samples": 0}, "d_samples"),
-        ({"discriminator": {"droput": 0}}, "no hyper-parameter 'discriminator.droput'. Did you mean 'dropout'"),
-        ({"discriminator": 3}, "group of hyper-parameters discriminator, and 3 is not a dict"),
+        ({"discriminator": {"droput": 0}}, "no hyperparameter 'discriminator.droput'. Did you mean 'dropout'"),
+        ({"discriminator": 3}, "group of hyperparameters discriminator, and 3 is not a dict"),
         ({"pretrain_epochs": -1}, "pretrain_epochs"),
     ]:
         with pytest.raises(OptionError, match=words):

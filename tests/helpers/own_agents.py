@@ -44,27 +44,27 @@ class FromScratch(Plain):
 
 @dataclass(frozen=True)
 class LikeFlags:
-    """Hyper-parameters with the names of flags."""
+    """Hyperparameters with the names of flags."""
 
     steps: int = 4
     samples: int = 5
 
 
 class Clashing(Plain):
-    """Its hyper-parameters have the names of flags."""
+    """Its hyperparameters have the names of flags."""
 
     settings_type = LikeFlags
 
 
 @dataclass(frozen=True)
 class Taken:
-    """A hyper-parameter with the name of an argument of all agents."""
+    """A hyperparameter with the name of an argument of all agents."""
 
     seed: int = 1
 
 
 class Seeded(Plain):
-    """Its hyper-parameter has the name of an argument of all agents."""
+    """Its hyperparameter has the name of an argument of all agents."""
 
     settings_type = Taken
 

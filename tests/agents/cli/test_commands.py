@@ -114,7 +114,7 @@ def test_agents_are_listed_with_their_hyper_parameters(capsys, here):
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()[1:] if line.strip()}
     assert {"rounds", "rollouts", "hidden", "kl.weight"} <= set(rows)
     assert rows["discriminator.reward"] == ["probability", "log_ratio"]  # the default and the preset demo
-    assert out.splitlines()[0].split() == ["hyper-parameter", "default", "paper", "fast", "demo", "finetune"]
+    assert out.splitlines()[0].split() == ["hyperparameter", "default", "paper", "fast", "demo", "finetune"]
     for wrong in ("segan", "uniform", "mine.py:Repeats", "mine.py:Nobody"):
         code, out, err = run(capsys, "agents", wrong)
         assert (code, out, err.count("\n")) == (2, "", 1), wrong

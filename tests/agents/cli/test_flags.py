@@ -156,7 +156,7 @@ def test_a_file_says_the_same_and_flags_go_before_it(config):
     assert read_training([*config(TOML), "ss"])[0].agent == "ss"
     path = config(TOML)[1]
     assert read_training([f"--config={path}"])[1]["hidden"] == 9
-    with pytest.raises(OptionError, match="'ss' comes after the flag of a hyper-parameter"):
+    with pytest.raises(OptionError, match="'ss' comes after the flag of a hyperparameter"):
         read_training([*config(TOML), *words("--hidden 4 ss")])
 
 
@@ -192,11 +192,11 @@ def test_groups_of_hyper_parameters_are_tables_of_a_file(config):
         ("agent = 'mle'\nout = 5", "out = 5; it must be a string"),
         ("agent = 'mle'\ntask = ['a']", r"task = \['a'\]; it must be a string"),
         ("agent = 'mle'\nhidden = 'big'", "hidden must be a whole number"),
-        ("agent = 'mle'\n[mle]\nhidden = 3", r"a table \[mle\], but mle has no such group of hyper-parameters"),
+        ("agent = 'mle'\n[mle]\nhidden = 3", r"a table \[mle\], but mle has no such group of hyperparameters"),
         ("agent = 'mle'\n[hidden]\nsize = 3", r"a table \[hidden\]"),
-        ("agent = 'seqgan'\n[discriminator]\ndroput = 3", "hyper-parameter 'discriminator.droput'. Did you mean 'drop"),
+        ("agent = 'seqgan'\n[discriminator]\ndroput = 3", "hyperparameter 'discriminator.droput'. Did you mean 'drop"),
         ("agent = 'seqgan'\n[discriminator]\ndropout = 3", "discriminator.dropout=3"),
-        ("agent = 'seqgan'\ndiscriminator = 3", "a group of hyper-parameters discriminator, and 3 is not a dict; give"),
+        ("agent = 'seqgan'\ndiscriminator = 3", "a group of hyperparameters discriminator, and 3 is not a dict; give"),
         ("agent = mle", "cannot read"),
         ("agent = 'mle'\nsamples = 1", "samples must be"),
         ("agent = 'mle'\nmetrics = 3", "setting 'metrics'"),
@@ -286,8 +286,8 @@ def test_a_file_of_a_comparison(config):
         ("agents = ['mle']\nmle = 5", "unknown setting 'mle' in the configuration file"),
         ("agents = ['mle']\nsedes = 5", "Did you mean 'seeds'"),
         ("options = 5", "unknown setting 'options'"),
-        ("agents = ['seqgan']\n[seqgan.discriminator]\nkid = 5", "no hyper-parameter 'discriminator.kid'"),
-        ("agents = ['mle']\n[mle]\nhiden = 5", "no hyper-parameter 'hiden'"),
+        ("agents = ['seqgan']\n[seqgan.discriminator]\nkid = 5", "no hyperparameter 'discriminator.kid'"),
+        ("agents = ['mle']\n[mle]\nhiden = 5", "no hyperparameter 'hiden'"),
         ("agents = ['mle']\n[task]\nname = 'x'", "task = {'name': 'x'}; it must be a string"),
         ("agents = []", "name the agents"),
     ],
@@ -298,9 +298,9 @@ def test_a_file_of_a_comparison_that_is_wrong_is_told_in_a_line(config, text, sa
 
 
 def test_hyper_parameters_before_agents_are_refused(config):
-    with pytest.raises(OptionError, match="comes after the flag of a hyper-parameter; name agents first"):
+    with pytest.raises(OptionError, match="comes after the flag of a hyperparameter; name agents first"):
         read_comparison(words("--mle.hidden 4 mle"))
-    with pytest.raises(OptionError, match="after the flag of a hyper-parameter"):
+    with pytest.raises(OptionError, match="after the flag of a hyperparameter"):
         read_training([*config("agent = 'mle'"), *words("--hidden 4 ss")])
     for line in ("mle --seeds 0", "mle --jobs 0", "mle --mle.hidden 0"):
         with pytest.raises(SystemExit):

@@ -178,7 +178,7 @@ def test_random_weights_are_told_before_they_learn(capsys, here):
     [
         (["mlee"], "unknown agent 'mlee'"), (["mle", "--task", "gramar"], "Did you mean 'grammar'"),
         (["mle", *TINY, "--device", "tpu"], "device='tpu'"), (["mle", *TINY, "--preset", "strog"], "no preset 'strog'"),
-        (["mle(hiden=3)", *TINY], "no hyper-parameter 'hiden'"), (["mle(", *TINY], "cannot read 'mle('"),
+        (["mle(hiden=3)", *TINY], "no hyperparameter 'hiden'"), (["mle(", *TINY], "cannot read 'mle('"),
         (["reinforce", *TINY, "--reward", "blue"], "Did you mean 'bleu'"),
         (["nofile.py:A", *TINY], "no file 'nofile.py'"),
         (["mle", *TINY, "--also", "lenght"], "Did you mean 'length'"),

@@ -135,7 +135,7 @@ def test_what_is_compared_is_what_was_named():
     [
         ({"agents": ("mle", "seqgam")}, "Did you mean 'seqgan'"),
         ({"agents": ("seqgan", "seqgan")}, "two models are called 'seqgan'"),
-        ({"agents": ("mle(epochs=3)",)}, "no hyper-parameter 'epochs'"),
+        ({"agents": ("mle(epochs=3)",)}, "no hyperparameter 'epochs'"),
         ({"agents": ("mle",), "options": {"seqgan": {}}}, "'seqgan', which is not compared"),
         ({"preset": "fats"}, "no preset 'fats'"),
         ({"baseline": "nothing"}, "the baseline 'nothing' is not among the models"),

@@ -77,11 +77,11 @@ def test_settings_are_checked_before_anything_is_made():
     assert find_agent("real").settings("fast") is None
     assert find_agent(MINE + "OnlySamples(times=2)").settings(None) is None
     for name, words in [
-        ("mle(hiden=7)", "no hyper-parameter 'hiden'. Did you mean 'hidden'"),
+        ("mle(hiden=7)", "no hyperparameter 'hiden'. Did you mean 'hidden'"),
         (MINE + "OnlySamples(tims=2)", "no option 'tims'. Did you mean 'times'"),
         (MINE + "OnlySamples(seed=2)", "'seed' is set by the run"),
-        (MINE + "Seeded", "hyper-parameter 'seed' of agent .* has a reserved name"),
-        ("uniform(hidden=3)", "no hyper-parameter 'hidden'"),
+        (MINE + "Seeded", "hyperparameter 'seed' of agent .* has a reserved name"),
+        ("uniform(hidden=3)", "no hyperparameter 'hidden'"),
         ("real(hidden=3)", "no option 'hidden'"),
         ("builtins:dict", "has no signature"),
     ]:
