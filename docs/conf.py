@@ -26,6 +26,7 @@ html_theme = "furo"
 html_title = f"text_gym {release}"
 html_copy_source = False
 html_show_sourcelink = False
+html_show_search_summary = False  # pages that are opened as files may not fetch others
 html_theme_options = {"top_of_page_buttons": []}
 
 myst_heading_anchors = 4  # the same anchors as on GitHub
