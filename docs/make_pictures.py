@@ -43,6 +43,7 @@ SHOWN = {  # rows of the overview, and how far each is indented
 }
 BLUE, ORANGE, GREEN = (charts.PALETTE[i][0] for i in range(3))
 GREY = "#5f6b76"
+RESULTS = Path(__file__).parent / "results.md"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -66,6 +67,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
         "curves": results.plot_curves(*keys),
         "frontier": results.plot_frontier(),
         "samples": samples(results),
+        "summary": summary(read_table(RESULTS)),
     }
     paths = [write_svg(figure, folder / f"{name}.svg") for name, figure in figures.items()]
     if browser := next(filter(None, map(shutil.which, BROWSERS)), None):
@@ -205,6 +207,45 @@ def draw_credits(axes: Axes, y: float, sample: Sample) -> None:
         x = draw_token(axes, x, y, token, BLUE if credit >= 0 else ORANGE, 0.6 * abs(credit) / largest)
     if sample["reward"] is not None:
         axes.text(19.9, y, f"{sample['reward']:.2f}", fontsize=9.5, va="center", ha="right")
+
+
+def read_table(page: Path) -> dict[str, tuple[float, float]]:
+    """NLL-oracle and the sum of both divergences of each model in the first table of the results."""
+    blocks = page.read_text(encoding="utf-8").split("\n\n")
+    table = next(block for block in blocks if block.startswith("| model |"))
+    rows = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    return {row[0]: (float(row[2]), float(row[4])) for row in rows}
+
+
+def summary(table: dict[str, tuple[float, float]]) -> Figure:
+    """NLL-oracle, by which SeqGAN was published as better, beside the distance from the data in both directions."""
+    figure = Figure(figsize=(10, 3.1))
+    titles = ("NLL-oracle\nlower is better", "KL(model, data) + KL(data, model)\nlower is better")
+    for panel, title in enumerate(titles):
+        axes = figure.add_axes((0.27 + 0.37 * panel, 0.16, 0.34, 0.64))
+        for y, (label, values) in enumerate(table.items()):
+            control, colour = "reward" in label, "black" if label == "real data" else BLUE
+            colour = ORANGE if control else colour
+            axes.plot(
+                [values[panel]], [y], "o", color=colour, mfc="white" if control else colour, markersize=7, mew=1.8
+            )
+            if panel == 0:
+                axes.text(-0.76, y, label, transform=axes.get_yaxis_transform(), fontsize=10, va="center")
+        axes.axvline(table["SeqGAN"][panel], color=GREY, linewidth=0.9, linestyle=(0, (3, 3)), zorder=0)
+        axes.set_ylim(len(table) - 0.4, -0.6)
+        axes.set_yticks([])
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.grid(axis="x", color="black", alpha=0.12, linewidth=0.6)
+        axes.set_title(title, fontsize=10)
+    figure.text(
+        0.012,
+        0.03,
+        "nats per token; the dashed line is SeqGAN; hollow: a reward without information",
+        color=GREY,
+        fontsize=9,
+    )
+    return figure
 
 
 def photograph_report(results: Results, browser: str, path: Path, size: tuple[int, int] = (1000, 940)) -> Path:

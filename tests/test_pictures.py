@@ -14,7 +14,7 @@ from tests.helpers.fake_runs import write_fake_runs
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs" / "images"
-MADE = {"overview.svg", "curves.svg", "frontier.svg", "samples.svg", "report.png"}
+MADE = {"overview.svg", "curves.svg", "frontier.svg", "samples.svg", "summary.svg", "report.png"}
 LARGEST = 100_000  # bytes
 pytestmark = pytest.mark.filterwarnings("ignore:Glyph .* missing from font")  # of the words of fake runs
 
@@ -67,6 +67,15 @@ def test_one_command_makes_the_pictures_of_a_comparison(pictures, tmp_path, monk
         root = ET.parse(path).getroot()
         assert root.tag.endswith("svg")
         assert path.stat().st_size < LARGEST
+
+
+def test_the_picture_of_the_summary_shows_the_numbers_of_the_page(pictures):
+    table = pictures.read_table(ROOT / "docs" / "results.md")
+    assert table["SeqGAN"] == (8.767, 6.215)
+    assert table["MLE, stopped early"] == (9.615, 4.072)
+    for axes, numbers in zip(pictures.summary(table).axes, zip(*table.values(), strict=True), strict=True):
+        points = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"]
+        assert points == list(numbers)
 
 
 def test_the_same_comparison_gives_the_same_picture(pictures, tmp_path):
