@@ -21,9 +21,9 @@ from hashlib import blake2b
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
-from text_gym.errors import OptionError, TextGymError
+from text_gym.errors import DataError, OptionError, TextGymError
 from text_gym.files import worded
 
 ADDRESS = "127.0.0.1"
@@ -43,6 +43,7 @@ POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
+T = TypeVar("T")
 Json = dict[str, Any]
 Page = Callable[[str, str], str]
 """Renders the page; takes the nonce of its scripts and the token of its calls."""
@@ -175,7 +176,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _page(self) -> None:
         if self.path.partition("?")[0] != "/":
             raise _RefusedError(HTTPStatus.NOT_FOUND, "there is nothing here; the page is at /")
-        content = self.server.page(self.server.nonce, self.server.token).encode()
+        text = _answer_of(self.server.page, self.server.nonce, self.server.token)
+        content = text.encode("utf-8", "replace")  # a path may have bytes that are no UTF-8
         tag = f'"{blake2b(content, digest_size=16).hexdigest()}"'
         if self.headers.get("If-None-Match") == tag:
             self._send(HTTPStatus.NOT_MODIFIED, b"", {"ETag": tag})
@@ -193,7 +195,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _RefusedError(HTTPStatus.FORBIDDEN, "another site may not call this one")
         if not secrets.compare_digest(self.headers.get(TOKEN, "").encode(), self.server.token.encode()):
             raise _RefusedError(HTTPStatus.FORBIDDEN, "the token of the page is missing or old; load the page again")
-        self._send_json(HTTPStatus.OK, function(self._read_object()))
+        self._send_json(HTTPStatus.OK, _answer_of(function, self._read_object()))
 
     def _read_object(self) -> Json:
         """Read the JSON object that was sent."""
@@ -238,6 +240,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Print nothing for a request."""
+
+
+def _answer_of(function: Callable[..., T], *arguments: object) -> T:
+    """Call a function of the page; in the handler, an OSError means that the browser has gone away."""
+    try:
+        return function(*arguments)
+    except OSError as problem:
+        raise DataError(f"{type(problem).__name__}: {problem}") from problem
 
 
 def _no_constant(name: str) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import socket
 
@@ -22,7 +23,16 @@ def break_down(asked):
     raise ZeroDivisionError("a secret of line 7")
 
 
-CALLS = {"/double": lambda asked: {"twice": 2 * asked["number"], "text": HOSTILE}, "/fail": fail, "/break": break_down}
+def miss(asked):
+    raise FileNotFoundError(2, "No such file or directory", "scores.json")
+
+
+CALLS = {
+    "/double": lambda asked: {"twice": 2 * asked["number"], "text": HOSTILE},
+    "/fail": fail,
+    "/break": break_down,
+    "/miss": miss,
+}
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +145,23 @@ def test_what_fails_says_so_without_a_traceback(server, token, capsys):
     status, answer = call(server, token, "/break", {})
     assert (status, answer["error"]) == (500, "ZeroDivisionError: a secret of line 7 (the terminal says more)")
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_function_that_misses_a_file_is_answered_too(server, token):
+    said = "FileNotFoundError: [Errno 2] No such file or directory: 'scores.json'"
+    assert call(server, token, "/miss", {}) == (400, {"error": said})
+
+    def page(nonce, token):
+        raise PermissionError(13, "Permission denied", "runs")
+
+    with LocalServer(page, port=0) as other:
+        status, _, text = ask(other)
+    assert (status, json.loads(text)) == (400, {"error": "PermissionError: [Errno 13] Permission denied: 'runs'"})
+
+
+def test_a_page_may_name_a_file_whose_name_is_no_utf8():
+    with LocalServer(lambda nonce, token: os.fsdecode(b"runs/\xff"), port=0) as other:
+        assert ask(other)[::2] == (200, "runs/?")
 
 
 def test_a_page_that_has_not_changed_is_not_sent_again(server):

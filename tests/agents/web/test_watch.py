@@ -350,3 +350,20 @@ def test_the_open_page_grows_and_keeps_what_the_reader_has_chosen(browser, folde
     assert browser.run("return document.querySelector('#lost').textContent").endswith(f"text-gym watch {folder}")
     with LocalServer(Watcher(folder).page, port=server.port):
         browser.until("document.querySelector('#lost').hidden")
+
+
+def test_the_open_page_says_that_the_server_fails(browser, tmp_path, capsys):
+    watcher, broken = Watcher(tmp_path), []
+
+    def page(nonce, token):
+        return f"{1 / 0}" if broken else watcher.page(nonce, token)
+
+    with LocalServer(page, port=0) as server:
+        browser.open(server.address, 1400, "light")
+        broken.append(True)
+        browser.until("!document.querySelector('#lost').hidden", seconds=5)
+        said = "This page is not up to date: ZeroDivisionError: division by zero (the terminal says more)"
+        assert browser.run("return document.querySelector('#lost').textContent") == said
+        broken.clear()
+        browser.until("document.querySelector('#lost').hidden", seconds=5)
+    assert "Traceback" in capsys.readouterr().err
