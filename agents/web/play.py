@@ -137,7 +137,7 @@ class Player:
         seed = secrets.randbits(31) if asked.get("seed") is None else _whole(asked, "seed", 0, 0, 2**63 - 1)
         batch = self._completed(ids, example, n, _sampling(asked), seed)
         rewards, problem = self._rewards(asked.get("reward", RUN_REWARD), batch)
-        log_probs = self.agent.log_prob(batch.tokens, batch.lengths, batch.examples, as_sampled=True)
+        log_probs = self._log_prob(batch)
         rows = [batch.tokens[i, : batch.lengths[i]].tolist() for i in range(n)]
         completions = [
             {
@@ -268,7 +268,7 @@ class Player:
             return None, str(problem)
 
     def _log_prob(self, batch: Batch) -> FloatArray:
-        return self.agent.log_prob(batch.tokens, batch.lengths, batch.examples)
+        return self.agent.log_prob(batch.tokens, batch.lengths, batch.examples, as_sampled=True)
 
     def _source_log_prob(self, batch: Batch) -> FloatArray:
         return self.task.log_prob(batch.tokens, batch.lengths)

@@ -115,6 +115,21 @@ def test_completions_are_what_the_agent_samples(player):
     assert again == later
 
 
+def test_a_completion_and_its_score_have_one_log_probability(words):
+    """Also where the environment bans a token, as it does the one for unknown words."""
+    assert words.agent.restricts
+    for its in words.calls["/completions"]({"n": 4, "seed": 5})["completions"]:
+        rows = words.calls["/score"]({"tokens": [token["id"] for token in its["tokens"]]})["rows"]
+        assert rows[0]["name"] == "log-probability"
+        assert rows[0]["value"] == pytest.approx(its["log_prob"], abs=1e-6)
+        shown = [
+            {token["id"]: token["probability"] for token in words.calls["/next"]({"tokens": ids})["top"]}
+            for ids in itertools.accumulate(([token["id"]] for token in its["tokens"][:-1]), initial=[])
+        ]
+        chosen = [chances[token["id"]] for chances, token in zip(shown, its["tokens"], strict=True)]
+        assert sum(map(math.log, chosen)) == pytest.approx(its["log_prob"], abs=1e-4)
+
+
 def test_credit_is_the_mean_of_the_rollouts_after_a_token_less_that_before_it(player, every):
     tokens, probabilities, rewards = every
     asked = {"tokens": [1, 3, 0], "rollouts": 64, "seed": 3}
@@ -171,7 +186,7 @@ def test_a_sequence_that_has_not_ended_is_scored_as_if_it_ended_there(words, pla
     ended = make_batch([[a, b, words.vocab.eos]], None, words.vocab)
     assert rows["length"] == 2
     assert rows["bleu(n=2)"] == pytest.approx(Scorer("bleu(n=2)", words.task)(ended).total[0])
-    assert rows["log-probability"] == pytest.approx(words.agent.log_prob(ended.tokens)[0])
+    assert rows["log-probability"] == pytest.approx(words.agent.log_prob(ended.tokens, as_sampled=True)[0])
     assert words.calls["/credit"]({"tokens": [a, b], "rollouts": 2})["tokens"][-1]["id"] == words.vocab.eos
     with pytest.raises(OptionError, match="1 of 3 tokens, and only finished ones have a reward; complete it"):
         player.calls["/score"]({"tokens": [1]})
