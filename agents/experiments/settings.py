@@ -250,7 +250,7 @@ class Comparison:
     """Address of a Ray cluster that executes the runs; local starts a cluster on this machine."""
 
     def __post_init__(self) -> None:
-        """Raise an OptionError if a number is out of range or there is no agent."""
+        """Raise an OptionError for numbers out of range, and for agents and rewards that processes cannot find."""
         whole_number("seeds", self.seeds, least=1)
         whole_number("threads", self.threads, least=1)
         if self.jobs is not None:
@@ -262,6 +262,12 @@ class Comparison:
                 raise OptionError(
                     f"the {what} of a comparison must be a string, not {shown(value)}; give a registered name, "
                     '"module:attribute" or "file.py:attribute"'
+                )
+        for text in _texts_in([self.agents, self.task, self.reward, self.options, self.metrics.also]):
+            if "__main__:" in text:
+                raise OptionError(
+                    f"{text} is in the program itself, which the processes of runs do not import; move it to a file "
+                    "of its own and write file.py:attribute"
                 )
 
 

@@ -156,6 +156,12 @@ def test_what_is_compared_is_what_was_named():
         ),
         ({"reward": "bleux"}, "Did you mean 'bleu'"),
         ({"reward": len}, "the reward of a comparison must be a string, not "),
+        (
+            {"agents": ("own=__main__:Mine(hidden=8)",)},
+            "own=__main__:Mine(hidden=8) is in the program itself, which the processes of runs do not import; move it",
+        ),
+        ({"reward": "__main__:mine"}, "__main__:mine is in the program itself"),
+        ({"options": {"mle": {"reward": "__main__:mine"}}}, "__main__:mine is in the program itself"),
         ({"agents": ("pg-bleu(reward='validity')",), "options": {}}, "needs a task with a known language"),
         ({"metrics": replace(SMALL, also=("lenght",))}, "Did you mean 'length'"),
         ({"agents": (MINE + "Nobody",), "options": {}}, "has no 'Nobody'"),
