@@ -12,7 +12,7 @@ SCHEMA := $(BIN)/check-jsonschema --quiet --builtin-schema vendor
 
 demo: $(BASE)
 	@$(BIN)/text-gym compare mle pg-bleu seqgan --task "grammar(train_size=4000)" --preset demo --seeds 3 \
-		--pg-bleu.updates 20 --seqgan.rounds 8 --seqgan.d-samples 2000 \
+		--pg-bleu.updates 20 --seqgan.rounds 5 --seqgan.d-epochs 1 --seqgan.d-samples 2000 \
 		--samples 2000 --sweep-samples 500 --references 500 --curve-samples 300 --points 5 --out runs/demo
 
 test: $(DEV)
